@@ -1,0 +1,190 @@
+"""The command line: one verb per function."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from das_jax.errors import UserError
+
+DESCRIPTION = "Adapts a masked language model to one domain after another without forgetting."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns 0, 2 for a mistake of the user's, 1 for a run that went wrong."""
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)
+    stray = [word for word in overrides if not word.startswith("--")]
+    if stray or (overrides and "config" not in options):
+        parser.error(
+            f"{(stray or overrides)[0]} is not understood; settings are given as --key=value"
+        )
+    # Heavy imports come after the arguments are known to be good.
+    from das_jax.training.interruption import Interrupted
+
+    options.overrides = overrides
+    try:
+        options.verb(options)
+    except UserError as error:
+        print(f"das-jax: {error}", file=sys.stderr)
+        return 2
+    except Interrupted:
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="das-jax", description=DESCRIPTION)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(
+        verb: Callable[[argparse.Namespace], None], help: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            verb.__name__,
+            help=help,
+            description=help,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(verb=verb)
+        return sub
+
+    def add_config(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+        sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
+        sub.usage = f"das-jax {sub.prog.split()[-1]} CONFIG [options] [--key=value ...]"
+
+    add_config(
+        add(
+            prepare,
+            "Turns the corpora of a configuration into token chunks.",
+            "das-jax prepare configs/quickstart.yaml --data.length=256",
+        )
+    )
+    add_config(
+        add(
+            pretrain,
+            "Learns the domains of a configuration one after the other; killed, the same command goes on.",
+            "das-jax pretrain configs/quickstart.yaml --method.name=naive --output_dir=runs/naive",
+        )
+    )
+    sub = add(
+        importance,
+        "Measures how important each unit of the model is to a corpus, or to its general knowledge.",
+        "das-jax importance configs/quickstart.yaml --corpus acl --output acl.safetensors",
+    )
+    add_config(sub)
+    sub.add_argument(
+        "--corpus", metavar="NAME", help="a domain, or the general text (default: the first domain)"
+    )
+    sub.add_argument(
+        "--of",
+        choices=["domain", "general"],
+        default="domain",
+        help="knowledge of the corpus (masked-LM loss) or general knowledge (proxy KL)",
+    )
+    sub.add_argument(
+        "--published",
+        type=Path,
+        metavar="DIR",
+        help="convert the published code's three .npy files",
+    )
+    sub.add_argument(
+        "--output",
+        type=Path,
+        default=Path("importance.safetensors"),
+        help="the map file; a heat map with the ending .png is written beside it",
+    )
+    sub = add(
+        export,
+        "Writes a checkpoint as a HuggingFace directory.",
+        "das-jax export runs/quickstart/02-reviews reviews-model",
+    )
+    sub.add_argument(
+        "source", type=Path, help="a run, a stage of it, or a stage's checkpoints/STEP"
+    )
+    sub.add_argument("target", type=Path, help="the directory to write")
+    sub = add(
+        config,
+        "Shows every setting, its value and where the value came from.",
+        "das-jax config configs/quickstart.yaml --preset=paper",
+    )
+    sub.add_argument(
+        "config",
+        type=Path,
+        nargs="?",
+        metavar="CONFIG",
+        help="a YAML file; without one: all settings there are",
+    )
+    return parser
+
+
+def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from das_jax.config.load import load_config
+
+    return load_config(options.config, options.overrides)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    from das_jax.training.console import Console
+    from das_jax.training.pretrain import corpora
+    from das_jax.training.workspace import open_workspace
+
+    console = Console(options.quiet)
+    for name, corpus in corpora(open_workspace(_load(options).config, console)).items():
+        console.log(
+            f"{name}: {corpus.documents:,} documents, {corpus.tokens:,} tokens, "
+            f"{len(corpus.train):,} chunks for training, {len(corpus.heldout):,} held out, "
+            f"in {corpus.directory}"
+        )
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    from das_jax.evaluation.report import score_table
+    from das_jax.training.console import Console
+    from das_jax.training.pretrain import pretrain as run
+
+    config, console = _load(options).config, Console(options.quiet)
+    console.rich.print(score_table(run(config, console)))
+
+
+def importance(options: argparse.Namespace) -> None:
+    from das_jax.evaluation.importance_report import importance_table, write_heat_map
+    from das_jax.training.console import Console
+    from das_jax.training.measure import convert_published, measure
+
+    config, console = _load(options).config, Console(options.quiet)
+    if options.published:
+        measured = convert_published(config, console, options.published, options.output)
+    else:
+        measured = measure(config, console, options.corpus, options.of, options.output)
+    picture = options.output.with_suffix(".png")
+    write_heat_map(picture, measured.importance)
+    console.rich.print(
+        importance_table(measured.importance, measured.raw.mean, measured.raw.standard_error)
+    )
+    for kind, rho in measured.correlations.items():
+        console.log(f"self-test: the two halves of the sample correlate at {rho:.2f} ({kind})")
+    if measured.warning:
+        console.log(f"warning: {measured.warning}")
+    console.log(f"{options.output} and {picture} written")
+
+
+def export(options: argparse.Namespace) -> None:
+    from das_jax.training.console import Console
+    from das_jax.training.export import export as run
+
+    run(options.source, options.target, Console(quiet=True))
+
+
+def config(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from das_jax.config.show import render, render_settings
+
+    Console().print(render(_load(options)) if options.config else render_settings())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Impossible combinations of settings that are each possible."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from das_jax.config.schema import Config
+from das_jax.continual.das import DASSettings
+from das_jax.errors import UserError
+
+
+def check(config: Config, origin: Callable[[str], str]) -> None:
+    """Refuses what no model and no data are needed to see.
+
+    Args:
+      config: a configuration that is valid key by key.
+      origin: where the value of a dotted key came from.
+
+    Raises:
+      UserError: a domain listed twice, or an initial importance map that does not exist.
+    """
+    _check_domains(config, origin)
+    if isinstance(config.method, DASSettings) and config.method.importance.initial is not None:
+        path = Path(config.method.importance.initial).expanduser()
+        if not path.exists():
+            key = "method.importance.initial"
+            raise UserError(f"{origin(key)}: {key} is {path}, which does not exist.")
+
+
+def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
+    names = {config.general.name: "general"} if config.general else {}
+    sources: dict[object, str] = {}
+    for i, domain in enumerate(config.domains):
+        key = f"domains.{i}"
+        if domain.name in names:
+            raise UserError(
+                f"{origin(f'{key}.name')}: {key}.name is {domain.name}, which is also the name of "
+                f"{names[domain.name]}; give each corpus its own name, and list each domain once."
+            )
+        if domain.source in sources:
+            raise UserError(
+                f"{origin(f'{key}.source')}: domain {domain.name} has the same source as domain "
+                f"{sources[domain.source]}; list each domain once."
+            )
+        names[domain.name] = key
+        sources[domain.source] = domain.name

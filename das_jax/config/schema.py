@@ -1,0 +1,115 @@
+"""Every setting there is, its type, its default and what it means.
+
+The defaults are what we recommend, the same as the preset `das_jax`; `paper` is the paper's values.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from das_jax.continual.registry import MethodSettings
+from das_jax.data.sources import Source
+from das_jax.settings import settings
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+@settings
+class ModelSettings:
+    path: str
+    """A HuggingFace checkpoint: a directory, a hub name, or `demo:bert-tiny`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type of the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the matrix products, or everything."""
+
+
+@settings
+class DataSettings:
+    length: Annotated[int, Field(ge=8)] = 128
+    """Tokens in one chunk, special tokens included."""
+    heldout: Share = 0.05
+    """The share of the documents kept away from training, for the held-out loss."""
+    cache_dir: str = "~/.cache/das_jax"
+    """Where demo assets, prepared token chunks and compiled programs live."""
+
+
+@settings
+class CorpusSettings:
+    name: Name
+    """What the run directory and the reports call it."""
+    source: Source
+    """Where its text comes from."""
+    steps: PositiveInt | None = None
+    """Optimizer steps on this corpus; `training.steps` when absent."""
+
+
+@settings
+class GeneralSettings:
+    name: Name = "general"
+    """What the run directory and the reports call it."""
+    source: Source
+    """Where its text comes from."""
+    steps: NonNegativeInt = 0
+    """Plain masked-LM warm-up steps on this text before the first domain."""
+
+
+@settings
+class TrainingSettings:
+    steps: PositiveInt = 2500
+    """Optimizer steps per domain."""
+    batch_size: PositiveInt = 256
+    """Examples per step, over all devices."""
+    learning_rate: PositiveFloat = 1e-4
+    """The highest learning rate of a domain."""
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share of a domain's steps over which the learning rate rises; it then falls linearly to 0."""
+    b1: Share = 0.9
+    """AdamW's decay of the mean of the gradients."""
+    b2: Share = 0.999
+    """AdamW's decay of the mean of their squares."""
+    eps: PositiveFloat = 1e-8
+    """What AdamW adds to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled decay."""
+    mask_rate: Share = 0.15
+    """The share of the tokens that the masked-LM loss predicts."""
+    log_every: PositiveInt = 50
+    """Steps between two lines of metrics."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between two checkpoints."""
+
+
+@settings
+class EvaluationSettings:
+    examples: PositiveInt = 512
+    """Held-out chunks per corpus, at most."""
+    batch_size: PositiveInt = 64
+    """Chunks per evaluation step, over all devices."""
+
+
+@settings
+class MeshSettings:
+    data: Literal["all"] | PositiveInt = "all"
+    """Devices along the batch axis."""
+
+
+@settings
+class Config:
+    preset: Literal["das_jax", "paper"] = "das_jax"
+    """The values of all that is not set: what we recommend, or the paper's."""
+    output_dir: str
+    """The run directory; a run that was killed goes on from what is in it."""
+    seed: NonNegativeInt = 0
+    """Of everything random: masking, dropout, order and samples."""
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    general: GeneralSettings | None = None
+    """General text: its held-out loss shows forgetting; `steps` > 0 warms the model up on it."""
+    domains: Annotated[tuple[CorpusSettings, ...], Field(min_length=1)]
+    """The corpora, in the order in which they are learned."""
+    training: TrainingSettings = TrainingSettings()
+    method: MethodSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    mesh: MeshSettings = MeshSettings()

@@ -1,0 +1,199 @@
+"""DAS: soft-masked gradients and a contrastive loss (Ke et al., ICLR 2023)."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from das_jax.continual import importance, importance_map
+from das_jax.continual.importance import ImportanceSettings, Losses, RawImportance
+from das_jax.continual.method import Domain, Method, Metrics, Transforms, UpdateTrace
+from das_jax.continual.soft_mask import SoftMaskSettings, effective_mask, factors_of, soft_mask
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masked
+from das_jax.model.heads import mean_pool
+from das_jax.model.masked_lm import Params
+from das_jax.model.units import Units, full_units
+from das_jax.objectives.contrastive import contrastive_loss
+from das_jax.settings import settings
+
+
+@settings
+class ContrastiveSettings:
+    weight: NonNegativeFloat = 1.0
+    """lambda of the paper's loss: MLM + lambda * contrastive."""
+    temperature: PositiveFloat = 0.05
+    anchor: Literal["clean", "masked"] = "clean"
+    """The first view: the clean text under a dropout mask of its own (the paper), or the masked-LM
+    pass, which saves one pass."""
+
+
+@settings
+class DASSettings:
+    """DAS (Ke et al., ICLR 2023)."""
+
+    name: Literal["das"] = "das"
+    contrastive: ContrastiveSettings = ContrastiveSettings()
+    soft_mask: SoftMaskSettings = SoftMaskSettings()
+    importance: ImportanceSettings = ImportanceSettings()
+
+
+class DASMemory(NamedTuple):
+    """I^(<=t), all that DAS carries from domain to domain, [L, U]."""
+
+    importance: Units
+
+
+class Keys(NamedTuple):
+    """Dropout keys of the four passes, one per example each, [B]."""
+
+    masked: jax.Array
+    view1: jax.Array
+    view2: jax.Array
+    gated: jax.Array
+
+
+class DAS(Method):
+    """Measures what must not be forgotten, protects it from updates, and learns what complements it."""
+
+    settings: DASSettings
+
+    def init(self, params: Params) -> DASMemory:
+        return DASMemory(full_units(self.model.architecture, 0.0))
+
+    def before_domain(self, params: Params, memory: DASMemory, domain: Domain) -> DASMemory:
+        """I^(0), the general knowledge, before the first domain: of the proxy KL, or from a file."""
+        if domain.index > 0:
+            return memory
+        initial = self.settings.importance.initial
+        if initial is not None:
+            return DASMemory(importance_map.load(initial, self.model.architecture).importance)
+        proxy = importance.PROXIES[self.settings.importance.proxy]
+        return self._learn_importance(proxy, params, memory, domain, "general knowledge")
+
+    def after_domain(self, params: Params, memory: DASMemory, domain: Domain) -> DASMemory:
+        """I^(<=t), with what the model now knows of this domain."""
+        return self._learn_importance(
+            importance.masked_lm_losses, params, memory, domain, domain.name
+        )
+
+    def _learn_importance(
+        self, losses: Losses, params: Params, memory: DASMemory, domain: Domain, of_what: str
+    ) -> DASMemory:
+        settings = self.settings.importance
+        raw = importance.measure(self, losses, params, domain, settings, f"importance of {of_what}")
+        correlations, warning = importance.self_test(raw)
+        domain.log(
+            f"importance of {of_what}: {raw.examples} examples, split-half correlation "
+            + ", ".join(f"{kind} {rho:.2f}" for kind, rho in correlations.items())
+        )
+        if warning:
+            domain.log(f"warning: {warning}")
+        own = importance.normalise(raw.mean, settings.normalization)
+        accumulated = importance.accumulate(own, memory.importance)
+        self._save_map(raw, own, accumulated, domain, losses)
+        return DASMemory(accumulated)
+
+    def _save_map(
+        self, raw: RawImportance, own: Units, accumulated: Units, domain: Domain, losses: Losses
+    ) -> None:
+        if domain.directory is not None:
+            general = losses is not importance.masked_lm_losses
+            name = "importance-general.safetensors" if general else "importance.safetensors"
+            importance_map.save(
+                domain.directory / name, self.model.architecture, raw, own, accumulated
+            )
+
+    def loss(
+        self, params: Params, memory: DASMemory, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        mask_key, *dropout_keys = jax.random.split(rng, 5)
+        masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
+        keys = Keys(*(batch.example_keys(key) for key in dropout_keys))
+        return self.objective(params, memory, batch.tokens, masked, keys)
+
+    def objective(
+        self,
+        params: Params,
+        memory: DASMemory,
+        tokens_BxT: jax.Array,
+        masked: Masked,
+        keys: Keys | None,
+    ) -> tuple[jax.Array, Metrics]:
+        """MLM + lambda * contrastive (eq. 9), of a corruption already drawn.
+
+        Args:
+          params: the parameters.
+          memory: holds I^(<=t-1), the gates of the view "only the previous knowledge".
+          tokens_BxT: the clean text.
+          masked: the same, corrupted.
+          keys: dropout keys of the passes; None switches dropout off.
+        """
+        settings = self.settings.contrastive
+        mask_BxT = self.model.mask(tokens_BxT)
+
+        def encode(name: str, tokens_BxT: jax.Array, gates: Units | None = None) -> jax.Array:
+            keys_B = None if keys is None else getattr(keys, name)
+            return self.model.encode(params, tokens_BxT, mask_BxT, gates, keys_B)
+
+        hidden_BxTxD = encode("masked", masked.tokens)
+        masked_lm = self.masked_lm_loss(params, hidden_BxTxD, masked)
+        anchor_BxTxD = hidden_BxTxD if settings.anchor == "masked" else encode("view1", tokens_BxT)
+        views = (
+            anchor_BxTxD,
+            encode("view2", tokens_BxT),
+            encode("gated", tokens_BxT, memory.importance),
+        )
+        anchor, positive, previous = (mean_pool(view, mask_BxT) for view in views)
+        contrastive = contrastive_loss(
+            anchor, positive, previous, settings.temperature, self.axis_name
+        )
+        loss = masked_lm + settings.weight * contrastive
+        return loss, {"masked_lm": masked_lm, "contrastive": contrastive}
+
+    def transforms(self, memory: DASMemory) -> Transforms:
+        mask = soft_mask(self._protected(memory))
+        return Transforms(**{self.settings.soft_mask.apply_to: mask})
+
+    def observe(self, memory: DASMemory, trace: UpdateTrace) -> Metrics:
+        """The effective mask: what is left of the movement, per kind of unit."""
+        if self.settings.soft_mask.apply_to == "update":
+            ratios = effective_mask(trace.masked, trace.finished)
+        else:
+            ratios = effective_mask(trace.masked, unmasked_update(trace, self._protected(memory)))
+        return {f"effective_mask/{kind}": ratio for kind, ratio in ratios.items()}
+
+    def _protected(self, memory: DASMemory) -> Units:
+        return importance.with_floor(memory.importance, self.settings.soft_mask.floor)
+
+
+def unmasked_update(trace: UpdateTrace, protected: Units) -> Params:
+    """The update that Adam would have made without a mask on its gradients.
+
+    The mask is constant in a domain and the optimizer's state starts afresh with it, so Adam's moments
+    are the unmasked ones times 1 - I and its square, and dividing gives those back: no second
+    optimizer is kept. Where 1 - I is zero they are lost; there the update is taken to be the masked
+    one, so those units count in neither norm.
+    """
+    factors = factors_of(trace.params, protected)
+    treedef = jax.tree.structure(trace.params)
+
+    def divided(moments: Params, power: int) -> Params:
+        pairs = zip(jax.tree.leaves(moments), factors, strict=True)
+        return jax.tree.unflatten(
+            treedef,
+            [
+                m if f is None else jnp.where(f > 0, m / jnp.where(f > 0, f, 1) ** power, 0)
+                for m, f in pairs
+            ],
+        )
+
+    moments = optax.tree.get(trace.adamw_state, "mu"), optax.tree.get(trace.adamw_state, "nu")
+    state = optax.tree.set(trace.adamw_state, mu=divided(moments[0], 1), nu=divided(moments[1], 2))
+    unmasked, _ = trace.adamw.update(trace.gradients, state, trace.params)
+    pairs = zip(jax.tree.leaves(unmasked), jax.tree.leaves(trace.masked), factors, strict=True)
+    return jax.tree.unflatten(
+        treedef, [u if f is None else jnp.where(f > 0, u, m) for u, m, f in pairs]
+    )

@@ -1,0 +1,286 @@
+"""How important each unit is to what the model knows (Ke et al., ICLR 2023, eq. 3-6)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import PositiveInt
+from scipy import stats
+
+from das_jax.continual.method import Domain, Method
+from das_jax.data.batch import Batch
+from das_jax.model.masked_lm import Params
+from das_jax.model.units import Units, full_units
+from das_jax.objectives.collectives import per_shard
+from das_jax.objectives.masked_lm import masked_lm_loss_per_example
+from das_jax.objectives.proxy_kl import proxy_kl_per_example
+from das_jax.settings import settings
+
+Normalization = Literal["paper", "one_sided", "rank"]
+Losses = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
+"""(method, params, batch, rng, gates_BxLxU) -> the loss of every example, [B]."""
+
+SPLIT_HALF_THRESHOLD = 0.5
+
+
+@settings
+class ImportanceSettings:
+    examples: PositiveInt = 10_000
+    """Chunks sampled at random from the corpus for one map."""
+    batch_size: PositiveInt = 256
+    normalization: Normalization = "paper"
+    """|tanh z| (the paper), max(0, tanh z), or the rank within layer and kind, in [0, 1]."""
+    proxy: Literal["hidden", "vocabulary"] = "hidden"
+    """The distribution of the proxy KL: softmax over the features of the last hidden state, or over the
+    vocabulary of the LM head."""
+    initial: str | None = None
+    """A map file to start from, in place of the proxy-KL map of the first domain."""
+
+
+class Sums(NamedTuple):
+    """Running sums over examples; those of even and of odd index apart.
+
+    Attributes:
+      absolute: |gate gradient|, [2, L, U].
+      square: its square, [L, U].
+      examples: how many, [2].
+    """
+
+    absolute: Units
+    square: Units
+    examples: jax.Array
+
+
+class RawImportance(NamedTuple):
+    """A map before normalisation.
+
+    Attributes:
+      mean: the mean over examples of |gate gradient|, [L, U].
+      standard_error: of that mean, [L, U].
+      halves: the same mean over the two halves of the sample, [2, L, U].
+      examples: how many examples.
+    """
+
+    mean: Units
+    standard_error: Units
+    halves: Units
+    examples: int
+
+
+def masked_lm_losses(
+    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
+) -> jax.Array:
+    """Masked-LM loss of every example, on masked input, dropout off, [B]: what a learned domain needs
+    (eq. 3).
+    """
+    masked = method.masking.corrupt(batch.tokens, batch.example_keys(rng))
+    hidden_BxTxD = method.model.encode(
+        params, masked.tokens, method.model.mask(batch.tokens), gates=gates_BxLxU
+    )
+    logits_BxMxV = method.model.logits(params, hidden_BxTxD, masked.positions)
+    return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
+
+
+def hidden_proxy_losses(
+    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
+) -> jax.Array:
+    """Proxy KL of every example, softmax over features, dropout on, [B]: general knowledge (eq. 6)."""
+    mask_BxT = method.model.mask(batch.tokens)
+    first, second = _two_dropout_passes(method, params, batch, rng, gates_BxLxU)
+    return proxy_kl_per_example(first, second, mask_BxT)
+
+
+def vocabulary_proxy_losses(
+    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
+) -> jax.Array:
+    """Proxy KL of every example over the LM head's vocabulary, [B].
+
+    One example at a time and recomputed in the backward pass: [B, T, V] logits would not fit.
+    """
+    mask_BxT = method.model.mask(batch.tokens)
+    hidden = _two_dropout_passes(method, params, batch, rng, gates_BxLxU)
+
+    @jax.checkpoint
+    def example_kl(first_TxD: jax.Array, second_TxD: jax.Array, mask_T: jax.Array) -> jax.Array:
+        first, second = (method.model.logits(params, x[None]) for x in (first_TxD, second_TxD))
+        return proxy_kl_per_example(first, second, mask_T[None])[0]
+
+    return jax.lax.map(lambda row: example_kl(*row), (*hidden, mask_BxT))
+
+
+def _two_dropout_passes(
+    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
+) -> tuple[jax.Array, jax.Array]:
+    mask_BxT = method.model.mask(batch.tokens)
+
+    def encode(key: jax.Array) -> jax.Array:
+        keys_B = batch.example_keys(key)
+        return method.model.encode(params, batch.tokens, mask_BxT, gates_BxLxU, keys_B)
+
+    first_key, second_key = jax.random.split(rng)
+    return encode(first_key), encode(second_key)
+
+
+PROXIES: dict[str, Losses] = {"hidden": hidden_proxy_losses, "vocabulary": vocabulary_proxy_losses}
+
+
+def gate_gradients(
+    method: Method, losses: Losses, params: Params, batch: Batch, rng: jax.Array
+) -> Units:
+    """d loss_n / d gate at gate = 1 for every example, [B, L, U], in one backward pass.
+
+    Every example has gates of its own, so the gradient of the summed loss holds each example's; no
+    weight gradient is formed.
+    """
+    dtype = jnp.promote_types(method.model.dtype, jnp.float32)
+    ones = full_units(method.model.architecture, 1.0, (batch.tokens.shape[0],), dtype)
+    ones = Units(*(per_shard(gate, method.axis_name) for gate in ones))
+    return jax.grad(lambda gates: losses(method, params, batch, rng, gates).sum())(ones)
+
+
+@dataclass(frozen=True)
+class GateGradientSums:
+    """What `Domain.accumulate` sums for a raw map; equal for equal methods and losses, so it is
+    compiled once.
+    """
+
+    method: Method
+    losses: Losses
+
+    def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> Sums:
+        gradients = gate_gradients(self.method, self.losses, params, batch, rng)
+        half_2xB = jnp.stack([batch.index % 2 == 0, batch.index % 2 == 1]) * batch.weight[None]
+        return Sums(
+            absolute=Units(*(jnp.einsum("hB,BLU->hLU", half_2xB, jnp.abs(g)) for g in gradients)),
+            square=Units(
+                *(jnp.einsum("B,BLU->LU", batch.weight, jnp.square(g)) for g in gradients)
+            ),
+            examples=half_2xB.sum(axis=1),
+        )
+
+
+def raw_importance(sums: Sums) -> RawImportance:
+    """Mean, standard error and the means of the two halves of the sample."""
+    examples_2 = sums.examples
+    examples = examples_2.sum()
+    mean = Units(*(a.sum(axis=0) / examples for a in sums.absolute))
+    variance = Units(
+        *(s / examples - jnp.square(m) for s, m in zip(sums.square, mean, strict=True))
+    )
+    return RawImportance(
+        mean=mean,
+        standard_error=Units(
+            *(jnp.sqrt(jnp.maximum(v, 0) / jnp.maximum(examples - 1, 1)) for v in variance)
+        ),
+        halves=Units(*(a / jnp.maximum(examples_2, 1)[:, None, None] for a in sums.absolute)),
+        examples=int(examples),
+    )
+
+
+def measure(
+    method: Method,
+    losses: Losses,
+    params: Params,
+    domain: Domain,
+    settings: ImportanceSettings,
+    purpose: str,
+) -> RawImportance:
+    """The raw map of a model on a random sample of a domain."""
+    rng = jax.random.fold_in(domain.rng, 0 if losses is masked_lm_losses else 1)
+    total = domain.accumulate(
+        GateGradientSums(method, losses),
+        params,
+        rng,
+        examples=settings.examples,
+        batch_size=settings.batch_size,
+        purpose=purpose,
+    )
+    return raw_importance(total)
+
+
+def _paper(raw_LxU: jax.Array) -> jax.Array:
+    return jnp.abs(jnp.tanh(_standardise(raw_LxU)))
+
+
+def _one_sided(raw_LxU: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.tanh(_standardise(raw_LxU)), 0)
+
+
+def _rank(raw_LxU: jax.Array) -> jax.Array:
+    ranks_LxU = jnp.argsort(jnp.argsort(raw_LxU, axis=-1), axis=-1)
+    return ranks_LxU / max(raw_LxU.shape[-1] - 1, 1)
+
+
+def _standardise(raw_LxU: jax.Array) -> jax.Array:
+    """z-scores over the units of each layer, Bessel's correction; 0 where all units are equal."""
+    centred_LxU = raw_LxU - raw_LxU.mean(axis=-1, keepdims=True)
+    units = raw_LxU.shape[-1]
+    std_Lx1 = jnp.sqrt(jnp.square(centred_LxU).sum(axis=-1, keepdims=True) / max(units - 1, 1))
+    # Equal units differ by the rounding of their mean.
+    varies_Lx1 = std_Lx1 > 4 * jnp.finfo(raw_LxU.dtype).eps * jnp.abs(raw_LxU).max(
+        axis=-1, keepdims=True
+    )
+    return jnp.where(varies_Lx1, centred_LxU / jnp.where(varies_Lx1, std_Lx1, 1), 0)
+
+
+NORMALIZATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "paper": _paper,
+    "one_sided": _one_sided,
+    "rank": _rank,
+}
+
+
+def normalise(raw: Units, normalization: Normalization = "paper") -> Units:
+    """Importance I in [0, 1] from a raw map, within each layer and kind (eq. 4): |tanh z| in the paper.
+
+    `one_sided` keeps max(0, tanh z), as the absolute value makes the least important units important
+    too; `rank` is the rank of the unit, 0 for the least and 1 for the most important.
+    """
+    return Units(*(NORMALIZATIONS[normalization](jnp.asarray(r)) for r in raw))
+
+
+def accumulate(importance: Units, previous: Units) -> Units:
+    """I^(<=t): the element-wise maximum of a domain's map and all before it (eq. 5)."""
+    return jax.tree.map(jnp.maximum, importance, previous)
+
+
+def with_floor(importance: Units, floor: float) -> Units:
+    """Scales importance down in every layer and kind whose mean of 1 - I is below `floor`."""
+
+    def scale(importance_LxU: jax.Array) -> jax.Array:
+        mean_Lx1 = importance_LxU.mean(axis=-1, keepdims=True)
+        return importance_LxU * jnp.minimum(1.0, (1 - floor) / jnp.maximum(mean_Lx1, 1e-12))
+
+    return importance if floor == 0 else Units(*map(scale, importance))
+
+
+def split_half_correlation(halves: Units) -> dict[str, float]:
+    """Spearman correlation of the two halves' raw maps per kind: within each layer, then the mean over
+    layers.
+
+    A map that measures something has halves that agree; two maps of noise do not, although their
+    cosine is 0.78 once they are normalised. Kinds with no variation at all count 0.
+    """
+
+    def correlation(halves_2xLxU: Any) -> float:
+        first, second = np.asarray(halves_2xLxU, np.float64)
+        varied = [i for i in range(len(first)) if np.ptp(first[i]) > 0 and np.ptp(second[i]) > 0]
+        rhos = [stats.spearmanr(first[i], second[i]).statistic for i in varied]
+        return float(np.sum(rhos) / len(first))
+
+    return {kind: correlation(half) for kind, half in halves._asdict().items()}
+
+
+def self_test(raw: RawImportance) -> tuple[dict[str, float], str | None]:
+    """The split-half correlations, and a warning if one is too low to trust the map."""
+    correlations = split_half_correlation(raw.halves)
+    poor = [f"{kind} {rho:.2f}" for kind, rho in correlations.items() if rho < SPLIT_HALF_THRESHOLD]
+    if not poor:
+        return correlations, None
+    return correlations, (
+        f"the importance map is mostly noise: its two halves correlate at {', '.join(poor)}, below "
+        f"{SPLIT_HALF_THRESHOLD}; raise method.importance.examples (now {raw.examples} examples)"
+    )

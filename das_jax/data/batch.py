@@ -1,0 +1,23 @@
+"""What a step is given."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Batch(NamedTuple):
+    """A batch, or one device's rows of it.
+
+    Attributes:
+      tokens: [B, T] int32 clean token ids, special tokens included.
+      index: [B] the position of every example in the domain's stream; its random numbers are drawn from it.
+      weight: [B] 1, or 0 for a row that only fills the batch up.
+    """
+
+    tokens: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # tuple has a method of that name
+    weight: jax.Array
+
+    def example_keys(self, rng: jax.Array) -> jax.Array:
+        """A key for every example, [B]; the same whatever device holds it."""
+        return jax.vmap(lambda index: jax.random.fold_in(rng, index))(self.index)

@@ -1,0 +1,165 @@
+"""Batches of chunks: shuffled, shared out between hosts and read ahead by Grain.
+
+Which examples a batch holds is a function of (seed, number of the batch) alone. Every host reads its
+own rows of it, so the same run on more hosts is the same run.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+# Whole batches are read by each thread, so a few are plenty.
+READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+
+Arrays = dict[str, np.ndarray]
+"""`tokens`: tokens_BxT, int32; `index`: index_B, uint32; `weight`: weight_B, float32."""
+
+
+class Chunks(Protocol):
+    """Random access to chunks of tokens; `das_jax.data.corpus.Chunks` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class TrainBatches(Iterator[Arrays]):
+    """An endless iterator over shuffled batches whose position can be saved.
+
+    The position does not depend on the number of hosts.
+    """
+
+    def __init__(self, read: Callable[[int], Arrays], start: int):
+        self._read = read
+        self.restore({"step": start})
+
+    def __next__(self) -> Arrays:
+        batch = next(self._batches)
+        self._step += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """The position, as JSON can hold it: how many batches were taken."""
+        return {"step": self._step}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on as if `state` had just been returned by `state()`."""
+        self._step = state["step"]
+        self._batches = _read_ahead(self._read, self._step, sys.maxsize)
+
+
+def train_batches(
+    chunks: Chunks,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+) -> TrainBatches:
+    """Reads chunks for ever, in another order in every epoch.
+
+    Batch k holds the examples k * batch_size ... of one endless stream; an epoch may end inside it.
+    Host p gets the p-th slice of its rows.
+
+    Args:
+        chunks: The chunks, of T tokens each.
+        batch_size: Rows over all hosts; a multiple of `process_count`.
+        seed: Decides the order.
+        process_index: This host.
+        process_count: How many hosts there are.
+        start: The batch to begin with.
+
+    Returns:
+        An iterator over batches of B = batch_size / process_count rows: `tokens`, `index`, the
+        position of a row's example in the stream (modulo 2^32), and `weight`, which is 1.
+    """
+    rows = _host_rows(batch_size, process_index, process_count)
+    order = grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
+
+    def read(step: int) -> Arrays:
+        positions = step * batch_size + rows
+        examples = [order[int(position)] for position in positions]
+        return _arrays(chunks, examples, positions, np.ones(len(rows), np.float32))
+
+    return TrainBatches(read, start)
+
+
+def sample_batches(
+    chunks: Chunks,
+    *,
+    examples: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Arrays]:
+    """Reads a random sample, without replacement, of `examples` chunks or of all there are.
+
+    Args:
+        chunks: The chunks, of T tokens each.
+        examples: The size of the sample, over all hosts.
+        batch_size: Rows over all hosts; a multiple of `process_count`.
+        seed: Decides the sample.
+        process_index: This host.
+        process_count: How many hosts there are.
+
+    Returns:
+        An iterator over batches of B = batch_size / process_count rows: `tokens`, `index`, the
+        position in the sample, and `weight`, 0 in rows that only fill up the last batch and 1 elsewhere.
+    """
+    order = grain.MapDataset.range(len(chunks)).seed(seed).shuffle()
+    return _finite(chunks, order, examples, batch_size, process_index, process_count)
+
+
+def sequential_batches(
+    chunks: Chunks,
+    *,
+    examples: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Arrays]:
+    """Reads the first `examples` chunks, or all there are, in order; otherwise as `sample_batches`."""
+    return _finite(chunks, range(len(chunks)), examples, batch_size, process_index, process_count)
+
+
+def _finite(
+    chunks: Chunks,
+    order: Any,
+    examples: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[Arrays]:
+    count = min(examples, len(chunks))
+    rows = _host_rows(batch_size, process_index, process_count)
+
+    def read(step: int) -> Arrays:
+        positions = step * batch_size + rows
+        # Rows that fill up are real text too: attention over padding alone would be not a number.
+        filled = [order[int(position)] for position in positions % count]
+        return _arrays(chunks, filled, positions, (positions < count).astype(np.float32))
+
+    return _read_ahead(read, 0, -(-count // batch_size))
+
+
+def _host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    if batch_size % process_count:
+        raise ValueError(f"{batch_size} rows cannot be shared out between {process_count} hosts")
+    return np.arange(batch_size).reshape(process_count, -1)[process_index]
+
+
+def _arrays(
+    chunks: Chunks, examples: Sequence[int], positions: np.ndarray, weight_B: np.ndarray
+) -> Arrays:
+    tokens_BxT = np.stack([chunks[example] for example in examples])
+    return {"tokens": tokens_BxT, "index": positions.astype(np.uint32), "weight": weight_B}
+
+
+def _read_ahead(read: Callable[[int], Arrays], start: int, stop: int) -> Iterator[Arrays]:
+    steps = grain.MapDataset.range(start, stop)
+    return iter(steps.map(read).to_iter_dataset(READ_OPTIONS))

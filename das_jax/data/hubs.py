@@ -1,0 +1,119 @@
+"""Documents of datasets known by name: TensorFlow Datasets and HuggingFace."""
+
+from collections.abc import Iterator
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from das_jax.data.files import checked_text
+from das_jax.errors import UserError
+
+
+def tfds_documents(name: str, split: str, field: str, data_dir: str | None) -> Iterator[str]:
+    """Documents of a TFDS dataset, read without TensorFlow; it is prepared first if need be.
+
+    Raises:
+        UserError: No such dataset, split or text field, or it cannot be had.
+    """
+    builder = _tfds_builder(name, split, data_dir)
+    features = builder.info.features or {}
+    if field not in features:
+        raise UserError(
+            f"The TFDS dataset {name} has no field {field!r}: it has "
+            f"{', '.join(map(repr, features))}; set `field` of this source."
+        )
+    for number, record in enumerate(builder.as_data_source(split)):
+        yield checked_text(record[field], field, f"TFDS dataset {name}, {split} example {number}")
+
+
+def tfds_fingerprint(name: str, split: str, data_dir: str | None) -> str:
+    """SHA-256 over the dataset's full name and the content of the split's files."""
+    builder = _tfds_builder(name, split, data_dir)
+    total = sha256(builder.info.full_name.encode())
+    for part in builder.info.splits[split].file_instructions:
+        with Path(part.filename).open("rb") as stream:
+            content = file_digest(stream, "sha256").hexdigest()
+        total.update(f"{part.skip} {part.take} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _tfds_builder(name: str, split: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    try:
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # Datasets run code of their own, which may raise anything.
+        raise _unavailable("TFDS", name, error) from error
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"The TFDS dataset {name} has no split {split!r}: it has "
+            f"{', '.join(map(repr, builder.info.splits))}; set `split` of this source."
+        ) from error
+    return builder
+
+
+def huggingface_documents(name: str, config: str | None, split: str, field: str) -> Iterator[str]:
+    """Documents of a HuggingFace dataset, streamed: nothing but the part being read is on this disk.
+
+    Raises:
+        UserError: The library is missing; no such dataset, configuration, split or text field; or it
+            cannot be reached.
+    """
+    datasets = _datasets()
+    try:
+        records = iter(datasets.load_dataset(name, config, split=split, streaming=True))
+    except Exception as error:  # The hub's client raises some twenty unrelated types.
+        raise _unavailable("HuggingFace", name, error) from error
+    number = 0
+    while True:
+        try:
+            record = next(records, None)
+        except Exception as error:
+            raise _unavailable("HuggingFace", name, error) from error
+        if record is None:
+            return
+        where = f"HuggingFace dataset {name}, {split} example {number}"
+        if field not in record:
+            raise UserError(
+                f"{where}: there is no field {field!r}, only {', '.join(map(repr, record))}; "
+                "set `field` of this source."
+            )
+        yield checked_text(record[field], field, where)
+        number += 1
+
+
+def huggingface_fingerprint(name: str, config: str | None) -> str:
+    """SHA-256 over the dataset's name, version, revision and the identity of its files.
+
+    Raises:
+        UserError: The library is missing, or the dataset cannot be reached.
+    """
+    datasets = _datasets()
+    try:
+        builder = datasets.load_dataset_builder(name, config)
+    except Exception as error:
+        raise _unavailable("HuggingFace", name, error) from error
+    return sha256(
+        repr((name, builder.config.name, str(builder.info.version), builder.hash)).encode()
+    ).hexdigest()
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "Sources of kind `huggingface` need the library datasets: pip install 'das-jax[huggingface]'."
+        ) from error
+    return datasets
+
+
+def _unavailable(hub: str, name: str, error: Exception) -> UserError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UserError(
+        f"The {hub} dataset {name} cannot be had ({first_line}): check its name and the network."
+    )

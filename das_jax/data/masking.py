@@ -1,0 +1,77 @@
+"""Masked-LM corruption, on the device, fresh at every visit."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Masked(NamedTuple):
+    """Corrupted text and what is to be predicted of it.
+
+    Attributes:
+      tokens: [B, T] the corrupted tokens.
+      positions: [B, M] where the predictions are made.
+      labels: [B, M] the original tokens there.
+      weights: [B, M] 1 where a prediction counts, 0 where the text had too few tokens to mask.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+
+
+@dataclass(frozen=True)
+class Masking:
+    """15 % of the tokens are predicted: 80 % of them replaced by the mask token, 10 % by a random one,
+    10 % kept.
+
+    Every example has the same number of masked tokens, the share `rate` of its real ones: the shapes
+    are static, and the loss is less noisy than with a coin per token.
+
+    Attributes:
+      mask_token: the id of `[MASK]`.
+      special_tokens: ids that are never masked, padding among them.
+      vocab_size: random replacements are drawn below it.
+      rate: the share of the maskable tokens that is predicted.
+    """
+
+    mask_token: int
+    special_tokens: tuple[int, ...]
+    vocab_size: int
+    rate: float = 0.15
+
+    def num_masked(self, length: int) -> int:
+        """M, the masked positions of a full example of `length` tokens."""
+        return max(1, round(length * self.rate))
+
+    def corrupt(self, tokens_BxT: jax.Array, keys_B: jax.Array) -> Masked:
+        """Draws a corruption for every example from its key."""
+        return jax.vmap(self._corrupt_example)(tokens_BxT, keys_B)
+
+    def _corrupt_example(self, tokens_T: jax.Array, key: jax.Array) -> Masked:
+        length = tokens_T.shape[0]
+        num_masked = self.num_masked(length)
+        order_key, action_key, token_key = jax.random.split(key, 3)
+        special_T = jnp.isin(tokens_T, jnp.asarray(self.special_tokens, tokens_T.dtype))
+        score_T = jnp.where(special_T, -1.0, jax.random.uniform(order_key, (length,)))
+        score_M, positions_M = jax.lax.top_k(score_T, num_masked)
+
+        wanted = jnp.round(jnp.sum(~special_T) * self.rate).clip(1)
+        counts_M = (score_M >= 0) & (jnp.arange(num_masked) < wanted)
+        labels_M = tokens_T[positions_M]
+
+        action_M = jax.random.uniform(action_key, (num_masked,))
+        random_M = jax.random.randint(token_key, (num_masked,), 0, self.vocab_size, tokens_T.dtype)
+        replaced_M = jnp.where(
+            action_M < 0.8, self.mask_token, jnp.where(action_M < 0.9, random_M, labels_M)
+        )
+        replaced_M = jnp.where(counts_M, replaced_M, labels_M)
+        return Masked(
+            tokens=tokens_T.at[positions_M].set(replaced_M.astype(tokens_T.dtype)),
+            positions=positions_M,
+            labels=labels_M,
+            weights=counts_M.astype(jnp.float32),
+        )

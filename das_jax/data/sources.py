@@ -1,0 +1,138 @@
+"""Raw text: files, JSONL, Parquet, TFDS, HuggingFace datasets, the demo."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal, assert_never
+
+from pydantic import Field
+
+from das_jax.data import demo, files, hubs
+from das_jax.settings import settings
+
+
+@settings
+class TextSource:
+    kind: Literal["text"]
+    path: str
+    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed."""
+    documents: Literal["line", "blank_line"] = "line"
+    """What separates documents: every line is one, or blank lines stand between them."""
+
+
+@settings
+class JSONLSource:
+    kind: Literal["jsonl"]
+    path: str
+    field: str = "text"
+
+
+@settings
+class ParquetSource:
+    kind: Literal["parquet"]
+    path: str
+    field: str = "text"
+
+
+@settings
+class TFDSSource:
+    kind: Literal["tfds"]
+    name: str
+    """As in `tfds.load`: `name`, `name/config`, `name:version`."""
+    split: str = "train"
+    field: str = "text"
+    data_dir: str | None = None
+
+
+@settings
+class HuggingFaceSource:
+    kind: Literal["huggingface"]
+    name: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+
+
+@settings
+class DemoSource:
+    kind: Literal["demo"]
+    name: Literal["news", "acl", "reviews", "tweets", "drugs"]
+
+
+Source = Annotated[
+    TextSource | JSONLSource | ParquetSource | TFDSSource | HuggingFaceSource | DemoSource,
+    Field(discriminator="kind"),
+]
+
+
+def documents(source: Source, cache_dir: Path) -> Iterator[str]:
+    """Reads the documents of a source one after the other, in constant memory.
+
+    Args:
+        source: Where the text is and how it is read.
+        cache_dir: Where demo files are kept.
+
+    Yields:
+        Documents, never blank, without white space at the ends.
+
+    Raises:
+        UserError: The source is not there, damaged, not UTF-8 or not of the promised form; the
+            sentence names file and line.
+    """
+    for document in _read(source, cache_dir):
+        if stripped := document.strip():
+            yield stripped
+
+
+def _read(source: Source, cache_dir: Path) -> Iterator[str]:
+    match source:
+        case TextSource():
+            return files.text(source.path, source.documents)
+        case JSONLSource():
+            return files.jsonl(source.path, source.field)
+        case ParquetSource():
+            return files.parquet(source.path, source.field)
+        case TFDSSource():
+            return hubs.tfds_documents(source.name, source.split, source.field, source.data_dir)
+        case HuggingFaceSource():
+            return hubs.huggingface_documents(
+                source.name, source.config, source.split, source.field
+            )
+        case DemoSource():
+            return demo.texts(source.name, cache_dir)
+        case _:
+            assert_never(source)
+
+
+def fingerprint(source: Source) -> str:
+    """What makes two sources the same text: their content and how it is read, not where it lies.
+
+    Args:
+        source: The source.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+
+    Raises:
+        UserError: The source is not there.
+    """
+    match source:
+        case TextSource() | JSONLSource() | ParquetSource():
+            content = files.digest(source.path)
+        case TFDSSource():
+            content = hubs.tfds_fingerprint(source.name, source.split, source.data_dir)
+        case HuggingFaceSource():
+            content = hubs.huggingface_fingerprint(source.name, source.config)
+        case DemoSource():
+            content = demo.ASSETS[demo.TEXTS[source.name]].sha256
+        case _:
+            assert_never(source)
+    reading = {k: v for k, v in asdict(source).items() if k not in ("path", "data_dir")}
+    return sha256(json.dumps([reading, content], sort_keys=True).encode()).hexdigest()
+
+
+def label(source: Source) -> str:
+    """A short name of a source, for people: `demo:acl`, `text:papers/*.txt`."""
+    return f"{source.kind}:{source.name if hasattr(source, 'name') else source.path}"

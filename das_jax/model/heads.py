@@ -1,0 +1,61 @@
+"""What stands on the encoder: the LM head, at the masked positions only, and pooling."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from das_jax.model.architecture import Architecture
+from das_jax.model.encoder import ACTIVATIONS, layer_norm
+from das_jax.precision import at_least_float32
+
+
+class LMHead(nn.Module):
+    """Dense, activation, LayerNorm, then the decoder: the word embedding transposed, or a matrix of
+    its own.
+    """
+
+    architecture: Architecture
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden_BxMxD: jax.Array, word_embedding_VxD: jax.Array) -> jax.Array:
+        """Returns logits [B, M, V], float32 at least."""
+        arch = self.architecture
+        init = nn.initializers.normal(arch.initializer_range)
+        activation = ACTIVATIONS[arch.activation if arch.family == "bert" else "gelu"]
+        dense = nn.Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, name="dense")
+        transformed_BxMxD = layer_norm(arch, self.dtype, "layer_norm")(
+            activation(dense(hidden_BxMxD))
+        )
+        bias_V = self.param("bias", nn.initializers.zeros, (arch.vocab_size,))
+        if arch.tied:
+            kernel_DxV = word_embedding_VxD.T
+        else:
+            kernel_DxV = Kernel(
+                (arch.hidden_size, arch.vocab_size), arch.initializer_range, name="decoder"
+            )()
+        logits_BxMxV = jnp.einsum(
+            "BMD,DV->BMV",
+            transformed_BxMxD,
+            kernel_DxV.astype(self.dtype),
+            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
+        )
+        return logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
+
+
+class Kernel(nn.Module):
+    """A bare matrix under the name `kernel`."""
+
+    shape: tuple[int, int]
+    initializer_range: float
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", nn.initializers.normal(self.initializer_range), self.shape)
+
+
+def mean_pool(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+    """The mean of the last hidden state over the real tokens, [B, D], float32 at least."""
+    hidden_BxTxD = at_least_float32(hidden_BxTxD)
+    weight_BxTx1 = mask_BxT.astype(hidden_BxTxD.dtype)[..., None]
+    return (hidden_BxTxD * weight_BxTx1).sum(axis=1) / jnp.maximum(weight_BxTx1.sum(axis=1), 1)

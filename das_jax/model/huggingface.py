@@ -1,0 +1,190 @@
+"""HuggingFace checkpoint directories, in and out: configuration, weights and tokenizer."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from das_jax.errors import UserError
+from das_jax.files import replacing, write_json
+from das_jax.model.architecture import Architecture
+from das_jax.model.huggingface_config import architecture_of, read_config, write_config
+from das_jax.model.huggingface_weights import read_weights, to_tensors
+from das_jax.model.safetensors_files import INDEX_FILE, conversion_command
+
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+WANTED = ("*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model")
+
+
+class Checkpoint(NamedTuple):
+    """A masked language model as it was stored.
+
+    Attributes:
+      architecture: its shapes.
+      params: the parameter tree, NumPy float32.
+      config: config.json, to be written back on export.
+      notes: sentences about what was left out or added.
+    """
+
+    architecture: Architecture
+    params: dict[str, Any]
+    config: dict[str, Any]
+    notes: list[str]
+
+
+def resolve(path: str, cache_dir: Path) -> Path:
+    """The directory of a checkpoint: `path` if it exists, else the model of that name on the HuggingFace hub.
+
+    Args:
+      path: a directory, or a hub name such as `FacebookAI/roberta-base`.
+      cache_dir: where downloads are kept; a second call needs no network.
+
+    Raises:
+      UserError: there is neither, or the hub cannot be reached.
+    """
+    if (directory := Path(path).expanduser()).is_dir():
+        return directory
+    try:
+        snapshot = snapshot_download(
+            path, cache_dir=cache_dir / "hub", allow_patterns=list(WANTED), ignore_patterns=["*/*"]
+        )
+    except HFValidationError as error:
+        raise UserError(
+            f"model.path {path} is no directory; correct it, or give a hub name"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"model.path {path} is no directory and could not be fetched from the HuggingFace hub "
+            f"({reason}); correct it, or check the network"
+        ) from error
+    if not any(Path(snapshot).glob("*.safetensors")):
+        raise UserError(
+            f"{path} has no safetensors on the hub, and pickled weights can run code when they are read; "
+            f"if you trust them, run {conversion_command(path, Path(path).name)} and use that directory"
+        )
+    return Path(snapshot)
+
+
+def load(directory: Path) -> Checkpoint:
+    """Reads a BERT, RoBERTa or XLM-R checkpoint: safetensors, one file or several.
+
+    A bare encoder gets a new LM head. float16 and bfloat16 are widened to float32.
+
+    Raises:
+      UserError: something is missing, damaged, unknown, pickled, or not supported.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    architecture, params, notes = read_weights(directory, architecture_of(directory))
+    return Checkpoint(
+        architecture, params, {**config, "tie_word_embeddings": architecture.tied}, notes
+    )
+
+
+def export(
+    directory: Path,
+    params: dict[str, Any],
+    config: dict[str, Any],
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes what `AutoModelForMaskedLM` and `AutoTokenizer` load, the whole directory or nothing.
+
+    Args:
+      directory: replaced if it exists.
+      params: the parameter tree; written as float32.
+      config: the configuration of the checkpoint that the model came from, `Checkpoint.config`.
+      architecture: of that checkpoint.
+      tokenizer: its tokenizer, if it is to be written too.
+      max_shard_size: bytes of one weights file, as a number or as in `5GB`.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    tensors = {name: x.astype(np.float32) for name, x in to_tensors(params, architecture).items()}
+    try:
+        with replacing(Path(directory)) as temporary:
+            temporary.mkdir()
+            write_config(temporary, config)
+            write_weights(temporary, tensors, max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{directory} cannot be written: {reason}; choose another directory, or make room there"
+        ) from error
+
+
+def write_weights(
+    directory: Path, tensors: dict[str, np.ndarray], max_shard_size: int | str
+) -> None:
+    """Writes model.safetensors, or several files and their index."""
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        # transformers wants to be told that the layout is PyTorch's.
+        save_file(
+            {name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"}
+        )
+    if split.is_sharded:
+        write_json(
+            directory / INDEX_FILE,
+            {"metadata": split.metadata, "weight_map": split.tensor_to_filename},
+        )
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint, with padding and truncation switched off.
+
+    Raises:
+      UserError: there is none, it is damaged, or it has no fast version.
+    """
+    directory = Path(directory)
+    # Without any vocabulary, AutoTokenizer makes a tokenizer that knows nothing but special tokens.
+    if not any(path for pattern in VOCABULARIES for path in directory.glob(pattern)):
+        raise UserError(f"{directory} has no tokenizer; copy tokenizer.json of the model there")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # A damaged file raises anything, a bare Exception included.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"the tokenizer in {directory} cannot be read ({reason[0]}); fetch or save it again"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{directory} has no fast tokenizer; save one as tokenizer.json")
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> None:
+    """Checks that a tokenizer and a model belong together.
+
+    Raises:
+      UserError: the tokenizer has ids beyond the word embedding, or another padding token.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= architecture.vocab_size:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has ids up to {largest}, but the model's word "
+            f"embedding has {architecture.vocab_size} rows; use the tokenizer that the model was trained with"
+        )
+    if tokenizer.pad_token_id != architecture.pad_token_id:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} pads with id {tokenizer.pad_token_id}, but "
+            f"config.json says pad_token_id {architecture.pad_token_id}; correct the one that is wrong"
+        )

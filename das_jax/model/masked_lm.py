@@ -1,0 +1,85 @@
+"""The masked language model as pure functions of its parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from das_jax.model.architecture import Architecture
+from das_jax.model.encoder import Encoder
+from das_jax.model.heads import LMHead
+from das_jax.model.units import Units
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """An encoder and its LM head. It holds no parameters: every method takes them.
+
+    Attributes:
+      architecture: the shapes.
+      dtype: the type of the matrix products; parameters are float32 and cast where they are used.
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
+    """
+
+    architecture: Architecture
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.architecture, self.dtype, self.remat)
+
+    @property
+    def _lm_head(self) -> LMHead:
+        return LMHead(self.architecture, self.dtype)
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters, normal with the architecture's `initializer_range`."""
+        arch = self.architecture
+        tokens_1x1 = jnp.full((1, 1), arch.pad_token_id + 1, jnp.int32)
+        encoder_key, head_key = jax.random.split(key)
+        params = self._encoder.init(encoder_key, tokens_1x1, jnp.ones_like(tokens_1x1))["params"]
+        head = self._lm_head.init(
+            head_key, jnp.zeros((1, 1, arch.hidden_size)), params["embeddings"]["word"]["embedding"]
+        )
+        return {**params, "lm_head": head["params"]}
+
+    def mask(self, tokens_BxT: jax.Array) -> jax.Array:
+        """True at real tokens, False at padding; of clean text, as masking may draw the padding token."""
+        return tokens_BxT != self.architecture.pad_token_id
+
+    def encode(
+        self,
+        params: Params,
+        tokens_BxT: jax.Array,
+        mask_BxT: jax.Array,
+        gates: Units | None = None,
+        dropout_keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """The last hidden state, [B, T, D].
+
+        Args:
+          params: the model's parameters.
+          tokens_BxT: token ids.
+          mask_BxT: true at real tokens.
+          gates: what multiplies the units, [L, U] or [B, L, U]; None costs nothing.
+          dropout_keys_B: one random key per example; None switches dropout off.
+        """
+        encoder_params = {"embeddings": params["embeddings"], "layers": params["layers"]}
+        return self._encoder.apply(  # type: ignore[return-value]  # one output, no state
+            {"params": encoder_params}, tokens_BxT, mask_BxT, dropout_keys_B, gates
+        )
+
+    def logits(
+        self, params: Params, hidden_BxTxD: jax.Array, positions_BxM: jax.Array | None = None
+    ) -> jax.Array:
+        """LM logits at the given positions (all of them if None), [B, M, V], float32 at least."""
+        if positions_BxM is not None:
+            hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, positions_BxM[..., None], axis=1)
+        word_embedding_VxD = params["embeddings"]["word"]["embedding"]
+        return self._lm_head.apply(  # type: ignore[return-value]
+            {"params": params["lm_head"]}, hidden_BxTxD, word_embedding_VxD
+        )

@@ -1,0 +1,48 @@
+"""The contrastive loss that keeps old and new knowledge complementary (Ke et al., ICLR 2023, eq. 8)."""
+
+import jax
+import jax.numpy as jnp
+
+from das_jax.objectives.collectives import global_rows, global_sum
+
+EPSILON = 1e-12
+
+
+def contrastive_loss(
+    anchor_BxD: jax.Array,
+    positive_BxD: jax.Array,
+    previous_BxD: jax.Array,
+    temperature: float,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pulls two views of a text together, away from other texts and from the previous knowledge.
+
+    The mean over n of -log( e^{cos(z1_n, z2_n)/t} / sum_j (e^{cos(z1_n, z2_j)/t} + e^{cos(z1_n,
+    z3_j)/t}) ), j over the global batch, with gradients through every row.
+
+    Args:
+      anchor_BxD: z1, the pooled first view.
+      positive_BxD: z2, the pooled second view.
+      previous_BxD: z3, the pooled view in which importance gates the units: only the previous knowledge.
+      temperature: t.
+      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+
+    Returns:
+      The loss, nats, [].
+    """
+    anchor_BxD, positive_BxD, previous_BxD = map(
+        unit_rows, (anchor_BxD, positive_BxD, previous_BxD)
+    )
+    candidates_2BxD = jnp.concatenate(
+        [global_rows(positive_BxD, axis_name), global_rows(previous_BxD, axis_name)]
+    )
+    similarity_Bx2B = anchor_BxD @ candidates_2BxD.T / temperature
+    own_B = jnp.sum(anchor_BxD * positive_BxD, axis=-1) / temperature
+    losses_B = jax.nn.logsumexp(similarity_Bx2B, axis=-1) - own_B
+    rows = candidates_2BxD.shape[0] // 2
+    return global_sum(jnp.sum(losses_B), axis_name) / rows
+
+
+def unit_rows(x_BxD: jax.Array) -> jax.Array:
+    """Rows of length one."""
+    return x_BxD * jax.lax.rsqrt(jnp.sum(jnp.square(x_BxD), axis=-1, keepdims=True) + EPSILON)

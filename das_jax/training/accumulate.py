@@ -1,0 +1,101 @@
+"""Sums over a sample of a corpus, sharded over the mesh: importance maps, held-out losses, whatever a
+method measures.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from das_jax.data.batch import Batch
+from das_jax.data.batches import sample_batches
+from das_jax.data.corpus import Corpus
+from das_jax.model.masked_lm import Params
+from das_jax.training.console import Console
+from das_jax.training.sharding import Sharding
+from das_jax.training.step import compile_sums
+
+Sums = Callable[[Params, Batch, jax.Array], Any]
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(function: Sums, sharding: Sharding) -> Callable[..., Any]:
+    return compile_sums(function, sharding)
+
+
+def accumulate(
+    function: Sums,
+    params: Params,
+    rng: jax.Array,
+    batches: Iterable[dict[str, Any]],
+    sharding: Sharding,
+    console: Console,
+    title: str,
+    total_batches: int,
+) -> Any:
+    """The sum of `function(params, batch, rng)` over batches and devices, on the host.
+
+    Args:
+      function: sums over one shard of a batch; hashable, so that an equal one is compiled once.
+      params: parameters, replicated.
+      rng: the random key of the whole pass.
+      batches: this host's rows of every batch.
+      sharding: where they go.
+      console: shows progress.
+      title: what this is, for the progress line.
+      total_batches: how many there are.
+    """
+    compiled = _compiled(function, sharding)
+    total = None
+    with console.progress(title, total_batches) as line:
+        for done, rows in enumerate(batches, 1):
+            batch = sharding.shard_batch(Batch(**rows))
+            sums = compiled(params, batch, rng)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+            line.update(done)
+    return jax.device_get(total)
+
+
+@dataclass(frozen=True)
+class TrainingDomain:
+    """A domain as a method sees it; see `continual.method.Domain`."""
+
+    index: int
+    name: str
+    rng: jax.Array
+    directory: Path | None
+    corpus: Corpus
+    seed: int
+    sharding: Sharding
+    console: Console
+
+    def log(self, sentence: str) -> None:
+        self.console.log(f"{self.name}: {sentence}")
+
+    def accumulate(
+        self,
+        function: Sums,
+        params: Params,
+        rng: jax.Array,
+        *,
+        examples: int,
+        batch_size: int,
+        purpose: str,
+    ) -> Any:
+        batch_size = min(batch_size, self.sharding.round_up(examples))
+        batches = sample_batches(
+            self.corpus.train,
+            examples=examples,
+            batch_size=batch_size,
+            seed=self.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        total = -(-min(examples, len(self.corpus.train)) // batch_size)
+        return accumulate(
+            function, params, rng, batches, self.sharding, self.console, purpose, total
+        )

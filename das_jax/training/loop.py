@@ -1,0 +1,111 @@
+"""One domain, step by step: metrics, checkpoints, interruptions."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from das_jax.config.schema import TrainingSettings
+from das_jax.continual.method import Metrics
+from das_jax.data.batch import Batch
+from das_jax.data.batches import TrainBatches
+from das_jax.training.checkpoint import Checkpoints
+from das_jax.training.console import Console, Line
+from das_jax.training.interruption import Interrupted, Interruption
+from das_jax.training.metrics import MetricsWriter, check_finite
+from das_jax.training.sharding import Sharding
+from das_jax.training.step import TrainState, TrainStep
+
+TRAINING, FINISHED = "training", "finished"
+"""The phases of a stage that a checkpoint can hold."""
+
+
+@dataclass
+class Recorder:
+    """Keeps metrics on the device and reads them now and then, so that no step waits for the host."""
+
+    stage: str
+    writer: MetricsWriter
+    line: Line
+    tokens_per_step: int
+    pending: list[tuple[int, Metrics]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.pending.append((step, metrics))
+
+    def flush(self) -> None:
+        """Writes the mean of the steps since the last time; raises NotFiniteError at the first bad one."""
+        if not self.pending:
+            return
+        steps = [step for step, _ in self.pending]
+        values: list[dict[str, float]] = [
+            {name: float(value) for name, value in row.items()}
+            for row in jax.device_get([metrics for _, metrics in self.pending])
+        ]
+        for step, row in zip(steps, values, strict=True):
+            check_finite(step, row, self.stage)
+        means = {name: sum(row[name] for row in values) / len(values) for name in values[0]}
+        now = time.monotonic()
+        seconds = (now - self.since) / len(steps)
+        rate = self.tokens_per_step / seconds
+        self.writer.write(
+            steps[-1], {**means, "tokens_per_second": rate, "seconds_per_step": seconds}
+        )
+        self.line.update(steps[-1], f"loss {means['loss']:.3f}  {rate:,.0f} tokens/s")
+        self.pending, self.since = [], now
+
+
+def training_checkpoint(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint of a stage in training holds; the random key follows from the configuration."""
+    return {name: value for name, value in state._asdict().items() if name != "rng"}
+
+
+def train(
+    stage: str,
+    state: TrainState,
+    step: TrainStep,
+    batches: TrainBatches,
+    steps: int,
+    settings: TrainingSettings,
+    *,
+    tokens_per_step: int,
+    sharding: Sharding,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    console: Console,
+    interruption: Interruption,
+) -> TrainState:
+    """Takes the steps of a domain that are left, saving now and then and at the end.
+
+    Raises:
+      Interrupted: somebody asked to stop; the state is saved.
+      NotFiniteError: a loss is not finite; checkpoints hold only states before it.
+    """
+    done = int(state.step)
+
+    def save() -> None:
+        recorder.flush()
+        info = {"phase": TRAINING, "data": batches.state()}
+        checkpoints.save(done, training_checkpoint(state), info)
+
+    with console.progress(stage, steps, done) as line, interruption.deferred():
+        recorder = Recorder(stage, writer, line, tokens_per_step)
+        while done < steps:
+            rows: dict[str, Any] = next(batches)
+            state, metrics = step(state, sharding.shard_batch(Batch(**rows)))
+            done += 1
+            recorder.add(done, metrics)
+            if done % settings.log_every == 0:
+                recorder.flush()
+            if done % settings.checkpoint_every == 0 or done == steps or interruption.requested:
+                save()
+            if interruption.requested:
+                checkpoints.wait()
+                console.log(
+                    f"{stage}: stopped at step {done} of {steps} and saved; "
+                    "the same command goes on from here"
+                )
+                raise Interrupted
+    return state

@@ -1,0 +1,110 @@
+"""The importance map of a model on one corpus, outside any run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from das_jax.config.schema import Config
+from das_jax.continual import importance, importance_map
+from das_jax.continual.das import DASSettings
+from das_jax.continual.importance import ImportanceSettings, RawImportance
+from das_jax.errors import UserError
+from das_jax.model.units import Units
+from das_jax.training.accumulate import TrainingDomain
+from das_jax.training.console import Console
+from das_jax.training.sharding import check_divisible
+from das_jax.training.workspace import Workspace, open_workspace
+
+Of = Literal["domain", "general"]
+"""Knowledge of a domain (masked-LM loss) or general knowledge (proxy KL)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A map and what its self-test says.
+
+    Attributes:
+      raw: before normalisation, with standard errors and halves.
+      importance: normalised, [L, U] per kind.
+      correlations: of the two halves of the sample, per kind.
+      warning: if the map is mostly noise.
+    """
+
+    raw: RawImportance
+    importance: Units
+    correlations: dict[str, float]
+    warning: str | None
+
+
+def measure(
+    config: Config, console: Console, corpus_name: str | None, of: Of, output: Path
+) -> Measured:
+    """Measures the configuration's model on one of its corpora and writes a map file.
+
+    Args:
+      config: the configuration; `method.importance` says how, its defaults if the method has none.
+      console: shows progress.
+      corpus_name: a domain or the general text; the first domain if None.
+      of: what knowledge.
+      output: the safetensors file.
+
+    Raises:
+      UserError: no such corpus, or anything else that needs mending.
+    """
+    settings = importance_settings(config)
+    named = {domain.name: domain.source for domain in config.domains}
+    if config.general is not None:
+        named[config.general.name] = config.general.source
+    name = corpus_name or config.domains[0].name
+    if name not in named:
+        raise UserError(
+            f"there is no corpus {name!r} in the configuration; it has {', '.join(named)}"
+        )
+    workspace = open_workspace(config, console)
+    check_divisible(settings.batch_size, workspace.sharding, "method.importance.batch_size")
+    corpus = workspace.corpus(name, named[name])
+    domain = TrainingDomain(
+        index=0,
+        name=name,
+        rng=jax.random.key(config.seed),
+        directory=None,
+        corpus=corpus,
+        seed=config.seed,
+        sharding=workspace.sharding,
+        console=console,
+    )
+    losses = importance.masked_lm_losses if of == "domain" else importance.PROXIES[settings.proxy]
+    params = workspace.sharding.replicate(workspace.checkpoint.params)
+    method = workspace.method(config.method)
+    raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
+    return _finish(workspace, settings, raw, output)
+
+
+def convert_published(config: Config, console: Console, directory: Path, output: Path) -> Measured:
+    """Makes a map file of the three arrays of the published code; they have no standard errors and no
+    halves.
+    """
+    settings = importance_settings(config)
+    workspace = open_workspace(config, console)
+    mean = importance_map.load_published(directory, workspace.checkpoint.architecture)
+    zeros = Units(*(value * 0 for value in mean))
+    halves = Units(*(value[None].repeat(2, axis=0) for value in mean))
+    return _finish(workspace, settings, RawImportance(mean, zeros, halves, examples=0), output)
+
+
+def _finish(
+    workspace: Workspace, settings: ImportanceSettings, raw: RawImportance, output: Path
+) -> Measured:
+    normalised = importance.normalise(raw.mean, settings.normalization)
+    importance_map.save(output, workspace.checkpoint.architecture, raw, normalised, normalised)
+    correlations, warning = importance.self_test(raw)
+    return Measured(raw, normalised, correlations, warning)
+
+
+def importance_settings(config: Config) -> ImportanceSettings:
+    """How importance is measured: the method's settings, or the defaults."""
+    return (
+        config.method.importance if isinstance(config.method, DASSettings) else ImportanceSettings()
+    )

@@ -1,0 +1,139 @@
+"""The directory of a run: what it holds, where, and whether it belongs to this configuration."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import optax
+
+import das_jax
+from das_jax.config.load import load_config
+from das_jax.config.schema import Config
+from das_jax.config.show import difference, to_yaml
+from das_jax.errors import UserError
+from das_jax.files import write_json, write_text
+
+Scores = dict[str, dict[str, float]]
+"""Held-out loss, nats per masked token: {row (`base` or a stage): {corpus: loss}}, rows in the order
+of learning."""
+
+WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "mesh.")
+"""Settings that say where a run happens; a run may be moved, its result does not depend on them."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """runs/NAME: config.yaml, base/, a directory per stage, scores.json, report/."""
+
+    path: Path
+
+    def claim(self, config: Config) -> None:
+        """Makes the directory this configuration's, or checks that it is.
+
+        Raises:
+          UserError: it cannot be written, is another configuration's, or holds other files.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError(13, "permission denied")
+        except OSError as error:
+            raise UserError(
+                f"output_dir {self.path} cannot be written ({error.strerror}); "
+                "give another with --output_dir=DIR"
+            ) from error
+        if self._config.exists():
+            self._check_same(config)
+        elif any(self.path.iterdir()):
+            raise UserError(
+                f"output_dir {self.path} holds other files and is no run; give an empty or a new one"
+            )
+        else:
+            write_text(self._config, _versions() + to_yaml(config))
+
+    def _check_same(self, config: Config) -> None:
+        changes = [
+            change
+            for change in difference(self.config(), config)
+            if not change[0].startswith(WHERE_NOT_WHAT)
+        ]
+        if changes:
+            lines = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+            raise UserError(
+                f"{self._config} is of another configuration: {lines}; start it as it was, "
+                "or give a new --output_dir"
+            )
+
+    def config(self) -> Config:
+        """The configuration of the run."""
+        if not self._config.is_file():
+            raise UserError(f"{self.path} is no run of das-jax: it has no config.yaml")
+        return load_config(self._config).config
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def base(self) -> Path:
+        """The base model's config.json and tokenizer, without weights: what an export needs."""
+        return self.path / "base"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report" / "index.html"
+
+    def stage(self, number: int, name: str) -> Path:
+        """The directory of a stage: checkpoints/, huggingface/, importance.safetensors, metrics.jsonl,
+        tensorboard/.
+        """
+        return self.path / f"{number:02}-{name}"
+
+    def scores(self) -> Scores:
+        """The rows measured so far."""
+        path = self.path / "scores.json"
+        return json.loads(path.read_text())["heldout_masked_lm_loss"] if path.exists() else {}
+
+    def write_scores(self, scores: Scores) -> None:
+        write_json(
+            self.path / "scores.json",
+            {"unit": "nats per masked token", "heldout_masked_lm_loss": scores},
+        )
+
+
+def _versions() -> str:
+    versions: dict[str, Any] = {
+        "das_jax": das_jax.__version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    return "".join(f"# {name}: {value}\n" for name, value in versions.items())
+
+
+def _revision() -> str:
+    """The git revision of the code, if it runs from a checkout."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

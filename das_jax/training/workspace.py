@@ -1,0 +1,120 @@
+"""From a configuration to the parts of a run: devices, model, tokenizer, corpora."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from transformers import PreTrainedTokenizerFast
+
+from das_jax.config.schema import Config
+from das_jax.continual.method import Method
+from das_jax.continual.registry import MethodSettings, method_class
+from das_jax.data import corpus, demo
+from das_jax.data.corpus import Corpus
+from das_jax.data.masking import Masking
+from das_jax.data.sources import Source
+from das_jax.errors import UserError
+from das_jax.model import huggingface
+from das_jax.model.masked_lm import MaskedLM
+from das_jax.training.console import Console
+from das_jax.training.sharding import Sharding, make_sharding
+
+DEMO_MODEL = "demo:bert-tiny"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every command needs of a configuration.
+
+    Attributes:
+      config: the configuration.
+      console: where a person watches.
+      sharding: the devices.
+      checkpoint: the HuggingFace checkpoint that the run starts from.
+      tokenizer: its tokenizer.
+    """
+
+    config: Config
+    console: Console
+    sharding: Sharding
+    checkpoint: huggingface.Checkpoint
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def cache_dir(self) -> Path:
+        return cache_dir(self.config)
+
+    @functools.cached_property
+    def model(self) -> MaskedLM:
+        dtype = self.config.model.dtype
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return MaskedLM(self.checkpoint.architecture, jnp.dtype(dtype), self.config.model.remat)
+
+    @functools.cached_property
+    def masking(self) -> Masking:
+        return Masking(
+            mask_token=self.tokenizer.mask_token_id,
+            special_tokens=tuple(sorted(self.tokenizer.all_special_ids)),
+            vocab_size=len(self.tokenizer),
+            rate=self.config.training.mask_rate,
+        )
+
+    def method(self, settings: MethodSettings) -> Method:
+        """The method that the settings configure, on this model and mesh."""
+        return method_class(settings)(self.model, self.masking, settings, self.sharding.batch)
+
+    def corpus(self, name: str, source: Source) -> Corpus:
+        """Prepares a corpus, or finds it prepared."""
+        data = self.config.data
+        with self.console.counter(f"preparing {name}") as count:
+            return corpus.prepare(
+                source, self.tokenizer, data.length, data.heldout, self.cache_dir, progress=count
+            )
+
+
+def cache_dir(config: Config) -> Path:
+    """Where demo assets, prepared corpora and compiled programs live."""
+    return Path(config.data.cache_dir).expanduser()
+
+
+def open_workspace(config: Config, console: Console) -> Workspace:
+    """Finds the devices, the model and its tokenizer, and checks that they fit each other and the
+    configuration.
+
+    Raises:
+      UserError: something cannot be found or does not fit.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir(config) / "compiled"))
+    sharding = make_sharding(config.mesh.data)
+    directory = model_directory(config)
+    checkpoint = huggingface.load(directory)
+    for note in checkpoint.notes:
+        console.log(f"{config.model.path}: {note}")
+    tokenizer = huggingface.load_tokenizer(directory)
+    huggingface.check_tokenizer(tokenizer, checkpoint.architecture)
+    check_length(config, checkpoint)
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            f"the tokenizer of {config.model.path} has no mask token: it is no masked language model"
+        )
+    return Workspace(config, console, sharding, checkpoint, tokenizer)
+
+
+def model_directory(config: Config) -> Path:
+    """The directory of the checkpoint that `model.path` names."""
+    if config.model.path == DEMO_MODEL:
+        return demo.model_directory(cache_dir(config))
+    return huggingface.resolve(config.model.path, cache_dir(config))
+
+
+def check_length(config: Config, checkpoint: huggingface.Checkpoint) -> None:
+    """Raises UserError if a chunk is longer than the model has positions."""
+    longest = checkpoint.architecture.max_length
+    if config.data.length > longest:
+        raise UserError(
+            f"data.length is {config.data.length}, but {config.model.path} has {longest} positions; "
+            f"use at most {longest}"
+        )

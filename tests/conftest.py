@@ -1,0 +1,116 @@
+"""Strict tests on eight fake CPU devices."""
+
+import os
+
+# JAX reads these once, when it is imported.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# A test that asks a hub for something is a mistake; it should fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.model.architecture import Architecture
+from das_jax.model.masked_lm import MaskedLM, Params
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of the time that the tests take.
+jax.config.update("jax_disable_most_optimizations", True)
+flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest never parses.
+
+# The same examples every time, and no time limit on a busy machine.
+hypothesis.settings.register_profile("das_jax", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("das_jax")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        metavar="DIR",
+        help="compare with other golden arrays: DIR/bert and DIR/roberta (see tests/golden/README.md)",
+    )
+
+
+class Golden(NamedTuple):
+    """A tiny model and what DAS computes on it; see tests/golden/README.md."""
+
+    model: Path
+    arrays: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
+    """`golden("bert")` or `golden("roberta")`."""
+    directory = request.config.getoption("golden")
+
+    def load(arch: str) -> Golden:
+        with np.load(directory / arch / "golden.npz", allow_pickle=False) as archive:
+            return Golden(directory / arch / "model", dict(archive))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def demo_cache() -> Path:
+    """The usual cache, so that demo assets are fetched once per machine."""
+    return Path("~/.cache/das_jax").expanduser()
+
+
+@pytest.fixture(scope="session")
+def model() -> MaskedLM:
+    """A tiny RoBERTa with dropout."""
+    return MaskedLM(
+        Architecture(
+            family="roberta",
+            vocab_size=64,
+            num_layers=2,
+            hidden_size=16,
+            num_heads=4,
+            intermediate_size=24,
+            position_rows=20,
+            type_vocab_size=1,
+            pad_token_id=1,
+            first_position=2,
+            layer_norm_eps=1e-5,
+            activation="gelu",
+            hidden_dropout=0.1,
+            attention_dropout=0.1,
+            initializer_range=0.2,
+            tied=True,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def params(model: MaskedLM) -> Params:
+    """Random parameters of it."""
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def masking() -> Masking:
+    return Masking(mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=64)
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    """Eight texts of 16 tokens, the last ones padded."""
+    tokens = jax.random.randint(jax.random.key(9), (8, 16), 5, 64)
+    tokens = tokens.at[:, 0].set(0).at[:, 15].set(2).at[6:, 10:].set(1)
+    return Batch(tokens, jnp.arange(8, dtype=jnp.uint32), jnp.ones(8))

@@ -1,0 +1,96 @@
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from das_jax.continual import soft_mask as module
+from das_jax.continual.soft_mask import effective_mask, soft_mask
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import OWNERS, Owner, full_units, owners_of, unit_shapes
+
+
+def test_its_example_runs() -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 5
+    assert result.failed == 0
+
+
+def test_every_parameter_of_the_model_is_claimed_by_the_units_that_feed_it(
+    model: MaskedLM, params: Params
+) -> None:
+    shapes = unit_shapes(model.architecture)
+    owned = 0
+    for leaf, owner in zip(jax.tree.leaves(params), owners_of(params), strict=True):
+        if owner is not None:
+            assert tuple(leaf.shape[axis] for axis in owner.axes) == shapes[owner.kind]
+            owned += 1
+    # Query, key, value and two feed-forward projections, weights and biases, and the output projection.
+    assert owned == 11
+
+
+def test_a_parameter_nobody_claims_is_refused_by_name(model: MaskedLM, params: Params) -> None:
+    params = params | {"adapter": {"kernel": jnp.ones((2, 4))}}
+    with pytest.raises(ValueError, match="adapter/kernel"):
+        soft_mask(full_units(model.architecture, 0.5)).init(params)
+
+
+def test_each_unit_scales_its_own_rows_and_no_others(model: MaskedLM, params: Params) -> None:
+    params = jax.tree.map(np.ones_like, params)
+    for kind, shape in unit_shapes(model.architecture).items():
+        importance = full_units(model.architecture, 0.0)
+        layer, unit = shape[0] - 1, shape[1] - 1
+        one_hot = getattr(importance, kind).at[layer, unit].set(1.0)
+        transform = soft_mask(importance._replace(**{kind: one_hot}))
+        masked, _ = transform.update(params, transform.init(params))
+        for leaf, owner in zip(jax.tree.leaves(masked), owners_of(params), strict=True):
+            expected = np.ones(leaf.shape)
+            if owner is not None and owner.kind == kind:
+                index = [slice(None)] * leaf.ndim
+                for axis, value in zip(owner.axes, (layer, unit), strict=True):
+                    index[axis] = value
+                expected[tuple(index)] = 0
+            np.testing.assert_array_equal(leaf, expected)
+
+
+def test_adam_undoes_a_mask_on_the_gradient_but_not_one_on_the_update() -> None:
+    """Row 9 of the fidelity table."""
+    factors = np.array([1.0, 0.5, 0.1, 0.0], np.float32)
+    rules = [("w", Owner("rows", (0,)))]
+    gradients = {"w": jax.random.normal(jax.random.key(0), (100, 4, 500))}
+
+    def movement(*pieces: optax.GradientTransformation) -> np.ndarray:
+        optimizer = optax.chain(*pieces)
+        params = {"w": jnp.zeros((4, 500))}
+
+        def step(carry, gradient):
+            params, state = carry
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), gradients)
+        return np.linalg.norm(params["w"], axis=1)
+
+    mask = soft_mask({"rows": 1 - factors}, rules)
+    before = movement(mask, optax.scale_by_adam())
+    after = movement(optax.scale_by_adam(), mask)
+    np.testing.assert_allclose(before[:3] / before[0], 1, atol=0.15)
+    assert before[3] == 0
+    np.testing.assert_allclose(after / after[0], factors, atol=0.06)
+
+
+def test_effective_mask_is_one_without_a_mask_and_the_factor_with_a_constant_one(
+    model: MaskedLM, params: Params
+) -> None:
+    for importance, expected in ((0.0, 1.0), (0.75, 0.25)):
+        transform = soft_mask(full_units(model.architecture, importance))
+        masked, _ = transform.update(params, transform.init(params))
+        for ratio in effective_mask(masked, params).values():
+            np.testing.assert_allclose(ratio, expected, rtol=1e-6)
+
+
+def test_rules_are_tried_in_order() -> None:
+    rules = [("a/.*", None), *OWNERS]
+    assert owners_of({"a": {"b": jnp.ones(1)}}, rules) == [None]

@@ -1,0 +1,139 @@
+"""Documents to token streams: nothing lost, nothing smuggled in, each text on one side."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from das_jax.data import tokenization
+from das_jax.data.tokenization import encoder, is_heldout, write_streams
+from das_jax.errors import UserError
+
+WORDS = ["the", "quick", "brown", "fox", "learns", "one", "domain", "of", "language", "after"]
+
+
+def texts(count: int, words: int = 6) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, words)) + f" {n}" for n in range(count)]
+
+
+def streams(documents: list[str], tokenizer, tmp_path: Path, heldout: float = 0.3):
+    found = write_streams(documents, encoder(tokenizer), heldout, tmp_path)
+    return found, {split: np.fromfile(stream.path, "<i4") for split, stream in found.items()}
+
+
+@pytest.mark.parametrize("name", ["bert_tokenizer", "roberta_tokenizer"])
+def test_streams_hold_all_documents_in_order(name: str, request, tmp_path: Path):
+    tokenizer = request.getfixturevalue(name)
+    enc = encoder(tokenizer)
+    documents = texts(50)
+    found, tokens = streams(documents, tokenizer, tmp_path)
+    for split, stream in found.items():
+        mine = [text for text in documents if is_heldout(text, 0.3) == (split == "heldout")]
+        expected = [enc.backend.encode(text, add_special_tokens=False).ids for text in mine]
+        joined = expected[0] + [t for ids in expected[1:] for t in [enc.separator, *ids]]
+        assert tokens[split].tolist() == joined
+        assert (stream.documents, stream.tokens) == (len(mine), len(joined))
+
+
+@pytest.mark.parametrize("name", ["bert_tokenizer", "roberta_tokenizer"])
+def test_long_documents_in_pieces_give_the_same_tokens(
+    name: str, request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer = request.getfixturevalue(name)
+    document = "  ".join(texts(40)) + "\n " + " ".join(texts(40))
+    whole = encoder(tokenizer).backend.encode(document, add_special_tokens=False).ids
+    monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 97)
+    found, tokens = streams([document], tokenizer, tmp_path, heldout=1e-9)
+    assert tokens["train"].tolist() == whole
+    assert found["train"].documents == 1
+
+
+def test_a_long_document_without_spaces_is_cut_all_the_same(
+    roberta_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 10)
+    document = "fox" * 33
+    _, tokens = streams([document], roberta_tokenizer, tmp_path, heldout=1e-9)
+    assert roberta_tokenizer.decode(tokens["train"]) == document
+
+
+def test_batches_are_bounded(bert_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenization, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(tokenization, "BATCH_PIECES", 3)
+    reports: list[tuple[int, int]] = []
+    enc = encoder(bert_tokenizer)
+    write_streams(texts(50), enc, 0.3, tmp_path, lambda *done: reports.append(done))
+    assert len(reports) >= 50 / 3
+    assert all(0 < b[0] - a[0] <= 3 and b[1] > a[1] for a, b in pairwise(reports))
+    assert reports[-1][0] == 50
+
+
+def test_special_tokens_written_in_a_text_stay_text(
+    bert_tokenizer: PreTrainedTokenizerFast, roberta_tokenizer, tmp_path: Path
+):
+    for tokenizer, text in [
+        (bert_tokenizer, "the [MASK] fox [SEP] [CLS] [PAD]"),
+        (roberta_tokenizer, "the <mask> fox</s><s> <pad>"),
+    ]:
+        _, tokens = streams([text], tokenizer, tmp_path, heldout=1e-9)
+        unknown = {tokenizer.unk_token_id}  # An unknown character is no smuggled token.
+        assert not set(tokens["train"].tolist()) & (set(tokenizer.all_special_ids) - unknown)
+
+
+def test_the_tokenizer_is_left_as_it_is(bert_tokenizer: PreTrainedTokenizerFast):
+    before = bert_tokenizer.backend_tokenizer.to_str()
+    encoder(bert_tokenizer)
+    assert bert_tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_padding_and_truncation_do_not_change_the_fingerprint(bert_tokenizer, tmp_path: Path):
+    bert_tokenizer.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    before = encoder(again).fingerprint
+    assert before == encoder(bert_tokenizer).fingerprint
+    again.backend_tokenizer.no_truncation()
+    assert encoder(again).fingerprint == before
+
+
+def test_another_vocabulary_or_special_token_changes_the_fingerprint(bert_tokenizer, tmp_path):
+    bert_tokenizer.save_pretrained(tmp_path)
+    more = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    more.add_tokens(["transformer"])
+    other = PreTrainedTokenizerFast.from_pretrained(tmp_path, sep_token="[CLS]")
+    found = {encoder(t).fingerprint for t in (bert_tokenizer, more, other)}
+    assert len(found) == 3
+
+
+def test_heldout_share_and_sides():
+    documents = texts(4000)
+    held = [text for text in documents if is_heldout(text, 0.1)]
+    assert 300 < len(held) < 500
+    # Raising the share only adds documents; the same text never changes sides.
+    assert all(is_heldout(text, 0.2) for text in held)
+
+
+def test_a_slow_tokenizer():
+    class Slow:
+        name_or_path = "some/model"
+
+    with pytest.raises(UserError, match=r"some/model has no fast form: .*tokenizer\.json"):
+        encoder(Slow())
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        ("cls_token", "no cls_token and no bos_token"),
+        ("sep_token", "no sep_token and no eos_token"),
+        ("pad_token", "no pad_token"),
+    ],
+)
+def test_a_tokenizer_without_special_tokens(bert_tokenizer, tmp_path: Path, missing, named):
+    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    del special[missing]
+    backend = encoder(bert_tokenizer).backend
+    with pytest.raises(UserError, match=named):
+        encoder(PreTrainedTokenizerFast(tokenizer_object=backend, **special))
