@@ -1,17 +1,28 @@
 """The command line: one verb per function."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from das_jax.errors import UserError
+from das_jax.training.interruption import Interrupted, Interruption
+
+if TYPE_CHECKING:  # What is heavy is imported by the verb that needs it.
+    from das_jax.config.load import Resolved
 
 DESCRIPTION = "Adapts a masked language model to one domain after another without forgetting."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns 0, 2 for a mistake of the user's, 1 for a run that went wrong."""
+    """Runs a verb.
+
+    Returns:
+      The exit status: 0 if all went well or SIGTERM ended it in order, 2 for what the user can mend,
+      130 after Ctrl-C.
+    """
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     stray = [word for word in overrides if not word.startswith("--")]
@@ -19,17 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"{(stray or overrides)[0]} is not understood; settings are given as --key=value"
         )
-    # Heavy imports come after the arguments are known to be good.
-    from das_jax.training.interruption import Interrupted
-
     options.overrides = overrides
+    options.interruption = interruption = Interruption()
     try:
-        options.verb(options)
+        with interruption.watched():
+            options.verb(options)
     except UserError as error:
         print(f"das-jax: {error}", file=sys.stderr)
         return 2
-    except Interrupted:
-        return 0
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        return 130 if interruption.requested == signal.SIGINT else 0
     return 0
 
 
@@ -46,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
             description=help,
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         sub.set_defaults(verb=verb)
         return sub
@@ -94,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         default=Path("importance.safetensors"),
-        help="the map file; a heat map with the ending .png is written beside it",
+        metavar="FILE",
+        help="the map file, FILE.safetensors; its heat map FILE.png is written beside it",
     )
     sub = add(
         export,
@@ -120,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _load(options: argparse.Namespace) -> "Resolved":
     from das_jax.config.load import load_config
 
     return load_config(options.config, options.overrides)
@@ -128,11 +141,10 @@ def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 def prepare(options: argparse.Namespace) -> None:
     from das_jax.training.console import Console
-    from das_jax.training.pretrain import corpora
     from das_jax.training.workspace import open_workspace
 
-    console = Console(options.quiet)
-    for name, corpus in corpora(open_workspace(_load(options).config, console)).items():
+    config, console = _load(options).config, Console(options.quiet)
+    for name, corpus in open_workspace(config, console).corpora().items():
         console.log(
             f"{name}: {corpus.documents:,} documents, {corpus.tokens:,} tokens, "
             f"{len(corpus.train):,} chunks for training, {len(corpus.heldout):,} held out, "
@@ -146,7 +158,7 @@ def pretrain(options: argparse.Namespace) -> None:
     from das_jax.training.pretrain import pretrain as run
 
     config, console = _load(options).config, Console(options.quiet)
-    console.rich.print(score_table(run(config, console)))
+    console.rich.print(score_table(run(config, console, options.interruption)))
 
 
 def importance(options: argparse.Namespace) -> None:

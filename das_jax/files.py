@@ -1,36 +1,50 @@
-"""Files that are complete or absent: written beside their place and renamed."""
+"""Files and directories that are complete or absent, whoever is killed and however many write them."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from das_jax.errors import UserError
+
+TEMPORARY = ".tmp"
+"""How the hidden names end under which things are written."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` for a file or directory, which takes its place if all goes
     well.
+
+    A directory takes the place of a directory, never a file.
+
+    Raises:
+      UserError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():
-            old = temporary.with_suffix(".old")
+        if path.is_dir() and temporary.is_dir():
+            old = temporary.with_suffix(f".old{TEMPORARY}")
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(path, error) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,3 +56,86 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError unless a file can be put there; for what takes long before it writes."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def sweep(directory: Path) -> None:
+    """Removes what killed processes left under temporary names; nobody else may be writing there."""
+    for left in list(directory.rglob(f".*{TEMPORARY}")):
+        _remove(left)
+
+
+@contextlib.contextmanager
+def built_once(directory: Path) -> Iterator[Path | None]:
+    """Lets the caller fill a directory that does not exist yet, and renames it when it is full.
+
+    A second process that wants the same directory waits for the first. What a killed process left
+    half-made is thrown away.
+
+    Args:
+      directory: the directory wanted, somewhere in data.cache_dir.
+
+    Yields:
+      An empty directory to fill, or None if `directory` is there already.
+
+    Raises:
+      UserError: the disk is full or the place cannot be written.
+    """
+    if directory.exists():
+        yield None
+        return
+    unfinished = directory.with_name(directory.name + ".unfinished")
+    lock = FileLock(directory.with_name(directory.name + ".lock"))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()  # The operating system frees it when its holder dies.
+    except OSError as error:
+        raise UserError(
+            f"{directory.parent} cannot be written ({error.strerror}): set data.cache_dir to a "
+            "directory that can."
+        ) from error
+    try:
+        if directory.exists():
+            yield None
+            return
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.rename(directory)
+    except (OSError, RuntimeError) as error:
+        # ArrayRecord's writer has no error number, only the words.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise UserError(
+            f"The disk of {directory.parent} is full: free some space or set data.cache_dir to "
+            "another disk."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        lock.release()
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"{path} cannot be written ({reason}); choose another place, or make room there"
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

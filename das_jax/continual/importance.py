@@ -24,6 +24,10 @@ Losses = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
 """(method, params, batch, rng, gates_BxLxU) -> the loss of every example, [B]."""
 
 SPLIT_HALF_THRESHOLD = 0.5
+FEWEST_UNITS = 8
+"""A rank correlation of fewer units says nothing: of two it is 1 or -1, whatever they are."""
+ROUNDING_NOISE = 1e-8
+"""Gate gradients of a loss in nats that are all smaller are what float32 leaves of zero."""
 
 
 @settings
@@ -275,9 +279,23 @@ def split_half_correlation(halves: Units) -> dict[str, float]:
 
 
 def self_test(raw: RawImportance) -> tuple[dict[str, float], str | None]:
-    """The split-half correlations, and a warning if one is too low to trust the map."""
+    """The split-half correlations, and a warning if the map is not to be trusted.
+
+    Rounding noise has a scale of its own per unit, so its halves may agree; its size gives it away.
+    """
     correlations = split_half_correlation(raw.halves)
-    poor = [f"{kind} {rho:.2f}" for kind, rho in correlations.items() if rho < SPLIT_HALF_THRESHOLD]
+    largest = max(float(np.max(mean)) for mean in raw.mean)
+    if largest < ROUNDING_NOISE:
+        return correlations, (
+            f"the importance map is rounding noise: its largest gate gradient is {largest:.1e}; "
+            "is dropout 0 in the model's config.json?"
+        )
+    units = {kind: mean.shape[-1] for kind, mean in raw.mean._asdict().items()}
+    poor = [
+        f"{kind} {rho:.2f}"
+        for kind, rho in correlations.items()
+        if rho < SPLIT_HALF_THRESHOLD and units[kind] >= FEWEST_UNITS
+    ]
     if not poor:
         return correlations, None
     return correlations, (

@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 from transformers import PreTrainedTokenizerBase
 
 from das_jax.data import sources
-from das_jax.data.atomic import built_once
 from das_jax.data.tokenization import Encoder, Progress, Stream, encoder, write_streams
 from das_jax.errors import UserError
+from das_jax.files import built_once
 
 # Part of every key: raise it when the same input would give other chunks.
 FORMAT = 1

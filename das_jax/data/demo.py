@@ -19,8 +19,8 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from das_jax.data.atomic import built_once
 from das_jax.errors import UserError
+from das_jax.files import built_once
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def importance_table(importance: Units, raw: Units, standard_error: Units) -> Ta
                 for units in (importance, raw, standard_error)
             )
             relative = np.median(error_U / np.maximum(raw_U, np.finfo(np.float32).tiny))
+            known = f"{relative:.1%}" if np.isfinite(relative) else "unknown"
             table.add_row(
                 str(layer),
                 kind,
@@ -43,7 +44,7 @@ def importance_table(importance: Units, raw: Units, standard_error: Units) -> Ta
                 f"{1 - value_U.mean():.3f}",
                 f"{(value_U > 0.9).mean():.1%}",
                 f"{raw_U.mean():.3e}",
-                f"{relative:.1%}",
+                known,
             )
     return table
 

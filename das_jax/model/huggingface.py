@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -109,18 +108,12 @@ def export(
       UserError: the directory cannot be written.
     """
     tensors = {name: x.astype(np.float32) for name, x in to_tensors(params, architecture).items()}
-    try:
-        with replacing(Path(directory)) as temporary:
-            temporary.mkdir()
-            write_config(temporary, config)
-            write_weights(temporary, tensors, max_shard_size)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{directory} cannot be written: {reason}; choose another directory, or make room there"
-        ) from error
+    with replacing(Path(directory)) as temporary:
+        temporary.mkdir()
+        write_config(temporary, config)
+        write_weights(temporary, tensors, max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
 
 
 def write_weights(

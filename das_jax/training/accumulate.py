@@ -33,9 +33,6 @@ def accumulate(
     rng: jax.Array,
     batches: Iterable[dict[str, Any]],
     sharding: Sharding,
-    console: Console,
-    title: str,
-    total_batches: int,
 ) -> Any:
     """The sum of `function(params, batch, rng)` over batches and devices, on the host.
 
@@ -45,18 +42,12 @@ def accumulate(
       rng: the random key of the whole pass.
       batches: this host's rows of every batch.
       sharding: where they go.
-      console: shows progress.
-      title: what this is, for the progress line.
-      total_batches: how many there are.
     """
     compiled = _compiled(function, sharding)
     total = None
-    with console.progress(title, total_batches) as line:
-        for done, rows in enumerate(batches, 1):
-            batch = sharding.shard_batch(Batch(**rows))
-            sums = compiled(params, batch, rng)
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-            line.update(done)
+    for rows in batches:
+        sums = compiled(params, sharding.shard_batch(Batch(**rows)), rng)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     return jax.device_get(total)
 
 
@@ -96,6 +87,5 @@ class TrainingDomain:
             process_count=jax.process_count(),
         )
         total = -(-min(examples, len(self.corpus.train)) // batch_size)
-        return accumulate(
-            function, params, rng, batches, self.sharding, self.console, purpose, total
-        )
+        with self.console.progress(purpose, total, transient=True) as line:
+            return accumulate(function, params, rng, line.counting(batches), self.sharding)

@@ -3,9 +3,11 @@ knows Orbax.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,38 +23,60 @@ KEEP = 2
 class Restored(NamedTuple):
     """A checkpoint that was read and found whole."""
 
+    step: int
     state: Any
     info: dict[str, Any]
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was saved; the text says how that shows."""
 
 
 class Checkpoints:
     """The checkpoints of one stage, by step; a state is a dict, and parts of it may be read alone.
 
     Orbax writes into a temporary directory and renames it, so a killed save leaves nothing. Every
-    array's fingerprint is
-    saved beside it and compared when it is read: bytes that changed on the disk are noticed.
+    array's fingerprint is saved beside it and compared when it is read: bytes that changed on the disk
+    are noticed. Used in a `with` statement, whose end waits for what is being saved.
     """
 
-    def __init__(self, directory: Path, sharding: Sharding, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sharding: Sharding,
+        log: Callable[[str], None],
+        read_only: bool = False,
+    ) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.directory = directory.absolute()
         self.sharding = sharding
         self.log = log
+        self.read_only = read_only
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEEP, create=True, enable_async_checkpointing=True
+            max_to_keep=None if read_only else KEEP,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
-        """Saves in the background; an earlier save is finished first. A step that is already there is
-        replaced.
-        """
-        if step in self.steps():
-            self._manager.delete(step)
+        """Saves in the background; an earlier save is finished first."""
         info = {**info, "fingerprints": fingerprints(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info))
         self._manager.save(step, args=items, force=True)
@@ -61,11 +85,8 @@ class Checkpoints:
         """Returns when everything is on the disk."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        self._manager.close()
-
     def restore_latest(self, like: Callable[[dict[str, Any]], Any]) -> Restored | None:
-        """The newest checkpoint that is whole, or None; damaged ones are reported and passed over.
+        """The newest checkpoint that is whole, or None; damaged ones are reported and put aside.
 
         Args:
           like: from a checkpoint's info, the shapes and types of the part of its state that is wanted.
@@ -73,21 +94,28 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self.restore(step, like)
-            except Exception as error:  # whatever way the bytes were damaged in
-                reason = (
-                    str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-                )
-                self.log(
-                    f"warning: checkpoint {self.directory / str(step)} is damaged and not used ({reason}); "
-                    "the one before it is"
-                )
+            except DamagedError as error:
+                self.log(f"warning: {error}; it is not used")
+                self._put_aside(step)
         return None
 
     def restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
-        """One checkpoint; raises ValueError, or whatever Orbax raises, if it is damaged."""
-        info = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))[
-            "info"
-        ]
+        """One checkpoint.
+
+        Raises:
+          DamagedError: it is not whole.
+        """
+        try:
+            return self._restore(step, like)
+        except Exception as error:  # Damaged bytes raise anything.
+            reason = (str(error).strip() or repr(error)).splitlines()[0][:160]
+            raise DamagedError(
+                f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
+            ) from error
+
+    def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
+        items = ocp.args.Composite(info=ocp.args.JsonRestore())
+        info = self._manager.restore(step, args=items)["info"]
         sharding = self.sharding.replicated
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like(info)
@@ -103,7 +131,14 @@ class Checkpoints:
         for path, fingerprint in fingerprints(state).items():
             if fingerprint != info["fingerprints"][path]:
                 raise ValueError(f"{path} is not what was saved")
-        return Restored(state, info)
+        return Restored(step, state, info)
+
+    def _put_aside(self, step: int) -> None:
+        """Out of the way of what will be saved again, but for a person to look at."""
+        if not self.read_only and jax.process_index() == 0:
+            aside = self.directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.directory / str(step)).rename(aside)
 
 
 @jax.jit
@@ -111,7 +146,8 @@ def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
     def fingerprint(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8) if x.dtype == bool else x
         bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}").reshape(-1)
-        weights = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761) + jnp.uint32(1)
+        weights = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761)
+        # An odd weight loses no bit of what it multiplies.
         return jnp.sum(bits.astype(jnp.uint32) * (weights | jnp.uint32(1)), dtype=jnp.uint32)
 
     return [fingerprint(x) for x in leaves]
@@ -120,7 +156,8 @@ def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
 def fingerprints(tree: Any) -> dict[str, int]:
     """By path: a position-weighted sum of the array's bits, modulo 2^32.
 
-    Computed where the array lives, and the same whatever its sharding.
+    Any one element that changes changes it. Computed where the array lives, and the same whatever its
+    sharding.
     """
     sums = jax.device_get(_fingerprints(jax.tree.leaves(tree)))
     return {path: int(x) for path, x in zip(parameter_paths(tree), sums, strict=True)}

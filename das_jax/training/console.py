@@ -2,8 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import jax
 import rich.console
@@ -12,62 +13,89 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+
+T = TypeVar("T")
 
 PLAIN_INTERVAL = 30.0
 """Seconds between two plain progress lines."""
 
 
 class Line:
-    """One line of progress."""
+    """One line of progress: a bar, or now and then a plain line.
 
-    def __init__(self, console: "Console", title: str, total: int, done: int) -> None:
+    Without a terminal, what is done before the first plain line is due says nothing, unless it has a
+    note to end with.
+    """
+
+    def __init__(
+        self, console: "Console", title: str, total: int, done: int, transient: bool
+    ) -> None:
         self._console, self._title, self._total = console, title, total
-        self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._done, self._note = done, ""
+        self._start = self._last = time.monotonic()
+        # The first item may have to be compiled, so the time left is judged by those after it.
+        self._judged_from: tuple[int, float] | None = None
+        self._bar: Progress | None = None
         if console.live:
-            columns = (
+            self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=console.rich,
+                transient=transient,
             )
-            self._progress = Progress(*columns, console=console.rich)
-            self._task = self._progress.add_task(title, total=total, completed=done, note="")
-            self._progress.start()
+            self._bar.add_task(title, total=total, completed=done, note="")
+            self._bar.start()
 
-    def update(self, done: int, note: str = "") -> None:
-        """Shows that `done` of the total are done."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note)
-            return
-        now = time.monotonic()
-        if done >= self._total or now - self._last >= PLAIN_INTERVAL:
-            self._last = now
-            rate = (now - self._start) / max(done - self._first, 1)
-            left = _clock(rate * (self._total - done))
-            self._console.log(
-                f"{self._title}: {done}/{self._total} {note} {left} left".replace("  ", " ")
-            )
+    def update(self, done: int, note: str | None = None) -> None:
+        """Shows that `done` of the total are done; the note stays until there is another."""
+        if self._judged_from is None and done > self._done:
+            self._judged_from = done, time.monotonic()
+        self._done = done
+        self._note = self._note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, note=self._note)
+        elif time.monotonic() - self._last >= PLAIN_INTERVAL and done < self._total:
+            self._last = time.monotonic()
+            self._print(self._time_left())
+
+    def counting(self, items: Iterable[T]) -> Iterator[T]:
+        """Passes items through and counts each as done when the next is asked for."""
+        for item in items:
+            yield item
+            self.update(self._done + 1)
 
     def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        """Nothing more will be shown."""
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._note and self._done >= self._total:
+            self._print(f"in {_clock(time.monotonic() - self._start)}")
+
+    def _time_left(self) -> str:
+        if self._judged_from is None or self._judged_from[0] == self._done:
+            return ""
+        done, start = self._judged_from
+        per_item = (time.monotonic() - start) / (self._done - done)
+        return f"{_clock(per_item * (self._total - self._done))} left"
+
+    def _print(self, time_note: str) -> None:
+        parts = f"{self._done}/{self._total}", self._note, time_note
+        self._console.log(f"{self._title}: {', '.join(filter(None, parts))}")
 
 
 class Console:
     """Prints for the first host only; `quiet`, or an output that is no terminal, gives plain lines."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.rich = rich.console.Console(
-            soft_wrap=True, highlight=False, quiet=jax.process_index() != 0
-        )
-        self.live = self.rich.is_terminal and not quiet and jax.process_index() == 0
+        first_host = jax.process_index() == 0
+        self.rich = rich.console.Console(soft_wrap=True, highlight=False, quiet=not first_host)
+        self.live = self.rich.is_terminal and not quiet and first_host
 
     def log(self, sentence: str) -> None:
         """Prints a line above the progress."""
@@ -94,9 +122,11 @@ class Console:
             yield count
 
     @contextmanager
-    def progress(self, title: str, total: int, done: int = 0) -> Iterator[Line]:
-        """A line that counts to `total`."""
-        line = Line(self, title, total, done)
+    def progress(
+        self, title: str, total: int, done: int = 0, transient: bool = False
+    ) -> Iterator[Line]:
+        """A line that counts to `total`; a transient bar vanishes at its end."""
+        line = Line(self, title, total, done, transient)
         try:
             yield line
         finally:

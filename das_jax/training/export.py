@@ -7,8 +7,9 @@ import jax
 
 from das_jax.errors import UserError
 from das_jax.model import huggingface, huggingface_config
+from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM
-from das_jax.training.checkpoint import Checkpoints
+from das_jax.training.checkpoint import Checkpoints, DamagedError, Restored
 from das_jax.training.console import Console
 from das_jax.training.run_directory import RunDirectory
 from das_jax.training.sharding import make_sharding
@@ -18,7 +19,8 @@ def export(source: Path, target: Path, console: Console) -> None:
     """Writes the parameters of a checkpoint where `AutoModelForMaskedLM` and `AutoTokenizer` find them.
 
     Args:
-      source: a run, one of its stages, or one of a stage's checkpoints (`.../checkpoints/STEP`).
+      source: a run, one of its stages, or one of a stage's checkpoints (`.../checkpoints/STEP`); the
+        newest whole checkpoint in it is meant.
       target: the directory to write; it must not exist.
       console: says what was found.
 
@@ -27,35 +29,50 @@ def export(source: Path, target: Path, console: Console) -> None:
     """
     if target.exists():
         raise UserError(f"{target} exists already; give a new directory")
-    stage, step = find_checkpoint(source)
-    base = RunDirectory(stage.parent).base
+    stages, step = find_stages(source)
+    base = RunDirectory(stages[0].parent).base
     architecture = huggingface_config.architecture_of(base)
-    shapes = jax.eval_shape(MaskedLM(architecture).init, jax.random.key(0))
-
-    def like(info: dict[str, Any]) -> dict[str, Any]:
-        return {"params": shapes}
-
-    checkpoints = Checkpoints(stage / "checkpoints", make_sharding(1), console.log)
-    restored = checkpoints.restore_latest(like) if step is None else checkpoints.restore(step, like)
-    checkpoints.close()
-    if restored is None:
-        raise UserError(f"{stage} has no whole checkpoint; give another stage of {stage.parent}")
-    params = jax.device_get(restored.state["params"])
-    config = huggingface_config.read_config(base)
-    huggingface.export(target, params, config, architecture, huggingface.load_tokenizer(base))
-    console.log(f"{target}: {stage.name} as a HuggingFace checkpoint")
+    for stage in stages:
+        restored = _restore(stage, step, architecture, console)
+        if restored is not None:
+            params = jax.device_get(restored.state["params"])
+            config = huggingface_config.read_config(base)
+            huggingface.export(
+                target, params, config, architecture, huggingface.load_tokenizer(base)
+            )
+            console.log(f"{target}: {stage.name}, checkpoint {restored.step}, for HuggingFace")
+            return
+    raise UserError(f"{source} has no whole checkpoint; give another stage or step")
 
 
-def find_checkpoint(source: Path) -> tuple[Path, int | None]:
-    """The stage directory that `source` means, and the step if it names one."""
+def find_stages(source: Path) -> tuple[list[Path], int | None]:
+    """The stage directories that `source` means, the newest first, and the step if it names one."""
     if source.parent.name == "checkpoints" and source.name.isdecimal() and source.is_dir():
-        return source.parent.parent, int(source.name)
+        return [source.parent.parent], int(source.name)
     if (source / "checkpoints").is_dir():
-        return source, None
+        return [source], None
     stages = sorted(path.parent for path in source.glob("[0-9][0-9]-*/checkpoints"))
     if not stages:
         raise UserError(
             f"{source} is no run, stage or checkpoint of das-jax; give runs/NAME, runs/NAME/01-DOMAIN, or "
             "runs/NAME/01-DOMAIN/checkpoints/STEP"
         )
-    return stages[-1], None
+    return stages[::-1], None
+
+
+def _restore(
+    stage: Path, step: int | None, architecture: Architecture, console: Console
+) -> Restored | None:
+    shapes = jax.eval_shape(MaskedLM(architecture).init, jax.random.key(0))
+
+    def like(info: dict[str, Any]) -> dict[str, Any]:
+        return {"params": shapes}
+
+    directory, sharding = stage / "checkpoints", make_sharding(1)
+    with Checkpoints(directory, sharding, console.log, read_only=True) as checkpoints:
+        if step is None:
+            return checkpoints.restore_latest(like)
+        try:
+            return checkpoints.restore(step, like)
+        except DamagedError as error:
+            raise UserError(f"{error}; give another") from error

@@ -7,30 +7,28 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """Somebody asked the run to stop; like KeyboardInterrupt, no error, so nothing that handles errors
-    catches it.
+    """Somebody asked the command to stop; the text says what became of its work.
+
+    Like KeyboardInterrupt it is no error, so nothing that handles errors catches it.
     """
 
 
 class Interruption:
-    """Turns SIGTERM and SIGINT into `Interrupted`: at once, or when the training loop has saved."""
+    """Turns SIGTERM and SIGINT into `Interrupted`: at once, or when the training loop has saved.
+
+    Attributes:
+      requested: the signal that came, or None.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: signal.Signals | None = None
         self._deferred = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if not self._deferred:
-            raise Interrupted
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Handles the signals inside, and gives them back after."""
-        old = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        old = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
@@ -39,9 +37,21 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets `requested`."""
+        """Inside, a signal only sets `requested`; one that nobody looked at takes effect at the end."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self.requested:
+            self._stop()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number)
+        if not self._deferred:
+            self._stop()
+
+    def _stop(self) -> None:
+        raise Interrupted(
+            "stopped; what is finished is kept, and the same command goes on from there"
+        )

@@ -1,6 +1,8 @@
 """One domain, step by step: metrics, checkpoints, interruptions."""
 
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +11,18 @@ import jax
 from das_jax.config.schema import TrainingSettings
 from das_jax.continual.method import Metrics
 from das_jax.data.batch import Batch
-from das_jax.data.batches import TrainBatches
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console, Line
 from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.metrics import MetricsWriter, check_finite
 from das_jax.training.sharding import Sharding
-from das_jax.training.step import TrainState, TrainStep
+from das_jax.training.step import TrainState
 
 TRAINING, FINISHED = "training", "finished"
 """The phases of a stage that a checkpoint can hold."""
+
+AHEAD = 2
+"""Steps that the host may be ahead of the devices: these never wait, and a request to stop is soon heard."""
 
 
 @dataclass
@@ -34,6 +38,9 @@ class Recorder:
 
     def add(self, step: int, metrics: Metrics) -> None:
         self.pending.append((step, metrics))
+        if len(self.pending) > AHEAD:
+            jax.block_until_ready(self.pending[-1 - AHEAD])
+        self.line.update(step)
 
     def flush(self) -> None:
         """Writes the mean of the steps since the last time; raises NotFiniteError at the first bad one."""
@@ -53,20 +60,22 @@ class Recorder:
         self.writer.write(
             steps[-1], {**means, "tokens_per_second": rate, "seconds_per_step": seconds}
         )
-        self.line.update(steps[-1], f"loss {means['loss']:.3f}  {rate:,.0f} tokens/s")
+        self.line.update(steps[-1], f"loss {means['loss']:.3f}, {rate:,.0f} tokens/s")
         self.pending, self.since = [], now
 
 
 def training_checkpoint(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint of a stage in training holds; the random key follows from the configuration."""
+    """What a checkpoint of a stage in training holds; the random key follows from the configuration, and
+    the place in the data from the step.
+    """
     return {name: value for name, value in state._asdict().items() if name != "rng"}
 
 
 def train(
     stage: str,
     state: TrainState,
-    step: TrainStep,
-    batches: TrainBatches,
+    step: jax.stages.Wrapped,
+    batches: Iterator[dict[str, Any]],
     steps: int,
     settings: TrainingSettings,
     *,
@@ -84,28 +93,30 @@ def train(
       NotFiniteError: a loss is not finite; checkpoints hold only states before it.
     """
     done = int(state.step)
-
-    def save() -> None:
-        recorder.flush()
-        info = {"phase": TRAINING, "data": batches.state()}
-        checkpoints.save(done, training_checkpoint(state), info)
-
-    with console.progress(stage, steps, done) as line, interruption.deferred():
+    if done == steps:
+        return state
+    sharded = (sharding.shard_batch(Batch(**rows)) for rows in batches)
+    with console.progress(stage, steps, done) as line:
+        line.update(done, "compiling")
+        first = next(sharded)
+        compiled = step.lower(state, first).compile()
+        line.update(done, "")
         recorder = Recorder(stage, writer, line, tokens_per_step)
-        while done < steps:
-            rows: dict[str, Any] = next(batches)
-            state, metrics = step(state, sharding.shard_batch(Batch(**rows)))
-            done += 1
-            recorder.add(done, metrics)
-            if done % settings.log_every == 0:
-                recorder.flush()
-            if done % settings.checkpoint_every == 0 or done == steps or interruption.requested:
-                save()
-            if interruption.requested:
-                checkpoints.wait()
-                console.log(
-                    f"{stage}: stopped at step {done} of {steps} and saved; "
-                    "the same command goes on from here"
-                )
-                raise Interrupted
+        with interruption.deferred():
+            for batch in itertools.islice(itertools.chain([first], sharded), steps - done):
+                state, metrics = compiled(state, batch)
+                done += 1
+                recorder.add(done, metrics)
+                stop = interruption.requested is not None
+                save = stop or done == steps or done % settings.checkpoint_every == 0
+                if save or done % settings.log_every == 0:
+                    recorder.flush()
+                if save:
+                    checkpoints.save(done, training_checkpoint(state), {"phase": TRAINING})
+                if stop:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"{stage}: stopped at step {done} of {steps} and saved; "
+                        "the same command goes on from here"
+                    )
     return state

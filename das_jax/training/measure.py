@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from das_jax.config.schema import Config
 from das_jax.continual import importance, importance_map
 from das_jax.continual.das import DASSettings
 from das_jax.continual.importance import ImportanceSettings, RawImportance
 from das_jax.errors import UserError
+from das_jax.files import check_writable
 from das_jax.model.units import Units
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
@@ -28,7 +30,7 @@ class Measured:
     Attributes:
       raw: before normalisation, with standard errors and halves.
       importance: normalised, [L, U] per kind.
-      correlations: of the two halves of the sample, per kind.
+      correlations: of the two halves of the sample, per kind; none if there are no halves.
       warning: if the map is mostly noise.
     """
 
@@ -53,6 +55,7 @@ def measure(
     Raises:
       UserError: no such corpus, or anything else that needs mending.
     """
+    _check_output(output)
     settings = importance_settings(config)
     named = {domain.name: domain.source for domain in config.domains}
     if config.general is not None:
@@ -79,28 +82,36 @@ def measure(
     params = workspace.sharding.replicate(workspace.checkpoint.params)
     method = workspace.method(config.method)
     raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
-    return _finish(workspace, settings, raw, output)
+    return Measured(raw, _save(workspace, settings, raw, output), *importance.self_test(raw))
 
 
 def convert_published(config: Config, console: Console, directory: Path, output: Path) -> Measured:
-    """Makes a map file of the three arrays of the published code; they have no standard errors and no
-    halves.
+    """Makes a map file of the three arrays of the published code.
+
+    They come without standard errors and halves, which are NaN in the file, so there is no self-test.
     """
+    _check_output(output)
     settings = importance_settings(config)
     workspace = open_workspace(config, console)
     mean = importance_map.load_published(directory, workspace.checkpoint.architecture)
-    zeros = Units(*(value * 0 for value in mean))
-    halves = Units(*(value[None].repeat(2, axis=0) for value in mean))
-    return _finish(workspace, settings, RawImportance(mean, zeros, halves, examples=0), output)
+    unknown = Units(*(jnp.full_like(value, jnp.nan) for value in mean))
+    halves = Units(*(jnp.stack([value, value]) for value in unknown))
+    raw = RawImportance(mean, unknown, halves, examples=0)
+    return Measured(raw, _save(workspace, settings, raw, output), {}, None)
 
 
-def _finish(
+def _check_output(output: Path) -> None:
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output is {output}; give it the ending .safetensors")
+    check_writable(output)
+
+
+def _save(
     workspace: Workspace, settings: ImportanceSettings, raw: RawImportance, output: Path
-) -> Measured:
+) -> Units:
     normalised = importance.normalise(raw.mean, settings.normalization)
     importance_map.save(output, workspace.checkpoint.architecture, raw, normalised, normalised)
-    correlations, warning = importance.self_test(raw)
-    return Measured(raw, normalised, correlations, warning)
+    return normalised
 
 
 def importance_settings(config: Config) -> ImportanceSettings:

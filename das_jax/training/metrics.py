@@ -3,6 +3,8 @@
 import json
 import math
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tensorboardX import SummaryWriter
 
@@ -25,6 +27,19 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self._file is None or self._board is None:
             return
@@ -32,11 +47,6 @@ class MetricsWriter:
         self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
 
 
 def read_lines(path: Path) -> list[str]:
@@ -48,17 +58,15 @@ def read_lines(path: Path) -> list[str]:
 
 
 class NotFiniteError(UserError):
-    """A loss part or the gradient became infinite or NaN."""
+    """A loss part, a gradient or a parameter became infinite or NaN."""
 
 
 def check_finite(step: int, metrics: dict[str, float], stage: str) -> None:
-    """Raises NotFiniteError with the part that is to blame: a part of the loss before the loss, the
-    loss before the gradient.
-    """
-    summaries = ("loss", "gradient_norm")
+    """Raises NotFiniteError with the part that is to blame: what a step computes first comes first."""
+    summaries = ("loss", "gradient_norm", "parameter_norm")
     for name in (*(name for name in metrics if name not in summaries), *summaries):
         if not math.isfinite(metrics[name]):
             raise NotFiniteError(
-                f"{name} became {metrics[name]} at step {step} of {stage}; "
-                "the run stopped and its last good checkpoint is kept; lower training.learning_rate and start a new output_dir"
+                f"{name} became {metrics[name]} at step {step} of {stage}; the run stopped and keeps "
+                "its last good checkpoint; lower training.learning_rate and give a new --output_dir"
             )

@@ -1,5 +1,6 @@
 """AdamW between the method's two pieces, and the learning rate of a domain."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from das_jax.config.schema import TrainingSettings
 from das_jax.continual.method import Transforms, UpdateTrace
 from das_jax.model.masked_lm import Params
 
@@ -80,3 +82,14 @@ def warmup_linear_decay(peak: float, steps: int, warmup: float) -> optax.Schedul
         return peak * jnp.where(step < rising, up, jnp.clip(down, 0, 1))
 
     return schedule
+
+
+@functools.lru_cache(maxsize=16)
+def domain_optimizer(settings: TrainingSettings, steps: int) -> Optimizer:
+    """The optimizer of a domain of that many steps; the same object for equal arguments, as programs
+    are kept by it.
+    """
+    return Optimizer(
+        adamw(settings.b1, settings.b2, settings.eps, settings.weight_decay),
+        warmup_linear_decay(settings.learning_rate, steps, settings.warmup),
+    )

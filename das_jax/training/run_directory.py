@@ -1,9 +1,10 @@
 """The directory of a run: what it holds, where, and whether it belongs to this configuration."""
 
 import json
-import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,51 +12,101 @@ from typing import Any
 import flax
 import jax
 import optax
+from filelock import FileLock, Timeout
 
 import das_jax
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.config.show import difference, to_yaml
 from das_jax.errors import UserError
-from das_jax.files import write_json, write_text
+from das_jax.files import sweep, write_json, write_text
 
 Scores = dict[str, dict[str, float]]
-"""Held-out loss, nats per masked token: {row (`base` or a stage): {corpus: loss}}, rows in the order
+"""Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
 of learning."""
 
 WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "mesh.")
 """Settings that say where a run happens; a run may be moved, its result does not depend on them."""
 
 
+LOCK = ".lock"
+
+
 @dataclass(frozen=True)
 class RunDirectory:
-    """runs/NAME: config.yaml, base/, a directory per stage, scores.json, report/."""
+    """runs/NAME: config.yaml, inputs.json, base/, a directory per stage, scores.json, report/."""
 
     path: Path
 
-    def claim(self, config: Config) -> None:
-        """Makes the directory this configuration's, or checks that it is.
+    @contextmanager
+    def claimed(self, config: Config) -> Iterator[None]:
+        """Keeps the directory for this process and this configuration; the first host answers for all.
 
         Raises:
-          UserError: it cannot be written, is another configuration's, or holds other files.
+          UserError: it cannot be written, another process works in it, it is another configuration's,
+            or it holds other files.
         """
+        if jax.process_index() != 0:
+            yield
+            return
+        with self._locked():
+            sweep(self.path)
+            if self._config.exists():
+                self._check_same(config)
+            elif any(path.name != LOCK for path in self.path.iterdir()):
+                raise UserError(
+                    f"output_dir {self.path} holds other files and is no run; "
+                    "give an empty or a new one"
+                )
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK):
-                raise PermissionError(13, "permission denied")
+            lock.acquire()  # The operating system frees it when its holder dies.
+        except Timeout as error:
+            raise UserError(
+                f"another process is at work in output_dir {self.path}; wait for its end or stop it, "
+                "or give another with --output_dir=DIR"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"output_dir {self.path} cannot be written ({error.strerror}); "
                 "give another with --output_dir=DIR"
             ) from error
-        if self._config.exists():
-            self._check_same(config)
-        elif any(self.path.iterdir()):
-            raise UserError(
-                f"output_dir {self.path} holds other files and is no run; give an empty or a new one"
-            )
-        else:
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, config: Config, inputs: dict[str, str]) -> None:
+        """Writes down what the run is of, once all is known to be good; checks it when the run goes on.
+
+        Until then nothing is written, so a configuration with a mistake can be mended and started again.
+
+        Args:
+          config: the configuration.
+          inputs: a hash of all that the configuration only names: the model and the texts.
+
+        Raises:
+          UserError: an input is not what it was when the run was begun.
+        """
+        if jax.process_index() != 0:
+            return
+        if not self._config.exists():
             write_text(self._config, _versions() + to_yaml(config))
+        path = self.path / "inputs.json"
+        if not path.exists():
+            write_json(path, inputs)
+        before = json.loads(path.read_text())
+        changed = [name for name in inputs if before.get(name) != inputs[name]]
+        if changed:
+            raise UserError(
+                f"{', '.join(changed)} changed after {self.path} was begun; "
+                "put it back as it was, or give a new --output_dir"
+            )
 
     def _check_same(self, config: Config) -> None:
         changes = [

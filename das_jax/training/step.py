@@ -76,6 +76,7 @@ def make_train_step(
             **parts,
             "learning_rate": optimizer.schedule(state.step),
             "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
             **method.observe(state.memory, trace),
         }
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -83,7 +84,9 @@ def make_train_step(
     return train_step
 
 
-def compile_train_step(method: Method, optimizer: Optimizer, sharding: Sharding) -> TrainStep:
+def compile_train_step(
+    method: Method, optimizer: Optimizer, sharding: Sharding
+) -> jax.stages.Wrapped:
     """The step, jitted over the mesh; the old state's memory is reused for the new one."""
     step = make_train_step(method, optimizer, sharding)
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated)
@@ -91,7 +94,7 @@ def compile_train_step(method: Method, optimizer: Optimizer, sharding: Sharding)
 
 def compile_sums(
     function: Callable[[Params, Batch, jax.Array], Any], sharding: Sharding
-) -> Callable[[Params, Batch, jax.Array], Any]:
+) -> jax.stages.Wrapped:
     """The jitted sum over the devices of `function(params, batch, rng)`, each on its own rows."""
     everywhere, by_example = PartitionSpec(), PartitionSpec(sharding.batch)
 

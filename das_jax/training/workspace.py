@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: devices, model, tokenizer, corpora."""
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
-from das_jax.config.schema import Config
+from das_jax.config.schema import Config, CorpusSettings, GeneralSettings
 from das_jax.continual.method import Method
 from das_jax.continual.registry import MethodSettings, method_class
 from das_jax.data import corpus, demo
@@ -74,6 +75,20 @@ class Workspace:
                 source, self.tokenizer, data.length, data.heldout, self.cache_dir, progress=count
             )
 
+    def corpora(self) -> dict[str, Corpus]:
+        """Every corpus of the configuration by name, general text first."""
+        named: list[CorpusSettings | GeneralSettings] = list(self.config.domains)
+        if self.config.general is not None:
+            named.insert(0, self.config.general)
+        return {settings.name: self.corpus(settings.name, settings.source) for settings in named}
+
+    def model_hash(self) -> str:
+        """SHA-256 of the checkpoint's shapes and weights."""
+        total = hashlib.sha256(self.checkpoint.architecture.identity().encode())
+        for array in jax.tree.leaves(self.checkpoint.params):
+            total.update(array.tobytes())
+        return total.hexdigest()
+
 
 def cache_dir(config: Config) -> Path:
     """Where demo assets, prepared corpora and compiled programs live."""
@@ -98,7 +113,8 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     check_length(config, checkpoint)
     if tokenizer.mask_token_id is None:
         raise UserError(
-            f"the tokenizer of {config.model.path} has no mask token: it is no masked language model"
+            f"the tokenizer of {config.model.path} has no mask token, so the model is no masked "
+            "language model; use another"
         )
     return Workspace(config, console, sharding, checkpoint, tokenizer)
 

@@ -85,6 +85,10 @@ def test_the_proxy_is_not_zero_and_needs_dropout(method: DAS, params: Params, ba
     assert (with_dropout > 1e-3).all()
     arch = replace(method.model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
     without = replace(method, model=replace(method.model, architecture=arch))
+    sums = jax.jit(GateGradientSums(without, importance.hidden_proxy_losses))(params, batch, rng)
+    _, warning = importance.self_test(importance.raw_importance(sums))
+    assert warning is not None
+    assert "rounding noise" in warning
     assert np.abs(importance.hidden_proxy_losses(without, params, batch, rng, gates)).max() < 1e-6
 
 
@@ -167,3 +171,11 @@ def test_the_self_test_tells_a_map_from_noise() -> None:
     assert warning is not None
     assert "heads" in warning
     assert "method.importance.examples" in warning
+
+
+def test_two_heads_are_too_few_to_be_called_noise() -> None:
+    halves = np.array([[[1.0, 2.0]], [[2.0, 1.0]]])
+    raw = importance.RawImportance(units_of(halves[0]), units_of(halves[0]), units_of(halves), 10)
+    correlations, warning = importance.self_test(raw)
+    assert correlations["heads"] == -1
+    assert warning is None

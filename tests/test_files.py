@@ -1,4 +1,4 @@
-"""A directory is complete or absent."""
+"""Files and directories are complete or absent."""
 
 import multiprocessing
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from das_jax.data.atomic import built_once
 from das_jax.errors import UserError
+from das_jax.files import built_once
 
 
 def build(directory: Path, content: str = "whole") -> bool:
@@ -56,7 +56,7 @@ def test_what_a_killed_process_left_is_thrown_away(tmp_path: Path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from das_jax.data.atomic import built_once
+from das_jax.files import built_once
 with built_once(Path(sys.argv[1])) as unfinished:
     (unfinished / "stale").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

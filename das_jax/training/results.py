@@ -1,0 +1,105 @@
+"""What a run leaves for people: HuggingFace checkpoints, held-out losses, the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from das_jax.data.batches import sequential_batches
+from das_jax.data.corpus import Corpus
+from das_jax.evaluation.heldout import SEED, HeldoutSums
+from das_jax.evaluation.report import write_report
+from das_jax.files import replacing
+from das_jax.model import huggingface, huggingface_config
+from das_jax.model.masked_lm import Params
+from das_jax.training.accumulate import accumulate
+from das_jax.training.run_directory import RunDirectory
+from das_jax.training.workspace import Workspace
+
+BASE = "base model"
+"""The row of the scores before anything was learned; no corpus can have that name."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Measures and writes; what is there already is written again, the same."""
+
+    workspace: Workspace
+    directory: RunDirectory
+    corpora: dict[str, Corpus]
+
+    def write_base(self, params: Params) -> None:
+        """The base model's scores, configuration and tokenizer: an export later needs nothing outside
+        the run.
+        """
+        if jax.process_index() == 0:
+            with replacing(self.directory.base) as temporary:
+                temporary.mkdir()
+                huggingface_config.write_config(temporary, self.workspace.checkpoint.config)
+                self.workspace.tokenizer.save_pretrained(temporary)
+        self._write_scores(BASE, params)
+
+    def write_stage(self, name: str, stage: Path, stages: list[Path], params: Params) -> None:
+        """A stage's HuggingFace checkpoint, its row of the scores, and the report.
+
+        Args:
+          name: of the stage's corpus.
+          stage: its directory.
+          stages: the directories of all stages, for the report.
+          params: as the stage left them.
+        """
+        if jax.process_index() == 0:
+            checkpoint = self.workspace.checkpoint
+            huggingface.export(
+                stage / "huggingface",
+                jax.device_get(params),
+                checkpoint.config,
+                checkpoint.architecture,
+                self.workspace.tokenizer,
+            )
+        self._write_scores(name, params)
+        if jax.process_index() == 0:
+            title = str(self.directory.path)
+            write_report(self.directory.report, title, self.directory.scores(), stages)
+
+    def summary(self, name: str) -> str:
+        """The held-out losses before and after a stage."""
+        scores = self.directory.scores()
+        before = list(scores)[list(scores).index(name) - 1]
+        changes = ", ".join(
+            f"{corpus} {scores[before][corpus]:.3f} -> {loss:.3f}"
+            for corpus, loss in scores[name].items()
+        )
+        return f"{name}: learned; held-out loss {changes}"
+
+    def _write_scores(self, row: str, params: Params) -> None:
+        losses = self._heldout_losses(params)
+        if jax.process_index() == 0:
+            self.directory.write_scores({**self.directory.scores(), row: losses})
+
+    def _heldout_losses(self, params: Params) -> dict[str, float]:
+        """Nats per masked token of every corpus."""
+        workspace = self.workspace
+        settings, sharding = workspace.config.evaluation, workspace.sharding
+        function = HeldoutSums(workspace.model, workspace.masking)
+        examples = {
+            name: min(settings.examples, len(corpus.heldout))
+            for name, corpus in self.corpora.items()
+        }
+        batch_size = min(settings.batch_size, sharding.round_up(max(examples.values())))
+        total = sum(-(-count // batch_size) for count in examples.values())
+        losses = {}
+        with workspace.console.progress("held-out loss", total, transient=True) as line:
+            for name, corpus in self.corpora.items():
+                batches = sequential_batches(
+                    corpus.heldout,
+                    examples=examples[name],
+                    batch_size=batch_size,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                )
+                nats, tokens = accumulate(
+                    function, params, jax.random.key(SEED), line.counting(batches), sharding
+                )
+                losses[name] = float(nats / tokens)
+        return losses

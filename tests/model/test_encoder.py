@@ -1,0 +1,128 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from das_jax.data.batch import Batch
+from das_jax.model.dropout import dropout
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import Units, full_units
+
+
+def gradients(model: MaskedLM, params: Params, batch: Batch, gates: Units | None = None) -> Params:
+    """Of something that every parameter of the encoder moves, dropout on."""
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Params) -> jax.Array:
+        keys = batch.example_keys(jax.random.key(0))
+        hidden = model.encode(params, batch.tokens, model.mask(batch.tokens), gates, keys)
+        return jnp.sum(hidden * jnp.cos(jnp.arange(hidden.size).reshape(hidden.shape)))
+
+    return gradient(params)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing_but_memory(
+    remat: str, model: MaskedLM, params: Params, batch: Batch
+) -> None:
+    expected = gradients(model, params, batch)
+    actual = gradients(replace(model, remat=remat), params, batch)
+    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-6 * largest)
+
+
+def test_gates_of_one_change_nothing_and_absent_gates_cost_nothing(
+    model: MaskedLM, params: Params, batch: Batch
+) -> None:
+    mask = model.mask(batch.tokens)
+
+    def encode(params: Params, gates: Units | None) -> jax.Array:
+        return model.encode(params, batch.tokens, mask, gates)
+
+    ones = full_units(model.architecture, 1.0)
+    np.testing.assert_allclose(
+        jax.jit(encode)(params, ones), jax.jit(encode)(params, None), atol=1e-6
+    )
+
+    def multiplications(gates: Units | None) -> int:
+        return str(jax.make_jaxpr(encode)(params, gates)).count(" mul ")
+
+    # One multiplication for heads, intermediate and output neurons, in the body of the scan.
+    assert multiplications(ones) - multiplications(None) == 3
+
+
+def test_a_gate_of_zero_removes_its_unit_for_its_example_only(
+    model: MaskedLM, params: Params, batch: Batch
+) -> None:
+    mask = model.mask(batch.tokens)
+    encode = jax.jit(lambda gates: model.encode(params, batch.tokens, mask, gates))
+    rows = batch.tokens.shape[0]
+    gates = full_units(model.architecture, 1.0, (rows,))
+    plain = encode(gates)
+    for kind in Units._fields:
+        closed = gates._replace(**{kind: getattr(gates, kind).at[2, 1, 3].set(0.0)})
+        changed = np.abs(encode(closed) - plain).max(axis=(1, 2)) > 1e-4
+        np.testing.assert_array_equal(changed, np.arange(rows) == 2)
+    # A head without output is a head whose rows of the output projection are zero.
+    closed = gates._replace(heads=gates.heads.at[:, 1, 3].set(0.0))
+    kernel = params["layers"]["attention"]["output"]["kernel"].at[1, 3].set(0.0)
+    without = jax.tree.map(lambda x: x, params)
+    without["layers"]["attention"]["output"]["kernel"] = kernel
+    np.testing.assert_allclose(encode(closed), model.encode(without, batch.tokens, mask), atol=1e-5)
+
+
+def test_padding_changes_no_real_token(model: MaskedLM, params: Params, batch: Batch) -> None:
+    encode = jax.jit(lambda tokens: model.encode(params, tokens, model.mask(tokens)))
+    long = jnp.pad(batch.tokens, ((0, 0), (0, 2)), constant_values=model.architecture.pad_token_id)
+    real = np.asarray(model.mask(batch.tokens))
+    np.testing.assert_allclose(encode(long)[:, :-2][real], encode(batch.tokens)[real], atol=1e-5)
+
+
+def test_logits_at_some_positions_are_those_of_all(
+    model: MaskedLM, params: Params, batch: Batch
+) -> None:
+    hidden = model.encode(params, batch.tokens, model.mask(batch.tokens))
+    positions = jnp.tile(jnp.array([3, 0, 7]), (8, 1))
+    some, everywhere = model.logits(params, hidden, positions), model.logits(params, hidden)
+    np.testing.assert_allclose(some, everywhere[:, [3, 0, 7]], atol=1e-6)
+
+
+def test_bfloat16_products_stay_near_float32_and_losses_are_float32(
+    model: MaskedLM, params: Params, batch: Batch
+) -> None:
+    low = replace(model, dtype=jnp.bfloat16)
+    mask = model.mask(batch.tokens)
+    hidden = low.encode(params, batch.tokens, mask)
+    assert hidden.dtype == jnp.bfloat16
+    logits = low.logits(params, hidden)
+    assert logits.dtype == jnp.float32
+    expected = model.logits(params, model.encode(params, batch.tokens, mask))
+    real = np.asarray(mask)
+    difference = np.abs(logits - expected)[real].max() / np.abs(expected)[real].max()
+    assert 1e-5 < difference < 0.05
+
+
+def test_dropout_has_its_rate_and_keeps_the_mean() -> None:
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = jnp.ones((64, 33, 50))
+    for rate in (0.1, 0.5):
+        dropped = dropout(x, rate, keys, site=0)
+        zeros = np.asarray(dropped == 0).mean(axis=(1, 2))
+        np.testing.assert_allclose(zeros.mean(), rate, atol=0.005)
+        assert np.abs(zeros - rate).max() < 0.06
+        np.testing.assert_allclose(dropped.mean(), 1, atol=0.01)
+
+
+def test_dropout_bits_are_the_examples_own() -> None:
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = jnp.ones((8, 40, 7))
+    whole = dropout(x, 0.3, keys, site=0)
+    np.testing.assert_array_equal(dropout(x[5:], 0.3, keys[5:], site=0), whole[5:])
+    for other in (dropout(x, 0.3, keys, site=1), whole[::-1], whole[:, ::-1], whole[:, 20:]):
+        same = np.asarray((other == 0) == (whole[:, : other.shape[1]] == 0)).mean()
+        assert abs(same - (0.7**2 + 0.3**2)) < 0.04
+    assert dropout(x, 0.3, None, site=0) is x
