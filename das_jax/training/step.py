@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from das_jax.continual.method import Memory, Method, Metrics
 from das_jax.data.batch import Batch
 from das_jax.model.masked_lm import Params
+from das_jax.objectives.collectives import per_shard
 from das_jax.training.optimizer import Optimizer, OptimizerState
 from das_jax.training.sharding import Sharding
 
@@ -49,13 +50,18 @@ def make_train_step(
 ) -> TrainStep:
     """The pure step. With a sharding, loss and gradients run under `shard_map`, each device on its own rows.
 
-    Gradients of replicated parameters are summed over the devices by `shard_map` itself.
+    The gradients of replicated parameters are summed over the devices by `shard_map` itself, once.
     """
 
     def loss_and_gradients(
         params: Params, memory: Memory, batch: Batch, rng: jax.Array
     ) -> tuple[tuple[jax.Array, Metrics], Params]:
-        return jax.value_and_grad(method.loss, has_aux=True)(params, memory, batch, rng)
+        def loss(params: Params) -> tuple[jax.Array, Metrics]:
+            # One copy for all passes: without it every pass would sum its own gradients over the devices.
+            own = jax.tree.map(lambda p: per_shard(p, method.axis_name), params)
+            return method.loss(own, memory, batch, rng)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     if sharding is not None:
         everywhere, by_example = PartitionSpec(), PartitionSpec(sharding.batch)

@@ -177,5 +177,5 @@ def test_two_heads_are_too_few_to_be_called_noise() -> None:
     halves = np.array([[[1.0, 2.0]], [[2.0, 1.0]]])
     raw = importance.RawImportance(units_of(halves[0]), units_of(halves[0]), units_of(halves), 10)
     correlations, warning = importance.self_test(raw)
-    assert correlations["heads"] == -1
+    assert correlations["heads"] < -0.99
     assert warning is None

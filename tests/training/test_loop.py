@@ -1,0 +1,186 @@
+"""The loop over steps, with a step that costs nothing."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from das_jax.config.schema import TrainingSettings
+from das_jax.data.batch import Batch
+from das_jax.training.checkpoint import Checkpoints
+from das_jax.training.console import Console
+from das_jax.training.interruption import Interrupted, Interruption
+from das_jax.training.loop import train, training_checkpoint
+from das_jax.training.metrics import MetricsWriter, NotFiniteError
+from das_jax.training.sharding import make_sharding
+from das_jax.training.step import TrainState
+
+SETTINGS = TrainingSettings(log_every=3, checkpoint_every=2)
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def first_state() -> TrainState:
+    params = {"w": jnp.zeros(3)}
+    return make_sharding(1).replicate(
+        TrainState(jnp.int32(0), params, (), (), jax.random.key(0))  # type: ignore[arg-type]
+    )
+
+
+def add_the_index(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    """A step whose parameters tell which batches it saw."""
+    index = batch.index[0].astype(jnp.float32)
+    params = {"w": state.params["w"] * 2 + index}
+    metrics = {
+        "loss": index,
+        "contrastive": index,
+        "gradient_norm": jnp.float32(1),
+        "parameter_norm": jnp.linalg.norm(params["w"]),
+    }
+    return state._replace(step=state.step + 1, params=params), metrics
+
+
+def batches(start: int = 0) -> Iterator[dict[str, Any]]:
+    while True:
+        yield {
+            "tokens": np.zeros((2, 4), np.int32),
+            "index": np.full(2, start, np.uint32),
+            "weight": np.ones(2, np.float32),
+        }
+        start += 1
+
+
+def run(
+    directory: Path,
+    state: TrainState,
+    steps: int = 7,
+    step: Step = add_the_index,
+    interruption: Interruption | None = None,
+    rows: Iterator[dict[str, Any]] | None = None,
+) -> TrainState:
+    sharding, done = make_sharding(1), int(state.step)
+    with (
+        Checkpoints(directory / "checkpoints", sharding, print) as checkpoints,
+        MetricsWriter(directory, resume_step=done) as writer,
+    ):
+        return train(
+            "papers",
+            state,
+            jax.jit(step, donate_argnums=0),
+            rows or batches(done),
+            steps,
+            SETTINGS,
+            tokens_per_step=8,
+            sharding=sharding,
+            checkpoints=checkpoints,
+            writer=writer,
+            console=Console(),
+            interruption=interruption or Interruption(),
+        )
+
+
+def restored(directory: Path) -> tuple[int, Any]:
+    shapes = jax.eval_shape(lambda: training_checkpoint(first_state()))
+    with Checkpoints(directory / "checkpoints", make_sharding(1), print) as checkpoints:
+        found = checkpoints.restore_latest(lambda info: shapes)
+    assert found is not None
+    return found.step, found.state
+
+
+def metrics(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_steps_metrics_and_checkpoints(tmp_path: Path) -> None:
+    state = run(tmp_path, first_state())
+    assert int(state.step) == 7
+    np.testing.assert_array_equal(state.params["w"], np.full(3, 120.0))  # sum of k 2^(6 - k)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 7]
+    assert [row["loss"] for row in rows] == [0.5, 2, 3, 4.5, 6], "the mean since the row before"
+    assert all(row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(8) for row in rows)
+    step, last = restored(tmp_path)
+    assert step == int(last["step"]) == 7
+    np.testing.assert_array_equal(last["params"]["w"], state.params["w"])
+
+
+def test_a_finished_domain_takes_no_step(tmp_path: Path) -> None:
+    state = first_state()._replace(step=jnp.int32(7))
+    assert run(tmp_path, state, rows=iter(())) is state
+
+
+def blowing_up(part: str, at: int) -> Step:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        new, values = add_the_index(state, batch)
+        bad = jnp.where(new.step >= at, jnp.nan, 0)
+        return new, {**values, part: values[part] + bad, "loss": values["loss"] + bad}
+
+    return step
+
+
+@pytest.mark.parametrize(("at", "good"), [(5, 4), (4, 2), (3, 2)])
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(
+    tmp_path: Path, at: int, good: int
+) -> None:
+    with pytest.raises(NotFiniteError, match=f"contrastive became nan at step {at} of papers"):
+        run(tmp_path, first_state(), step=blowing_up("contrastive", at))
+    step, state = restored(tmp_path)
+    assert step == good
+    assert np.isfinite(state["params"]["w"]).all()
+    assert all(math.isfinite(value) for row in metrics(tmp_path) for value in row.values())
+
+
+def test_parameters_that_overflow_after_a_finite_loss_are_not_saved(tmp_path: Path) -> None:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        new, values = add_the_index(state, batch)
+        params = jax.tree.map(lambda w: jnp.where(new.step == 4, jnp.inf, w), new.params)
+        return new._replace(params=params), {**values, "parameter_norm": jnp.sum(params["w"])}
+
+    with pytest.raises(NotFiniteError, match="parameter_norm became inf at step 4"):
+        run(tmp_path, first_state(), step=step)
+    assert restored(tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_steps_saves(tmp_path: Path, number: int) -> None:
+    interruption = Interruption()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for k, row in enumerate(batches()):
+            if k == 4:
+                os.kill(os.getpid(), number)
+            yield row
+
+    with interruption.watched():
+        with pytest.raises(Interrupted, match="stopped at step 5 of 7 and saved"):
+            run(tmp_path, first_state(), interruption=interruption, rows=rows())
+        assert interruption.requested == number
+    step, state = restored(tmp_path)
+    assert step == 5
+    again = run(
+        tmp_path, TrainState(**make_sharding(1).replicate(state), rng=jax.random.key(0))
+    )
+    uninterrupted = run(tmp_path / "other", first_state())
+    np.testing.assert_array_equal(again.params["w"], uninterrupted.params["w"])
+    assert [row["step"] for row in metrics(tmp_path)] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_signal_that_nobody_looked_at_takes_effect_at_the_end() -> None:
+    interruption = Interruption()
+    old = signal.getsignal(signal.SIGTERM)
+    with interruption.watched():
+        reached = False
+        with pytest.raises(Interrupted), interruption.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached = True
+        assert reached
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is old

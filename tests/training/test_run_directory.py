@@ -1,0 +1,167 @@
+"""Whose a run directory is."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from das_jax.config.load import load_config
+from das_jax.config.schema import Config
+from das_jax.errors import UserError
+from das_jax.training.run_directory import RunDirectory
+from tests.training.conftest import Project
+
+INPUTS = {"the text of papers": "a", "the model tiny": "b"}
+
+
+@pytest.fixture
+def config(project: Project) -> Config:
+    return load_config(project.config).config
+
+
+def begun(path: Path, config: Config) -> RunDirectory:
+    directory = RunDirectory(path)
+    with directory.claimed(config):
+        directory.begin(config, INPUTS)
+    return directory
+
+
+def test_it_is_written_down_and_claimed_again(tmp_path: Path, config: Config) -> None:
+    directory = begun(tmp_path / "runs" / "a", config)
+    text = (directory.path / "config.yaml").read_text()
+    assert text.startswith("# das_jax: ")
+    assert "# jax: " in text
+    assert directory.config() == config
+    with directory.claimed(config):
+        directory.begin(config, INPUTS)
+    assert (directory.path / "config.yaml").read_text() == text
+
+
+def test_until_it_has_begun_the_configuration_may_be_mended(tmp_path: Path, config: Config) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(RuntimeError), directory.claimed(config):
+        raise RuntimeError("no such corpus, say")
+    begun(tmp_path / "run", dataclasses.replace(config, seed=5))
+
+
+def test_another_configuration_is_refused_with_every_difference(
+    tmp_path: Path, config: Config
+) -> None:
+    directory = begun(tmp_path, config)
+    training = dataclasses.replace(config.training, steps=9)
+    other = dataclasses.replace(config, seed=1, training=training, domains=config.domains[:1])
+    with (
+        pytest.raises(
+            UserError,
+            match=r"config.yaml is of another configuration: seed was 0 and is now 1; "
+            r".*domains.1.name was 'reviews' and is now None; .*"
+            r"training.steps was 5 and is now 9;.*--output_dir",
+        ),
+        directory.claimed(other),
+    ):
+        pass
+
+
+def test_a_run_may_move_to_another_place_and_mesh(tmp_path: Path, config: Config) -> None:
+    begun(tmp_path / "a", config)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = dataclasses.replace(
+        config,
+        output_dir="elsewhere",
+        mesh=dataclasses.replace(config.mesh, data=2),
+        data=dataclasses.replace(config.data, cache_dir="/elsewhere"),
+    )
+    begun(tmp_path / "b", moved)
+
+
+@pytest.mark.parametrize("changed", list(INPUTS))
+def test_what_the_configuration_names_may_not_change(
+    tmp_path: Path, config: Config, changed: str
+) -> None:
+    directory = begun(tmp_path, config)
+    with pytest.raises(UserError, match=f"^{changed} changed after"), directory.claimed(config):
+        directory.begin(config, {**INPUTS, changed: "other"})
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".config.yaml.0a.tmp"], [".lock", ".a.b.tmp/c"]])
+def test_what_a_killed_start_left_is_no_hindrance(
+    tmp_path: Path, config: Config, left: list[str]
+) -> None:
+    for name in left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    begun(tmp_path, config)
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"config.yaml", "inputs.json"}
+
+
+def test_killed_between_its_two_files(tmp_path: Path, config: Config) -> None:
+    begun(tmp_path, config)
+    (tmp_path / "inputs.json").unlink()
+    begun(tmp_path, config)
+    assert (tmp_path / "inputs.json").exists()
+
+
+def test_other_files_are_not_touched(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with (
+        pytest.raises(UserError, match="holds other files and is no run; give an empty"),
+        RunDirectory(tmp_path).claimed(config),
+    ):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"output_dir .* cannot be written \(Not a directory\)"),
+        RunDirectory(tmp_path / "file" / "run").claimed(config),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_write_permission(tmp_path: Path, config: Config) -> None:
+    tmp_path.chmod(0o500)
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"),
+        RunDirectory(tmp_path).claimed(config),
+    ):
+        pass
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(
+    tmp_path: Path, config: Config
+) -> None:
+    script = """
+import sys
+from pathlib import Path
+from filelock import FileLock
+lock = FileLock(Path(sys.argv[1]) / ".lock")
+lock.acquire()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(UserError, match="another process is at work in output_dir"),
+            RunDirectory(tmp_path).claimed(config),
+        ):
+            pass
+        other.kill()
+    begun(tmp_path, config)
+
+
+def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run of das-jax: it has no config.yaml"):
+        RunDirectory(tmp_path).config()
