@@ -1,11 +1,12 @@
 """The command line: one verb per function."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from das_jax.errors import UserError
 from das_jax.training.interruption import Interrupted, Interruption
@@ -36,16 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruption.watched():
             options.verb(options)
     except UserError as error:
-        print(f"das-jax: {error}", file=sys.stderr)
+        _say(f"das-jax: {error}", sys.stderr)
         return 2
     except Interrupted as stopped:
-        print(stopped, flush=True)
+        _say(str(stopped), sys.stdout)
         return 130 if interruption.requested == signal.SIGINT else 0
     return 0
 
 
+def _say(sentence: str, stream: TextIO) -> None:
+    try:
+        print(sentence, file=stream, flush=True)
+    except BrokenPipeError:  # Ctrl-C ended the other end of the pipe too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="das-jax", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="das-jax", description=DESCRIPTION, allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(
@@ -119,6 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("target", type=Path, help="the directory to write")
     sub = add(
+        plan,
+        "Compiles a run for a TPU that need not be there: memory, FLOPs, and estimated times.",
+        "das-jax plan configs/das_roberta_base.yaml --topology v5e:2x4 --json plan.json",
+    )
+    sub.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    sub.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:2x4")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    sub = add(
         config,
         "Shows every setting, its value and where the value came from.",
         "das-jax config configs/quickstart.yaml --preset=paper",
@@ -184,18 +200,22 @@ def importance(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    from das_jax.training.console import Console
     from das_jax.training.export import export as run
 
-    run(options.source, options.target, Console(quiet=True))
+    run(options.source, options.target)
+
+
+def plan(options: argparse.Namespace) -> None:
+    from das_jax.planning.report import report
+
+    report(_load(options).config, options.topology, options.json)
 
 
 def config(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from das_jax.config.show import render, render_settings
+    from das_jax.training.console import screen
 
-    Console().print(render(_load(options)) if options.config else render_settings())
+    screen().print(render(_load(options)) if options.config else render_settings())
 
 
 if __name__ == "__main__":

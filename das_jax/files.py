@@ -110,20 +110,25 @@ def built_once(directory: Path) -> Iterator[Path | None]:
             yield None
             return
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        yield unfinished
-        unfinished.rename(directory)
-    except (OSError, RuntimeError) as error:
-        # ArrayRecord's writer has no error number, only the words.
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise UserError(
-            f"The disk of {directory.parent} is full: free some space or set data.cache_dir to "
-            "another disk."
-        ) from error
+        with explaining_full_disk(directory.parent, "set data.cache_dir to another disk"):
+            unfinished.mkdir()
+            yield unfinished
+            unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def explaining_full_disk(place: Path, remedy: str) -> Iterator[None]:
+    """Turns whatever a library says when the disk of `place` is full into a UserError with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        # ArrayRecord and Orbax have no error number, only the words.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise UserError(f"The disk of {place} is full: free some space or {remedy}.") from error
 
 
 def _unwritable(path: Path, error: Exception) -> UserError:

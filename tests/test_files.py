@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from das_jax.errors import UserError
-from das_jax.files import built_once
+from das_jax.files import (
+    built_once,
+    check_writable,
+    explaining_full_disk,
+    replacing,
+    sweep,
+    write_json,
+    write_text,
+)
 
 
 def build(directory: Path, content: str = "whole") -> bool:
@@ -56,7 +64,15 @@ def test_what_a_killed_process_left_is_thrown_away(tmp_path: Path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from das_jax.files import built_once
+from das_jax.files import (
+    built_once,
+    check_writable,
+    explaining_full_disk,
+    replacing,
+    sweep,
+    write_json,
+    write_text,
+)
 with built_once(Path(sys.argv[1])) as unfinished:
     (unfinished / "stale").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -100,3 +116,85 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
         built_once(tmp_path / "file" / "wanted"),
     ):
         pass
+
+
+def test_files_and_directories_are_replaced(tmp_path: Path) -> None:
+    file, directory = tmp_path / "deep" / "file", tmp_path / "directory"
+    for content in ("old", "new"):
+        write_text(file, content)
+        with replacing(directory) as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+            assert temporary.parent == tmp_path, "a rename must stay on one disk"
+            assert content == "old" or os.listdir(directory) == ["old"]
+    assert file.read_text() == "new"
+    assert os.listdir(directory) == ["new"]
+    assert entries(tmp_path) == {"deep", "directory"}
+    write_json(file, {"a": [1]})
+    assert file.read_text().endswith("}\n")
+    assert os.listdir(file.parent) == ["file"]
+
+
+def test_an_error_leaves_the_old(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+
+    def fail() -> None:
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (tmp_path / "file").read_text() == "old"
+    assert entries(tmp_path) == {"file"}
+
+
+def test_a_file_never_takes_the_place_of_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"work cannot be written \(Is a directory\)"):
+        write_text(tmp_path / "work", "text")
+    assert entries(tmp_path) == {"work"}
+    assert os.listdir(tmp_path / "work") == ["thesis.tex"]
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "deep" / "map.safetensors")
+    assert entries(tmp_path / "deep") == set()
+    with pytest.raises(UserError, match="deep is a directory; name a file in it"):
+        check_writable(tmp_path / "deep")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/map cannot be written"):
+        check_writable(tmp_path / "file" / "map")
+    with pytest.raises(UserError, match="file/map cannot be written"):
+        write_text(tmp_path / "file" / "map", "text")
+
+
+def test_sweep_takes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from das_jax.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.mkdir()
+    (temporary / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for name in ("run/huggingface", "run/deep/base"):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=False)
+    for name in ("mine.tmp", ".hidden", "deep/kept"):
+        (tmp_path / "run" / name).touch()
+    assert len(list((tmp_path / "run").rglob("half"))) == 2
+    sweep(tmp_path / "run")
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*")}
+    assert left == {"mine.tmp", ".hidden", "deep", "deep/kept"}
+
+
+def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"is full: free some space or buy one\.$"),
+        explaining_full_disk(tmp_path, "buy one"),
+    ):
+        raise ValueError("RESOURCE_EXHAUSTED: x: No space left on device [os_error_code='28']")
+    with pytest.raises(ValueError, match="else"), explaining_full_disk(tmp_path, "buy one"):
+        raise ValueError("something else")

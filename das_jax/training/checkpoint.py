@@ -47,7 +47,7 @@ class Checkpoints:
         log: Callable[[str], None],
         read_only: bool = False,
     ) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs.
         self.directory = directory.absolute()
         self.sharding = sharding
         self.log = log

@@ -19,6 +19,9 @@ from rich.progress import (
 
 T = TypeVar("T")
 
+PIPE_WIDTH = 240
+"""Columns of a table in a file or pipe, where nobody wants it wrapped."""
+
 PLAIN_INTERVAL = 30.0
 """Seconds between two plain progress lines."""
 
@@ -94,7 +97,7 @@ class Console:
 
     def __init__(self, quiet: bool = False) -> None:
         first_host = jax.process_index() == 0
-        self.rich = rich.console.Console(soft_wrap=True, highlight=False, quiet=not first_host)
+        self.rich = screen(quiet=not first_host)
         self.live = self.rich.is_terminal and not quiet and first_host
 
     def log(self, sentence: str) -> None:
@@ -131,6 +134,14 @@ class Console:
             yield line
         finally:
             line.stop()
+
+
+def screen(quiet: bool = False) -> rich.console.Console:
+    """Standard output; lines are never wrapped, and tables only as wide as a terminal if there is one."""
+    console = rich.console.Console(soft_wrap=True, highlight=False, quiet=quiet)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def _clock(seconds: float) -> str:

@@ -15,20 +15,22 @@ from das_jax.training.run_directory import RunDirectory
 from das_jax.training.sharding import make_sharding
 
 
-def export(source: Path, target: Path, console: Console) -> None:
+def export(source: Path, target: Path) -> None:
     """Writes the parameters of a checkpoint where `AutoModelForMaskedLM` and `AutoTokenizer` find them.
 
     Args:
       source: a run, one of its stages, or one of a stage's checkpoints (`.../checkpoints/STEP`); the
         newest whole checkpoint in it is meant.
       target: the directory to write; it must not exist.
-      console: says what was found.
 
     Raises:
       UserError: there is no whole checkpoint, or the target exists.
     """
     if target.exists():
         raise UserError(f"{target} exists already; give a new directory")
+    # The accelerator may be busy with the very run that is exported.
+    jax.config.update("jax_platforms", "cpu")
+    console = Console(quiet=True)
     stages, step = find_stages(source)
     base = RunDirectory(stages[0].parent).base
     architecture = huggingface_config.architecture_of(base)

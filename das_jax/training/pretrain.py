@@ -13,6 +13,7 @@ from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.continual.method import Method
 from das_jax.data.batches import train_batches
+from das_jax.files import explaining_full_disk
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
@@ -55,7 +56,8 @@ def pretrain(config: Config, console: Console, interruption: Interruption) -> Sc
         directory.begin(config, inputs)
         results = Results(workspace, directory, corpora)
         run = Run(workspace, directory, stages_of(config, corpora), results, interruption)
-        run.learn_all()
+        with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
+            run.learn_all()
         return directory.scores()
 
 

@@ -32,20 +32,23 @@ class Workspace:
     Attributes:
       config: the configuration.
       console: where a person watches.
-      sharding: the devices.
       checkpoint: the HuggingFace checkpoint that the run starts from.
       tokenizer: its tokenizer.
     """
 
     config: Config
     console: Console
-    sharding: Sharding
     checkpoint: huggingface.Checkpoint
     tokenizer: PreTrainedTokenizerFast
 
     @property
     def cache_dir(self) -> Path:
         return cache_dir(self.config)
+
+    @functools.cached_property
+    def sharding(self) -> Sharding:
+        """The devices; who only prepares text needs none."""
+        return make_sharding(self.config.mesh.data)
 
     @functools.cached_property
     def model(self) -> MaskedLM:
@@ -96,14 +99,12 @@ def cache_dir(config: Config) -> Path:
 
 
 def open_workspace(config: Config, console: Console) -> Workspace:
-    """Finds the devices, the model and its tokenizer, and checks that they fit each other and the
-    configuration.
+    """Finds the model and its tokenizer, and checks that they fit each other and the configuration.
 
     Raises:
       UserError: something cannot be found or does not fit.
     """
     jax.config.update("jax_compilation_cache_dir", str(cache_dir(config) / "compiled"))
-    sharding = make_sharding(config.mesh.data)
     directory = model_directory(config)
     checkpoint = huggingface.load(directory)
     for note in checkpoint.notes:
@@ -116,7 +117,7 @@ def open_workspace(config: Config, console: Console) -> Workspace:
             f"the tokenizer of {config.model.path} has no mask token, so the model is no masked "
             "language model; use another"
         )
-    return Workspace(config, console, sharding, checkpoint, tokenizer)
+    return Workspace(config, console, checkpoint, tokenizer)
 
 
 def model_directory(config: Config) -> Path:

@@ -1,85 +1,176 @@
-from dataclasses import replace
+"""Map files come back as they were, belong to one model, and are never executed."""
+
+import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from das_jax.continual import importance_map
 from das_jax.continual.importance import RawImportance
 from das_jax.errors import UserError
+from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.model.units import Units, unit_shapes
 
 
-def units(model: MaskedLM, seed: int, leading: tuple[int, ...] = ()) -> Units:
+def random_units(architecture: Architecture, seed: int, *leading: int) -> Units:
     generator = np.random.default_rng(seed)
-    shapes = unit_shapes(model.architecture).values()
-    return Units(*(generator.random((*leading, *s)).astype(np.float32) for s in shapes))
+    shapes = unit_shapes(architecture).values()
+    return Units(*(generator.random((*leading, *shape)).astype(np.float32) for shape in shapes))
 
 
 @pytest.fixture
-def saved(model: MaskedLM, tmp_path: Path) -> Path:
-    raw = RawImportance(units(model, 0), units(model, 1), units(model, 2, (2,)), examples=7)
-    path = tmp_path / "map.safetensors"
-    importance_map.save(path, model.architecture, raw, units(model, 3), units(model, 4))
+def architecture(model: MaskedLM) -> Architecture:
+    return model.architecture
+
+
+@pytest.fixture
+def stored(tmp_path: Path, architecture: Architecture) -> Path:
+    raw = RawImportance(
+        mean=random_units(architecture, 0),
+        standard_error=random_units(architecture, 1),
+        halves=random_units(architecture, 2, 2),
+        examples=24,
+    )
+    path = tmp_path / "acl.safetensors"
+    own, accumulated = random_units(architecture, 3), random_units(architecture, 4)
+    importance_map.save(path, architecture, raw, own, accumulated)
     return path
 
 
-def test_a_map_comes_back_as_it_was(model: MaskedLM, saved: Path) -> None:
-    loaded = importance_map.load(saved, model.architecture)
-    for group, seed in ((loaded.raw, 0), (loaded.own, 3), (loaded.importance, 4)):
-        for actual, expected in zip(group, units(model, seed), strict=True):
+def test_what_is_saved_comes_back(stored: Path, architecture: Architecture) -> None:
+    loaded = importance_map.load(str(stored), architecture)
+    for units, seed in ((loaded.raw, 0), (loaded.own, 3), (loaded.importance, 4)):
+        for actual, expected in zip(units, random_units(architecture, seed), strict=True):
             np.testing.assert_array_equal(actual, expected)
+    tensors = load_file(stored)
+    assert tensors["halves.heads"].shape == (2, 2, 4)
+    np.testing.assert_array_equal(
+        tensors["standard_error.output"], random_units(architecture, 1).output
+    )
+    with safe_open(stored, framework="numpy") as file:
+        assert file.metadata()["examples"] == "24"
 
 
-def test_the_map_of_another_model_is_refused(model: MaskedLM, saved: Path) -> None:
-    # The same shapes, but another model: its LayerNorms differ.
-    other = replace(model.architecture, layer_norm_eps=1e-12)
-    with pytest.raises(UserError, match="belongs to another model"):
-        importance_map.load(saved, other)
-
-
-def test_a_file_that_is_cut_short_absent_or_something_else_is_refused(
-    model: MaskedLM, saved: Path
+def test_views_of_device_arrays_are_saved_in_order(
+    tmp_path: Path, architecture: Architecture
 ) -> None:
-    cut = saved.with_name("cut.safetensors")
-    cut.write_bytes(saved.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"cut\.safetensors cannot be read"):
-        importance_map.load(cut, model.architecture)
-    with pytest.raises(UserError, match="does not exist"):
-        importance_map.load(saved.with_name("absent"), model.architecture)
-    weights = Path(__file__).parents[1] / "golden" / "bert" / "model" / "model.safetensors"
+    """Safetensors writes the memory of an array as it lies, whatever its strides."""
+    transposed = Units(*(jax.numpy.asarray(x).T.copy().T for x in random_units(architecture, 0)))
+    halves = random_units(architecture, 2, 2)
+    path = tmp_path / "map.safetensors"
+    raw = RawImportance(transposed, transposed, halves, 1)
+    importance_map.save(path, architecture, raw, transposed, transposed)
+    np.testing.assert_array_equal(
+        importance_map.load(path, architecture).importance.intermediate,
+        random_units(architecture, 0).intermediate,
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_heads": 2}, {"vocab_size": 65}, {"layer_norm_eps": 1e-12}]
+)
+def test_the_map_of_another_model(
+    stored: Path, architecture: Architecture, change: dict[str, float]
+) -> None:
+    other = dataclasses.replace(architecture, **change)
+    with pytest.raises(UserError, match=r"belongs to another model .* measure this model with"):
+        importance_map.load(stored, other)
+
+
+def test_a_map_that_is_not_there(tmp_path: Path, architecture: Architecture) -> None:
+    with pytest.raises(UserError, match="does not exist; make one with `das-jax importance`"):
+        importance_map.load(tmp_path / "acl.safetensors", architecture)
+
+
+@pytest.mark.parametrize("left", [0, 4, 500, -1])
+def test_a_map_that_was_cut_short(stored: Path, architecture: Architecture, left: int) -> None:
+    stored.write_bytes(stored.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"acl\.safetensors cannot be read \(.*measure it again"):
+        importance_map.load(stored, architecture)
+
+
+def test_safetensors_that_are_no_map(tmp_path: Path, architecture: Architecture) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": np.ones(3, np.float32)}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="is no importance map; make one with"):
+        importance_map.load(path, architecture)
+    save_file({"weight": np.ones(3, np.float32)}, path)
     with pytest.raises(UserError, match="is no importance map"):
-        importance_map.load(weights, model.architecture)
+        importance_map.load(path, architecture)
 
 
-def write_published(directory: Path, values: Units) -> None:
-    for kind, name in importance_map.PUBLISHED_FILES.items():
-        np.save(directory / name, getattr(values, kind))
+# The published code's arrays
 
 
-def test_published_arrays_are_raw_maps_without_sign(model: MaskedLM, tmp_path: Path) -> None:
-    values = units(model, 5)
-    write_published(tmp_path, values._replace(heads=-values.heads))
-    loaded = importance_map.load_published(tmp_path, model.architecture)
-    for actual, expected in zip(loaded, values, strict=True):
+@pytest.fixture
+def published(tmp_path: Path, architecture: Architecture) -> Path:
+    for kind, values in random_units(architecture, 0)._asdict().items():
+        np.save(tmp_path / importance_map.PUBLISHED_FILES[kind], -values.astype(np.float64))
+    return tmp_path
+
+
+def test_published_maps(published: Path, architecture: Architecture) -> None:
+    """Their sums are signed (row 2 of the fidelity table); what counts is the size."""
+    assert {path.name for path in published.iterdir()} == {
+        "head_impt.npy",
+        "intermediate_impt.npy",
+        "output_impt.npy",
+    }
+    for actual, expected in zip(
+        importance_map.load_published(published, architecture),
+        random_units(architecture, 0),
+        strict=True,
+    ):
+        assert actual.dtype == np.float32
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_published_arrays_that_do_not_fit_are_refused(model: MaskedLM, tmp_path: Path) -> None:
-    values = units(model, 5)
-    write_published(tmp_path, values._replace(output=values.output[:, 1:]))
-    with pytest.raises(
-        UserError, match=r"output_impt\.npy has shape \[2, 15\], this model needs \[2, 16\]"
-    ):
-        importance_map.load_published(tmp_path, model.architecture)
-    (tmp_path / "head_impt.npy").unlink()
-    with pytest.raises(UserError, match=r"head_impt\.npy does not exist"):
-        importance_map.load_published(tmp_path, model.architecture)
+def test_one_published_file_is_missing(published: Path, architecture: Architecture) -> None:
+    (published / "output_impt.npy").unlink()
+    with pytest.raises(UserError, match=r"output_impt\.npy does not exist; all three"):
+        importance_map.load_published(published, architecture)
 
 
-def test_nothing_in_a_published_array_is_executed(model: MaskedLM, tmp_path: Path) -> None:
-    write_published(tmp_path, units(model, 5))
-    np.save(tmp_path / "head_impt.npy", np.array([[{}] * 4] * 2, object), allow_pickle=True)
+@pytest.mark.parametrize("kind", ["heads", "intermediate", "output"])
+def test_published_maps_of_another_shape(
+    published: Path, architecture: Architecture, kind: str
+) -> None:
+    name = importance_map.PUBLISHED_FILES[kind]
+    np.save(published / name, np.load(published / name)[:1])
+    with pytest.raises(UserError, match=rf"{name} has shape \[1, .*\], this model needs \[2, "):
+        importance_map.load_published(published, architecture)
+
+
+class Trap:
+    """What a pickle does when it is read."""
+
+    def __reduce__(self) -> tuple:
+        return pytest.fail, ("the pickle was executed",)
+
+
+def test_a_published_file_that_needs_pickle(published: Path, architecture: Architecture) -> None:
+    np.save(published / "head_impt.npy", np.array([Trap()], object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"head_impt\.npy is not a plain array of numbers"):
+        importance_map.load_published(published, architecture)
+
+
+def test_a_published_file_that_is_no_array(published: Path, architecture: Architecture) -> None:
+    for content in (b"", b"\x93NUMPY", b"not numpy at all", b"PK\x03\x04"):
+        (published / "head_impt.npy").write_bytes(content)
+        with pytest.raises(UserError, match=r"head_impt\.npy is not a plain array of numbers"):
+            importance_map.load_published(published, architecture)
+
+
+def test_a_published_archive_or_text(published: Path, architecture: Architecture) -> None:
+    np.savez(published / "archive.npz", x=np.ones(3))
+    (published / "archive.npz").rename(published / "head_impt.npy")
     with pytest.raises(UserError, match="is not a plain array of numbers"):
-        importance_map.load_published(tmp_path, model.architecture)
+        importance_map.load_published(published, architecture)
+    np.save(published / "head_impt.npy", np.full((2, 4), "text"))
+    with pytest.raises(UserError, match="is not a plain array of numbers"):
+        importance_map.load_published(published, architecture)

@@ -1,69 +1,81 @@
-import io
+"""The table and the page."""
+
 import json
+import re
 from pathlib import Path
 
-import numpy as np
-from matplotlib.image import imread
+import pytest
 from rich.console import Console
 
-from das_jax.evaluation.importance_report import importance_table, write_heat_map
 from das_jax.evaluation.report import score_rows, score_table, write_report
-from das_jax.model.units import Units
 
 SCORES = {
-    "base model": {"news": 5.0, "acl": 6.0},
-    "acl": {"news": 5.2, "acl": 4.0},
-    "reviews": {"news": 5.2001, "acl": 3.9},
+    "base model": {"news": 4.0, "acl": 5.0, "reviews": 5.5},
+    "acl": {"news": 4.5, "acl": 3.0, "reviews": 5.5001},
+    "reviews": {"news": 4.25, "acl": 3.25, "reviews": 2.0},
 }
 
 
-def shown(table: object) -> str:
-    console = Console(width=120, file=io.StringIO())
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
+def test_what_was_learned_what_got_worse_and_what_did_not_change() -> None:
+    assert score_rows(SCORES) == [
+        ("base model", [(4.0, None, ""), (5.0, None, ""), (5.5, None, "")]),
+        (
+            "acl",
+            [(4.5, 0.5, "worse"), (3.0, -2.0, "learned"), (5.5001, pytest.approx(1e-4), "")],
+        ),
+        (
+            "reviews",
+            [
+                (4.25, -0.25, "better"),
+                (3.25, 0.25, "worse"),
+                (2.0, pytest.approx(-3.5001), "learned"),
+            ],
+        ),
+    ]
 
 
-def test_rows_say_what_was_learned_and_what_was_forgotten() -> None:
-    rows = dict(score_rows(SCORES))
-    assert [kind for _, _, kind in rows["base model"]] == ["", ""]
-    assert [kind for _, _, kind in rows["acl"]] == ["worse", "learned"]
-    # A change of less than half a thousandth is none.
-    assert [kind for _, _, kind in rows["reviews"]] == ["", "better"]
-    np.testing.assert_allclose([change for _, change, _ in rows["acl"]], [0.2, -2.0])
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(width=100).print(score_table(SCORES))
+    lines = capsys.readouterr().out.splitlines()
+    assert "nats per masked token" in lines[0]
+    (row,) = (line for line in lines if line.startswith("│ acl"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "acl",
+        "4.500 (+0.500)",
+        "3.000 (-2.000)",
+        "5.500 (+0.000)",
+    ]
 
 
-def test_the_table_shows_losses_and_changes() -> None:
-    text = shown(score_table(SCORES))
-    assert "nats per masked token" in text
-    assert "5.200 (+0.200)" in text
-    assert "4.000 (-2.000)" in text
+@pytest.fixture
+def stages(tmp_path: Path) -> list[Path]:
+    found = []
+    for name in ("01-acl", "02-reviews"):
+        stage = tmp_path / name
+        stage.mkdir()
+        rows = [{"step": step, "loss": 5 - step, "effective_mask/heads": 0.5} for step in (1, 2)]
+        (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found.append(stage)
+    return found
 
 
-def test_the_page_stands_alone_and_escapes_names(tmp_path: Path) -> None:
-    stage = tmp_path / "01-acl"
-    stage.mkdir()
-    rows = [{"step": step, "loss": 5.0, "effective_mask/heads": 0.4} for step in (1, 2)]
-    (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = tmp_path / "report" / "index.html"
-    write_report(path, "<b>runs</b>", SCORES, [stage, tmp_path / "02-reviews"])
-    page = path.read_text()
-    assert "&lt;b&gt;runs" in page
-    assert page.count("data:image/png;base64,") == 3
-    assert "http" not in page
+def test_the_page_needs_nothing_else(tmp_path: Path, stages: list[Path]) -> None:
+    page = tmp_path / "report" / "index.html"
+    write_report(page, "runs/<b>x</b>", SCORES, [*stages, tmp_path / "03-not-begun"])
+    text = page.read_text()
+    assert "runs/&lt;b&gt;x&lt;/b&gt;" in text
+    assert "<b>x</b>" not in text
+    assert text.count("<img") == 3
+    assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}
+    assert not re.search(r"https?://|<script|<link", text)
+    assert re.findall(r"<td>([\w ]+)</td>", text) == list(SCORES)
+    assert len(re.findall(r'class="learned"', text)) == 2
 
 
-def units(seed: int) -> Units:
-    generator = np.random.default_rng(seed)
-    return Units(*(generator.random((2, count)) for count in (4, 600, 32)))
-
-
-def test_an_importance_map_is_a_row_per_layer_and_kind_and_a_picture(tmp_path: Path) -> None:
-    importance, raw = units(0), units(1)
-    text = shown(importance_table(importance, raw, Units(*(0.05 * x for x in raw))))
-    assert text.count("intermediate") == 2
-    assert f"{importance.heads[0].mean():.3f}" in text
-    assert text.count("5.0%") >= 6
-    path = tmp_path / "map.png"
-    write_heat_map(path, importance)
-    assert imread(path).shape[1] > 500
+def test_the_page_of_a_method_without_a_mask(tmp_path: Path, stages: list[Path]) -> None:
+    for stage in stages:
+        (stage / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    write_report(tmp_path / "index.html", "naive", SCORES, stages)
+    text = (tmp_path / "index.html").read_text()
+    assert "Training loss" in text
+    assert "Effective mask" not in text

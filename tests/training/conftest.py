@@ -54,7 +54,9 @@ def write_model(directory: Path, **changes: Any) -> Path:
     vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokens = {f"{token.lower()}_token": f"[{token}]" for token in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    tokens = {
+        f"{token.lower()}_token": f"[{token}]" for token in ("PAD", "UNK", "CLS", "SEP", "MASK")
+    }
     huggingface.export(
         directory,
         jax.device_get(MaskedLM(architecture).init(jax.random.key(1))),
@@ -124,7 +126,9 @@ class Project(NamedTuple):
             *groups, last = key.split("__")
             inner = values
             for group in groups:
-                inner = inner[int(group)] if isinstance(inner, list) else inner.setdefault(group, {})
+                inner = (
+                    inner[int(group)] if isinstance(inner, list) else inner.setdefault(group, {})
+                )
             inner[last] = value
         path.write_text(yaml.safe_dump(values))
         return path

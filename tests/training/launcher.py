@@ -1,10 +1,10 @@
 """Starts the command line in processes of its own, each struck by a signal at a given moment or not.
 
 Reads a JSON object a line: {"arguments": [...], "at": "module:Class.function", "number": 2, "when":
-"after", "signal": "SIGKILL"} strikes when the second call of that function has returned (`before`: when
-it is about to be made); without `at` nothing happens. Answers with a line of [exit status, output,
-errors, seconds from the blow to the end]. A process is forked when everything is imported, as importing
-takes longer than all the rest.
+"after", "name": "SIGKILL"} strikes when the second call of that function has returned (`before`: when
+it is about to be made); without `at` nothing happens. With "nobody_reads" the standard output is a pipe
+whose other end is closed. Answers with a line of [exit status, output, errors, seconds from the blow to
+the end]. A process is forked when everything is imported, as importing takes longer than all the rest.
 """
 
 import functools
@@ -32,12 +32,13 @@ def start(
     number: int = 1,
     when: str = "before",
     name: str = "SIGKILL",
+    nobody_reads: bool = False,
 ) -> tuple[int, str, str, float]:
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         blow_read, blow_write = os.pipe()
         child = os.fork()
         if child == 0:
-            os.dup2(output.fileno(), 1)
+            os.dup2(closed_pipe() if nobody_reads else output.fileno(), 1)
             os.dup2(errors.fileno(), 2)
             if at is not None:
                 strike(at, number, when, name, blow_write)
@@ -51,6 +52,12 @@ def start(
         errors.seek(0)
         seconds = ended - float(struck) if struck else 0.0
         return os.waitstatus_to_exitcode(status), output.read(), errors.read(), seconds
+
+
+def closed_pipe() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
 
 
 def strike(at: str, number: int, when: str, name: str, blow: int) -> None:

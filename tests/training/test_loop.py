@@ -105,7 +105,9 @@ def test_steps_metrics_and_checkpoints(tmp_path: Path) -> None:
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [2, 3, 4, 6, 7]
     assert [row["loss"] for row in rows] == [0.5, 2, 3, 4.5, 6], "the mean since the row before"
-    assert all(row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(8) for row in rows)
+    assert all(
+        row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(8) for row in rows
+    )
     step, last = restored(tmp_path)
     assert step == int(last["step"]) == 7
     np.testing.assert_array_equal(last["params"]["w"], state.params["w"])
@@ -164,9 +166,7 @@ def test_a_signal_between_steps_saves(tmp_path: Path, number: int) -> None:
         assert interruption.requested == number
     step, state = restored(tmp_path)
     assert step == 5
-    again = run(
-        tmp_path, TrainState(**make_sharding(1).replicate(state), rng=jax.random.key(0))
-    )
+    again = run(tmp_path, TrainState(**make_sharding(1).replicate(state), rng=jax.random.key(0)))
     uninterrupted = run(tmp_path / "other", first_state())
     np.testing.assert_array_equal(again.params["w"], uninterrupted.params["w"])
     assert [row["step"] for row in metrics(tmp_path)] == [2, 3, 4, 5, 6, 7]
@@ -176,11 +176,16 @@ def test_a_signal_that_nobody_looked_at_takes_effect_at_the_end() -> None:
     interruption = Interruption()
     old = signal.getsignal(signal.SIGTERM)
     with interruption.watched():
-        reached = False
-        with pytest.raises(Interrupted), interruption.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            reached = True
-        assert reached
+        reached = []
+
+        def work() -> None:
+            with interruption.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append("the end")
+
+        with pytest.raises(Interrupted):
+            work()
+        assert reached == ["the end"]
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is old

@@ -90,6 +90,8 @@ def test_half_the_update_is_half_the_movement_and_half_the_gradient_is_not() -> 
 
 def test_equal_domains_share_an_optimizer() -> None:
     settings = TrainingSettings(steps=10, learning_rate=0.5)
-    assert domain_optimizer(settings, 10) is domain_optimizer(TrainingSettings(steps=10, learning_rate=0.5), 10)
+    assert domain_optimizer(settings, 10) is domain_optimizer(
+        TrainingSettings(steps=10, learning_rate=0.5), 10
+    )
     assert domain_optimizer(settings, 10) is not domain_optimizer(settings, 11)
     assert float(domain_optimizer(settings, 10).schedule(0)) == 0.5

@@ -163,5 +163,5 @@ sys.stdin.read()
 
 
 def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run of das-jax: it has no config.yaml"):
+    with pytest.raises(UserError, match="is no run of das-jax: it has no config"):
         RunDirectory(tmp_path).config()

@@ -37,6 +37,8 @@ def test_more_devices_than_there_are() -> None:
     ("size", "devices", "hint"), [(30, 8, "use 24 or 32"), (3, 8, "use 8"), (9, 2, "use 8 or 10")]
 )
 def test_a_batch_that_does_not_divide(size: int, devices: int, hint: str) -> None:
-    with pytest.raises(UserError, match=f"training.batch_size is {size}.*{devices} devices; {hint}"):
+    with pytest.raises(
+        UserError, match=f"training.batch_size is {size}.*{devices} devices; {hint}"
+    ):
         check_divisible(size, make_sharding(devices), "training.batch_size")
     check_divisible(devices * 2, make_sharding(devices), "training.batch_size")

@@ -56,9 +56,9 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
         for path, a, e in zip(
             parameter_paths(params), jax.tree.leaves(params), jax.tree.leaves(expected), strict=True
         ):
-            # The gradient of a key bias is zero but for rounding noise.
-            scale = max(np.abs(e).max(), 0.1)
-            np.testing.assert_allclose(a, e, atol=1e-5 * scale, err_msg=path)
+            if path.endswith("key/bias"):
+                continue  # Its gradient is zero but for rounding noise, which Adam enlarges.
+            np.testing.assert_allclose(a, e, atol=1e-5 * np.abs(e).max(), err_msg=path)
 
 
 class Quadratic(Method):
@@ -95,5 +95,6 @@ def test_what_a_step_changes_and_tells(model: MaskedLM, masking: Masking, batch:
             "gradient_norm": 10,
             "parameter_norm": np.hypot(2.5, 3.5),
             "moved": 1,
-        }
+        },
+        rel=1e-5,
     )

@@ -1,0 +1,173 @@
+"""The programs of a run, ready to be compiled for devices that are not there: nothing is loaded or run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+
+from das_jax.config.schema import Config
+from das_jax.continual import importance
+from das_jax.continual.das import DASSettings
+from das_jax.continual.importance import GateGradientSums, Losses
+from das_jax.continual.method import Method
+from das_jax.continual.naive import NaiveSettings
+from das_jax.continual.registry import MethodSettings, method_class
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.errors import UserError
+from das_jax.model.architecture import Architecture
+from das_jax.model.masked_lm import MaskedLM
+from das_jax.planning.flops import importance_flops, train_step_flops
+from das_jax.planning.topology import Topology
+from das_jax.training.optimizer import Optimizer, adamw, warmup_linear_decay
+from das_jax.training.sharding import Sharding, check_divisible
+from das_jax.training.step import TrainState, compile_sums, compile_train_step, init_state
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the devices do again and again in one phase of a run.
+
+    Attributes:
+      name: of the phase.
+      runs: how often it is run in the whole run.
+      batch_size: examples of one run, over all devices.
+      flops: useful ones of one run, over all devices.
+      resident_bytes: what a device holds all the while, besides the program's own arguments.
+      lower: gives the program, with the shapes and the places of its arguments.
+    """
+
+    name: str
+    runs: int
+    batch_size: int
+    flops: int
+    resident_bytes: int
+    lower: Callable[[], jax.stages.Lowered]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration on devices that need not be there.
+
+    Attributes:
+      config: the configuration.
+      architecture: of its model.
+      sharding: the devices.
+    """
+
+    config: Config
+    architecture: Architecture
+    sharding: Sharding
+
+    def programs(self) -> Iterator[Program]:
+        """The domains' train step first, then all else that takes time."""
+        settings, domains = self.config.method, self.config.domains
+        steps = sum(domain.steps or self.config.training.steps for domain in domains)
+        yield self._train_step("train step", settings, steps)
+        if isinstance(settings, DASSettings):
+            name = "domain importance"
+            yield self._importance(name, settings, importance.masked_lm_losses, len(domains))
+            if settings.importance.initial is None:
+                name = "general importance"
+                losses = importance.PROXIES[settings.importance.proxy]
+                yield self._importance(name, settings, losses, 1)
+        if self.config.general is not None and self.config.general.steps:
+            yield self._train_step("warm-up step", NaiveSettings(), self.config.general.steps)
+
+    def _train_step(self, name: str, settings: MethodSettings, steps: int) -> Program:
+        batch_size, length = self.config.training.batch_size, self.config.data.length
+        check_divisible(batch_size, self.sharding, "training.batch_size")
+        method = self._method(settings)
+        masked = method.masking.num_masked(length)
+
+        def lower() -> jax.stages.Lowered:
+            step = compile_train_step(method, self._optimizer, self.sharding)
+            return _jitted(step).lower(self._state(method), self._batch(batch_size))
+
+        flops = train_step_flops(self.architecture, settings, batch_size, length, masked)
+        return Program(name, steps, batch_size, flops, 0, lower)
+
+    def _importance(self, name: str, settings: DASSettings, losses: Losses, maps: int) -> Program:
+        wanted, length = settings.importance, self.config.data.length
+        check_divisible(wanted.batch_size, self.sharding, "method.importance.batch_size")
+        batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
+        method = self._method(settings)
+        state = self._state(method)
+        masked = method.masking.num_masked(length)
+
+        def lower() -> jax.stages.Lowered:
+            sums = compile_sums(GateGradientSums(method, losses), self.sharding)
+            return _jitted(sums).lower(state.params, self._batch(batch_size), state.rng)
+
+        batches = maps * -(-wanted.examples // batch_size)
+        flops = importance_flops(self.architecture, losses, batch_size, length, masked)
+        # The optimizer's state of the domain just learned is not needed, but still there.
+        resident = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+        return Program(name, batches, batch_size, flops, resident, lower)
+
+    def _method(self, settings: MethodSettings) -> Method:
+        config = self.config
+        dtype = "bfloat16" if config.model.dtype == "auto" else config.model.dtype
+        model = MaskedLM(self.architecture, jnp.dtype(dtype), config.model.remat)
+        # Which ids are special changes no shape; without the tokenizer these do as well as any.
+        masking = Masking(
+            mask_token=4,
+            special_tokens=(0, 1, 2, 3, 4),
+            vocab_size=self.architecture.vocab_size,
+            rate=config.training.mask_rate,
+        )
+        return method_class(settings)(model, masking, settings, self.sharding.batch)
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        training = self.config.training
+        return Optimizer(
+            adamw(training.b1, training.b2, training.eps, training.weight_decay),
+            warmup_linear_decay(training.learning_rate, training.steps, training.warmup),
+        )
+
+    def _state(self, method: Method) -> TrainState:
+        def state() -> TrainState:
+            key = jax.random.key(0)
+            params = method.model.init(key)
+            return init_state(method, self._optimizer, params, method.init(params), key)
+
+        return _placed(jax.eval_shape(state), self.sharding.replicated)
+
+    def _batch(self, rows: int) -> Batch:
+        def batch() -> Batch:
+            tokens_BxT = jnp.zeros((rows, self.config.data.length), jnp.int32)
+            return Batch(tokens_BxT, jnp.zeros(rows, jnp.uint32), jnp.ones(rows, jnp.float32))
+
+        return _placed(jax.eval_shape(batch), self.sharding.by_example)
+
+
+def shard_over(topology: Topology, config: Config) -> Sharding:
+    """The mesh that a run makes of a topology's devices.
+
+    Raises:
+      UserError: the topology has fewer devices than `mesh.data`.
+    """
+    available = topology.devices
+    count = len(available) if config.mesh.data == "all" else config.mesh.data
+    if count > len(available):
+        raise UserError(
+            f"mesh.data asks for {count} devices, but {topology.name} has {len(available)}; "
+            "use at most that many, or `all`"
+        )
+    mesh = jax.make_mesh(
+        (count,), ("data",), devices=available[:count], axis_types=(AxisType.Auto,)
+    )
+    return Sharding(mesh)
+
+
+def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:
+    """What `jax.jit` returned, under its own type."""
+    return cast(jax.stages.Wrapped, function)
+
+
+def _placed(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

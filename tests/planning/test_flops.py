@@ -1,0 +1,94 @@
+"""The FLOP formula against a calculation by hand and against XLA's own count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from das_jax.continual import importance
+from das_jax.continual.das import DAS, ContrastiveSettings, DASSettings
+from das_jax.continual.method import Method
+from das_jax.continual.naive import Naive, NaiveSettings
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.model.masked_lm import MaskedLM
+from das_jax.planning import flops
+from das_jax.planning.architectures import KNOWN
+
+BASE = KNOWN["FacebookAI/roberta-base"]
+
+ONE_LAYER = dataclasses.replace(
+    BASE, num_layers=1, vocab_size=2000, hidden_dropout=0.0, attention_dropout=0.0
+)
+"""Wide, so that products outweigh all else; of one layer, as XLA counts the body of a loop once."""
+
+BATCH, LENGTH = 2, 64
+MASKING = Masking(mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=2000)
+CLOSE = 0.04
+"""XLA counts elementwise operations too."""
+
+
+def test_encoder_by_hand() -> None:
+    # Per layer and token: q, k, v and output 4 x 768 x 768, feed-forward 2 x 768 x 3072, and the scores and
+    # the context 2 x 128 x 768; two FLOPs each.
+    per_token = 2 * (4 * 589_824 + 2 * 2_359_296 + 2 * 98_304)
+    assert flops.encoder_flops(BASE, 128) == 12 * 128 * per_token == 22_347_251_712
+
+
+def test_train_step_by_hand() -> None:
+    encoder, head = 22_347_251_712, 19 * 2 * 768 * (768 + 50_265)
+    contrastive = 2 * 768 * 512
+    naive = flops.train_step_flops(BASE, NaiveSettings(), 256, 128, 19)
+    das = flops.train_step_flops(BASE, DASSettings(), 256, 128, 19)
+    assert naive == 3 * 256 * (encoder + head)
+    assert das == 3 * 256 * (4 * encoder + head + contrastive)
+
+
+def test_masked_anchor_saves_a_pass() -> None:
+    shared = DASSettings(contrastive=ContrastiveSettings(anchor="masked"))
+    saved = flops.train_step_flops(BASE, DASSettings(), 8, 128, 19) - flops.train_step_flops(
+        BASE, shared, 8, 128, 19
+    )
+    assert saved == 3 * 8 * flops.encoder_flops(BASE, 128)
+
+
+@pytest.mark.parametrize("anchor", ["clean", "masked"])
+def test_das_step_as_xla_counts(anchor: str) -> None:
+    settings = DASSettings(contrastive=ContrastiveSettings(anchor=anchor))
+    method = DAS(MaskedLM(ONE_LAYER), MASKING, settings)
+    counted = _count_step(method)
+    formula = flops.train_step_flops(ONE_LAYER, settings, BATCH, LENGTH, MASKING.num_masked(LENGTH))
+    assert counted == pytest.approx(formula, rel=CLOSE)
+
+
+def test_naive_step_as_xla_counts() -> None:
+    counted = _count_step(Naive(MaskedLM(ONE_LAYER), MASKING, NaiveSettings()))
+    masked = MASKING.num_masked(LENGTH)
+    formula = flops.train_step_flops(ONE_LAYER, NaiveSettings(), BATCH, LENGTH, masked)
+    assert counted == pytest.approx(formula, rel=CLOSE)
+
+
+@pytest.mark.parametrize("losses", [importance.masked_lm_losses, importance.hidden_proxy_losses])
+def test_importance_as_xla_counts(losses: importance.Losses) -> None:
+    method = DAS(MaskedLM(ONE_LAYER), MASKING, DASSettings())
+    params = jax.eval_shape(method.model.init, jax.random.key(0))
+    gradients = jax.jit(
+        lambda params, batch, rng: importance.gate_gradients(method, losses, params, batch, rng)
+    )
+    counted = gradients.lower(params, _batch(), jax.random.key(0)).cost_analysis()["flops"]
+    formula = flops.importance_flops(ONE_LAYER, losses, BATCH, LENGTH, MASKING.num_masked(LENGTH))
+    assert counted == pytest.approx(formula, rel=CLOSE)
+
+
+def _count_step(method: Method) -> float:
+    params = jax.eval_shape(method.model.init, jax.random.key(0))
+    memory = jax.eval_shape(method.init, params)
+    gradients = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    lowered = gradients.lower(params, memory, _batch(), jax.random.key(0))
+    return lowered.cost_analysis()["flops"]
+
+
+def _batch() -> Batch:
+    tokens_BxT = jnp.full((BATCH, LENGTH), 7, jnp.int32)
+    return Batch(tokens_BxT, jnp.arange(BATCH, dtype=jnp.uint32), jnp.ones(BATCH))

@@ -1,0 +1,168 @@
+"""The real train step and importance passes, compiled for a TPU that is not there."""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from das_jax.config.load import load_config
+from das_jax.config.schema import Config
+from das_jax.errors import UserError
+from das_jax.planning import report as report_module
+from das_jax.planning.compiled import TooLarge, compile_program
+from das_jax.planning.plan import Plan, plan
+from das_jax.planning.report import render, report
+from das_jax.planning.topology import open_topology
+
+ROWS = 40
+"""Examples of the global batch; no other size of the model or the batch is 40."""
+
+compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the extra `plan` (libtpu) is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """DAS on a small RoBERTa of two layers, of which there is a config.json and nothing else."""
+    directory = tmp_path_factory.mktemp("plan")
+    sizes = {
+        "vocab_size": 304,
+        "num_hidden_layers": 2,
+        "hidden_size": 128,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+        "max_position_embeddings": 34,
+        "pad_token_id": 1,
+    }
+    (directory / "config.json").write_text(json.dumps({"model_type": "roberta", **sizes}))
+    (directory / "run.yaml").write_text(
+        f"preset: paper\noutput_dir: out\nmodel: {{path: {directory}}}\ndata: {{length: 16}}\n"
+        f"training: {{batch_size: {ROWS}}}\nmethod: {{importance: {{batch_size: {ROWS}}}}}\n"
+        "domains: [{name: a, source: {kind: text, path: a.txt}},"
+        " {name: b, source: {kind: text, path: b.txt}, steps: 100}]\n"
+    )
+    return load_config(directory / "run.yaml").config
+
+
+@pytest.fixture(scope="module")
+def planned(config: Config) -> Iterator[Plan]:
+    # The suite switches optimisations off for speed; here they are what is tested.
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield plan(config, "v5e:2x4", lambda sentence: None)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@compiler
+@pytest.mark.slow
+def test_every_phase_of_the_run_is_planned(planned: Plan) -> None:
+    runs = {phase.program.name: phase.program.runs for phase in planned.phases}
+    assert runs == {"train step": 2600, "domain importance": 500, "general importance": 250}
+
+
+@compiler
+@pytest.mark.slow
+def test_no_chip_draws_the_random_bits_of_the_global_batch(planned: Plan) -> None:
+    for phase in planned.phases:
+        drawn = [
+            array.dims
+            for instruction in phase.compiled.module.instructions()
+            if "vmap(" in instruction.source or instruction.op == "rng-bit-generator"
+            for array in instruction.arrays
+        ]
+        assert any(ROWS // 8 in dims for dims in drawn) or "domain" in phase.program.name
+        assert not any(ROWS in dims for dims in drawn)
+
+
+@compiler
+@pytest.mark.slow
+def test_activations_stay_on_their_chip(planned: Plan) -> None:
+    for phase in planned.phases:
+        assert "collective-permute" not in phase.estimate.collectives
+    assert planned.phases[0].estimate.collectives["all-gather"] >= 2  # the contrastive candidates
+
+
+@compiler
+@pytest.mark.slow
+def test_compiled_products_are_the_useful_ones(planned: Plan) -> None:
+    for phase in planned.phases:
+        useful = phase.program.flops / planned.num_devices
+        assert useful <= phase.estimate.flops <= 1.08 * useful
+
+
+@compiler
+@pytest.mark.slow
+def test_replicated_state_is_the_least_memory(planned: Plan) -> None:
+    parameters = 304 * 128 + 34 * 128 + 2 * (4 * 128 * 128 + 2 * 128 * 512)
+    assert planned.phases[0].peak_bytes > 3 * 4 * parameters
+
+
+@compiler
+@pytest.mark.slow
+def test_report_and_json_tell_the_same(
+    planned: Plan, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(report_module, "plan", lambda *arguments: planned)
+    report(config, "v5e:2x4", tmp_path / "plan.json")
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["fits"] is True
+    assert figures["chip_hours"] == pytest.approx([8 * hours for hours in figures["hours"]])
+    low, mid, high = figures["estimated_step_ms"]
+    assert low < mid < high
+    assert figures["tokens_per_second"] == pytest.approx(ROWS * 16 / mid * 1000)
+    assert figures["estimated_mfu"] == pytest.approx(figures["flops_useful"] / mid * 1000 / 197e12)
+    printed = capsys.readouterr().out
+    assert f"{mid:.3g}" in printed
+    assert "never measured" in " ".join(printed.split())
+    assert render(planned).renderables
+
+
+def test_a_run_that_does_not_fit_leaves_its_reason(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*arguments: object) -> Plan:
+        raise TooLarge("train step", "it needs 20 GiB")
+
+    monkeypatch.setattr(report_module, "plan", too_large)
+    with pytest.raises(
+        UserError, match=r"train step does not fit: it needs 20 GiB; lower the batch"
+    ):
+        report(config, "v5e:1x1", tmp_path / "plan.json")
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["fits"] is False
+    assert "20 GiB" in written["reason"]
+
+
+@compiler
+@pytest.mark.slow
+def test_the_compiler_says_how_much_is_too_much() -> None:
+    devices = open_topology("v5e:1x1").devices
+    mesh = jax.make_mesh((1,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec())
+    wide = jax.ShapeDtypeStruct((1024, 20_000_000), jnp.bfloat16, sharding=place)
+    square = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=place)
+    lowered = jax.jit(lambda x, w: jnp.tanh(x @ w) @ w.T).lower(square, wide)
+    with pytest.raises(
+        TooLarge, match=r"product does not fit: it needs [\d.]+ GiB .* has 15.75 GiB"
+    ):
+        compile_program("product", lowered)
+
+
+@compiler
+@pytest.mark.slow
+def test_batch_and_mesh_must_suit_the_topology(config: Config) -> None:
+    with pytest.raises(
+        UserError, match=r"training.batch_size is 40, which does not divide by the 16"
+    ):
+        plan(config, "v5e:4x4", lambda sentence: None)
+    mesh = dataclasses.replace(config.mesh, data=16)
+    with pytest.raises(UserError, match=r"mesh.data asks for 16 devices, but v5e:2x4 has 8"):
+        plan(dataclasses.replace(config, mesh=mesh), "v5e:2x4", lambda sentence: None)

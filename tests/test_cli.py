@@ -1,0 +1,163 @@
+"""The command line as far as it needs no model; what the verbs do is tested in tests/training."""
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from das_jax import cli
+from das_jax.config.fields import describe
+from das_jax.config.load import load_config
+from das_jax.errors import UserError
+
+VERBS = ("prepare", "pretrain", "importance", "export", "config")
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+Options = list[argparse.Namespace]
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Options]:
+    """`replaced(verb, action)`: the options that the verb is called with, in place of what it does."""
+
+    def replace(verb: str, action: Callable[[], None] = lambda: None) -> Options:
+        seen: Options = []
+
+        def run(options: argparse.Namespace) -> None:
+            seen.append(options)
+            action()
+
+        run.__name__ = verb
+        monkeypatch.setattr(cli, verb, run)
+        return seen
+
+    return replace
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(capsys)
+    assert all(re.search(rf"^    {verb}\b", shown, re.MULTILINE) for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_has_an_example_that_is_understood(
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
+    replaced: Callable[..., Options],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (example,) = re.findall(r"^example: das-jax (.+)$", help_of(capsys, verb), re.MULTILINE)
+    seen = replaced(verb)
+    assert shlex.split(example)[0] == verb
+    assert cli.main(shlex.split(example)) == 0
+    (options,) = seen
+    if verb != "export":
+        monkeypatch.chdir(ROOT)
+        load_config(options.config, options.overrides)
+
+
+def test_help_comes_at_once() -> None:
+    """What is heavy is imported after the arguments are known to be good and signals are watched."""
+    script = "import sys; from das_jax import cli; cli._parser(); print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"jax", "numpy", "rich", "transformers"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pretrain", QUICKSTART, "--training.steps", "7"], "7 is not understood"),
+        (["pretrain", QUICKSTART, "later"], "later is not understood; settings are given as --key"),
+        (["export", "a", "b", "--seed=1"], "--seed=1 is not understood"),
+        (["pretrain"], "required: CONFIG"),
+        (["learn", QUICKSTART], "'learn'"),
+        ([], "required: VERB"),
+    ],
+)
+def test_what_is_not_understood(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_option_is_not_guessed_from_its_beginning(
+    replaced: Callable[..., Options],
+) -> None:
+    """`--out` may be a mistyped setting: the configuration will say so."""
+    seen = replaced("importance")
+    assert cli.main(["importance", QUICKSTART, "--out=x"]) == 0
+    assert seen[0].overrides == ["--out=x"]
+    assert seen[0].output == Path("importance.safetensors")
+
+
+def test_a_mistake_of_the_users_is_one_sentence(
+    replaced: Callable[..., Options], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise UserError("papers.txt, line 3, is empty; fill it")
+
+    replaced("pretrain", refuse)
+    assert cli.main(["pretrain", QUICKSTART]) == 2
+    assert capsys.readouterr() == ("", "das-jax: papers.txt, line 3, is empty; fill it\n")
+
+
+def test_a_mistake_of_ours_is_not_hidden(replaced: Callable[..., Options]) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    replaced("pretrain", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["pretrain", QUICKSTART])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals(
+    number: signal.Signals,
+    status: int,
+    replaced: Callable[..., Options],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replaced("prepare", lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert cli.main(["prepare", QUICKSTART]) == status
+    shown = capsys.readouterr()
+    assert shown.out.startswith("stopped; ")
+    assert len(shown.out.splitlines()) == 1
+    assert shown.err == ""
+    assert signal.getsignal(number) is before
+
+
+def test_config_shows_values_and_where_they_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", QUICKSTART, "--training.steps=7", "--method.name=naive"]) == 0
+    rows = dict(re.findall(r"│ (\S+) +│ (.+?) *│\n", capsys.readouterr().out))
+    assert re.sub(r" +", " ", rows["training.steps"]) == "7 │ command line"
+    assert re.sub(r" +", " ", rows["method.name"]) == "naive │ command line"
+    assert re.fullmatch(r"demo:bert-tiny +│ .*quickstart\.yaml:\d+", rows["model.path"])
+    assert not any(key.startswith("method.importance") for key in rows)
+
+
+def test_config_without_a_file_shows_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config"]) == 0
+    shown = capsys.readouterr().out
+    rows = re.findall(r"^│ (\S+) ", shown, re.MULTILINE)
+    assert rows == [setting.key for setting in describe()], "one line each, none wrapped"
+    assert "Tokens in one chunk, special tokens included." in shown
