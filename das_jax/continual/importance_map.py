@@ -100,7 +100,10 @@ def load_published(directory: str | Path, architecture: Architecture) -> Units:
     for kind, shape in unit_shapes(architecture).items():
         path = directory / PUBLISHED_FILES[kind]
         try:
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"it holds {array.dtype}")
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} does not exist; all three published files are needed"

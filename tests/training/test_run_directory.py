@@ -1,12 +1,12 @@
 """Whose a run directory is."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
@@ -123,9 +123,13 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, config: Config) -> None:
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_without_write_permission(tmp_path: Path, config: Config) -> None:
-    tmp_path.chmod(0o500)
+def test_a_directory_without_write_permission(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: FileLock) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", denied)  # Root may write anywhere.
     with (
         pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"),
         RunDirectory(tmp_path).claimed(config),
