@@ -58,7 +58,8 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
         ):
             if path.endswith("key/bias"):
                 continue  # Its gradient is zero but for rounding noise, which Adam enlarges.
-            np.testing.assert_allclose(a, e, atol=1e-5 * np.abs(e).max(), err_msg=path)
+            # The tolerance of the golden arrays' trained parameters.
+            np.testing.assert_allclose(a, e, atol=1e-4 * np.abs(e).max(), err_msg=path)
 
 
 class Quadratic(Method):
