@@ -124,8 +124,12 @@ class Run:
         """
         method = self.workspace.method(stage.method_settings)
         domain = self._domain(stage)
-        state = resumed or self._first_state(stage, method, learned, domain)
         with self._checkpoints(stage) as checkpoints:
+            state = resumed
+            if state is None:
+                state = self._first_state(stage, method, learned, domain)
+                # What the method measured before the domain is not measured again.
+                checkpoints.save(0, training_checkpoint(state), {"phase": TRAINING})
             state = self._train(stage, method, state, checkpoints)
             memory = None
             if stage.domain_index is not None:

@@ -241,7 +241,7 @@ class TestRun:
     def test_parameters_that_are_not_finite(
         self, project: Project, start: Start, tmp_path: Path
     ) -> None:
-        """An absurd learning rate; what a good checkpoint before it becomes is tested in test_loop."""
+        """An absurd learning rate: the last good checkpoint is the one before the first step."""
         ended = start(
             "pretrain",
             project.config,
@@ -253,7 +253,10 @@ class TestRun:
             r"das-jax: parameter_norm became inf at step 1 of news; the run stopped and keeps .*\n",
             ended.errors,
         )
-        assert not list((tmp_path / "00-news" / "checkpoints").iterdir())
+        (checkpoint,) = (tmp_path / "00-news" / "checkpoints").iterdir()
+        assert cli.main(["export", str(checkpoint), str(tmp_path / "exported")]) == 0
+        exported = (tmp_path / "exported" / "model.safetensors").read_bytes()
+        assert exported == (project.directory / "model" / "model.safetensors").read_bytes()
 
     def test_importance(
         self, project: Project, start: Start, reference: Path, tmp_path: Path

@@ -54,8 +54,9 @@ KILLED: list[tuple[str, dict[str, Any], str]] = [
         {"at": "das_jax.model.huggingface_config:write_config", "when": "after"},
         "",
     ),
+    ("while the first checkpoint is saved", {"at": SAVE, "when": "after"}, ""),
     ("in the first steps", {"at": LOOP, "number": 2}, ""),
-    ("while the second checkpoint is saved", {"at": SAVE, "number": 2, "when": "after"}, ""),
+    ("while another checkpoint is saved", {"at": SAVE, "number": 2, "when": "after"}, ""),
     (
         "while the warm-up is exported",
         {"at": "das_jax.model.huggingface:write_weights", "when": "after"},
@@ -77,6 +78,11 @@ KILLED: list[tuple[str, dict[str, Any], str]] = [
         "papers: importance of general knowledge",
     ),
     (
+        "once more, with what was measured before it",
+        {"at": LOOP, "number": 1},
+        "papers: going on from step",
+    ),
+    (
         "between training and importance",
         {"at": "das_jax.continual.das:DAS.after_domain"},
         "papers: going on from step",
@@ -96,7 +102,7 @@ KILLED: list[tuple[str, dict[str, Any], str]] = [
         {"at": SAVE, "when": "after"},
         "papers: going on from step 5",
     ),
-    ("at the last checkpoint of the last domain", {"at": SAVE, "number": 3, "when": "after"}, ""),
+    ("at the last checkpoint of the last domain", {"at": SAVE, "number": 4, "when": "after"}, ""),
 ]
 
 
