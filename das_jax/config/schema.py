@@ -23,6 +23,12 @@ class ModelSettings:
     """The type of the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but the matrix products, or everything."""
+    layers: Literal["scanned", "unrolled"] = "scanned"
+    """One program for all layers in a loop, or every layer compiled on its own: faster to run on a TPU,
+    several times slower to compile."""
+    attention: Literal["auto", "dense", "fused"] = "auto"
+    """Attention as matrix products, or one TPU kernel that keeps its weights on the chip; `auto` takes the
+    kernel on a TPU if `data.length` is a multiple of 128."""
 
 
 @settings

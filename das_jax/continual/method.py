@@ -136,6 +136,10 @@ class Method:
         logits_BxMxV = self.model.logits(params, hidden_BxTxD, masked.positions)
         return masked_lm_loss(logits_BxMxV, masked.labels, masked.weights, self.axis_name)
 
+    def encoder_passes(self) -> float:
+        """How often a step runs the encoder over an example, forward and backward; for counting FLOPs."""
+        return 1
+
     def transforms(self, memory: Memory) -> Transforms:
         """What happens to gradients and updates; may be traced."""
         return Transforms()

@@ -1,30 +1,37 @@
 """The transformer encoder of BERT and RoBERTa: post-LayerNorm, layers scanned, gates as an argument."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.dropout import dropout, fold_each
+from das_jax.model.attention import dense_attention
+from das_jax.model.dropout import dropout, dropout_seeds
+from das_jax.model.fused_attention import fused_attention
 from das_jax.model.units import Units
 from das_jax.precision import at_least_float32
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
+ATTENTION = {"dense": dense_attention, "fused": fused_attention}
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-EMBEDDING_SITE, ATTENTION_SITE, ATTENTION_OUTPUT_SITE, FEED_FORWARD_SITE = range(4)
+
+class Seeds(NamedTuple):
+    """Dropout seeds of a layer, one of two words per example each, [B, 2]."""
+
+    attention: jax.Array | None
+    attention_output: jax.Array | None
+    feed_forward: jax.Array | None
+
+
+SITES = len(Seeds._fields)
+NO_SEEDS = Seeds(*[None] * SITES)
 
 
 def layer_norm(architecture: Architecture, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
@@ -63,7 +70,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BxT: jax.Array, mask_BxT: jax.Array, keys_B: jax.Array | None
+        self, tokens_BxT: jax.Array, mask_BxT: jax.Array, seed_Bx2: jax.Array | None
     ) -> jax.Array:
         arch = self.architecture
 
@@ -79,20 +86,7 @@ class Embeddings(nn.Module):
             + table(arch.type_vocab_size, "token_type")(jnp.zeros_like(tokens_BxT))
         )
         hidden_BxTxD = layer_norm(arch, self.dtype, "layer_norm")(summed_BxTxD)
-        return dropout(hidden_BxTxD, arch.hidden_dropout, keys_B, EMBEDDING_SITE)
-
-
-def attention_weights(
-    query_BxTxHxK: jax.Array, key_BxTxHxK: jax.Array, mask_BxT: jax.Array
-) -> jax.Array:
-    """Softmax over the real tokens, computed in float32; [B, H, T, T] in the queries' type."""
-    scale = query_BxTxHxK.shape[-1] ** -0.5
-    scores_BxHxTxT = at_least_float32(
-        jnp.einsum("BTHK,BSHK->BHTS", query_BxTxHxK * scale, key_BxTxHxK)
-    )
-    lowest = jnp.finfo(scores_BxHxTxT.dtype).min
-    scores_BxHxTxT = jnp.where(mask_BxT[:, None, None, :], scores_BxHxTxT, lowest)
-    return jax.nn.softmax(scores_BxHxTxT, axis=-1).astype(query_BxTxHxK.dtype)
+        return dropout(hidden_BxTxD, arch.hidden_dropout, seed_Bx2)
 
 
 class Attention(nn.Module):
@@ -100,13 +94,14 @@ class Attention(nn.Module):
 
     architecture: Architecture
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(
         self,
         hidden_BxTxD: jax.Array,
         mask_BxT: jax.Array,
-        keys_B: jax.Array | None,
+        seeds: Seeds,
         gate_H: jax.Array | None,
     ) -> jax.Array:
         arch = self.architecture
@@ -118,14 +113,19 @@ class Attention(nn.Module):
                 hidden_BxTxD
             )
 
-        weights_BxHxTxT = attention_weights(heads("query"), heads("key"), mask_BxT)
-        weights_BxHxTxT = dropout(weights_BxHxTxT, arch.attention_dropout, keys_B, ATTENTION_SITE)
-        context_BxTxHxK = jnp.einsum("BHTS,BSHK->BTHK", weights_BxHxTxT, heads("value"))
+        context_BxTxHxK = ATTENTION[self.attention](
+            heads("query"),
+            heads("key"),
+            heads("value"),
+            mask_BxT,
+            arch.attention_dropout,
+            seeds.attention,
+        )
         project = nn.DenseGeneral(
             arch.hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=init, name="output"
         )
         output_BxTxD = project(gated(context_BxTxHxK, gate_H))
-        output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, keys_B, ATTENTION_OUTPUT_SITE)
+        output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.attention_output)
         return layer_norm(arch, self.dtype, "layer_norm")(hidden_BxTxD + output_BxTxD)
 
 
@@ -139,7 +139,7 @@ class FeedForward(nn.Module):
     def __call__(
         self,
         hidden_BxTxD: jax.Array,
-        keys_B: jax.Array | None,
+        seeds: Seeds,
         gate_F: jax.Array | None,
         gate_D: jax.Array | None,
     ) -> jax.Array:
@@ -152,7 +152,7 @@ class FeedForward(nn.Module):
 
         before_BxTxF = gated(project(arch.intermediate_size, "intermediate")(hidden_BxTxD), gate_F)
         output_BxTxD = gated(project(arch.hidden_size, "output")(activation(before_BxTxF)), gate_D)
-        output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, keys_B, FEED_FORWARD_SITE)
+        output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.feed_forward)
         return layer_norm(arch, self.dtype, "layer_norm")(hidden_BxTxD + output_BxTxD)
 
 
@@ -161,23 +161,22 @@ class EncoderLayer(nn.Module):
 
     architecture: Architecture
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(
         self,
         hidden_BxTxD: jax.Array,
         mask_BxT: jax.Array,
-        keys_B: jax.Array | None,
-        layer: jax.Array,
+        seeds: Seeds,
         gates: Units | None,
     ) -> tuple[jax.Array, None]:
         gate_H, gate_F, gate_D = gates or (None, None, None)
-        keys_B = fold_each(keys_B, layer)
-        hidden_BxTxD = Attention(self.architecture, self.dtype, name="attention")(
-            hidden_BxTxD, mask_BxT, keys_B, gate_H
+        hidden_BxTxD = Attention(self.architecture, self.dtype, self.attention, name="attention")(
+            hidden_BxTxD, mask_BxT, seeds, gate_H
         )
         hidden_BxTxD = FeedForward(self.architecture, self.dtype, name="feed_forward")(
-            hidden_BxTxD, keys_B, gate_F, gate_D
+            hidden_BxTxD, seeds, gate_F, gate_D
         )
         return hidden_BxTxD, None
 
@@ -188,6 +187,8 @@ class Encoder(nn.Module):
     architecture: Architecture
     dtype: jnp.dtype
     remat: str = "none"
+    unrolled: bool = False
+    attention: str = "dense"
 
     @nn.compact
     def __call__(
@@ -200,22 +201,33 @@ class Encoder(nn.Module):
         arch = self.architecture
         layer = EncoderLayer
         if self.remat != "none":
-            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            # A loop cannot share what is computed twice; the unrolled layers would, and keep it.
+            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unrolled)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0, 0),
             length=arch.num_layers,
-        )(arch, self.dtype, name="layers")
+            unroll=arch.num_layers if self.unrolled else 1,
+        )(arch, self.dtype, self.attention, name="layers")
         if gates is not None:
             gates = Units(*(layers_first(gate) for gate in gates))
+        seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers)
         mask_BxT = mask_BxT.astype(bool)
         hidden_BxTxD = Embeddings(arch, self.dtype, name="embeddings")(
-            tokens_BxT, mask_BxT, fold_each(keys_B, arch.num_layers)
+            tokens_BxT, mask_BxT, seed_Bx2
         )
-        hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, keys_B, jnp.arange(arch.num_layers), gates)
+        hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, seeds, gates)
         return hidden_BxTxD
+
+
+def split_seeds(keys_B: jax.Array | None, num_layers: int) -> tuple[jax.Array | None, Seeds]:
+    """The dropout seeds of the embeddings, [B, 2], and of the layers, [L, B, 2]; None without keys."""
+    if keys_B is None:
+        return None, NO_SEEDS
+    seeds_SxBx2 = dropout_seeds(keys_B, 1 + SITES * num_layers).swapaxes(0, 1)
+    return seeds_SxBx2[0], Seeds(*(seeds_SxBx2[1 + site :: SITES] for site in range(SITES)))
 
 
 def layers_first(gate: jax.Array) -> jax.Array:

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.encoder import ACTIVATIONS, layer_norm
+from das_jax.model.encoder import layer_norm
 from das_jax.precision import at_least_float32
 
 

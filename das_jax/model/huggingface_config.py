@@ -9,8 +9,8 @@ from transformers import BertConfig, RobertaConfig, XLMRobertaConfig
 
 from das_jax.errors import UserError
 from das_jax.files import write_json
+from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.encoder import ACTIVATIONS
 
 FAMILIES = {
     "bert": (BertConfig, "BertForMaskedLM"),

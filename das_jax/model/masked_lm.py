@@ -22,15 +22,20 @@ class MaskedLM:
       architecture: the shapes.
       dtype: the type of the matrix products; parameters are float32 and cast where they are used.
       remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
+      unrolled: compiles every layer on its own instead of a loop over layers: faster to run, slower to
+        compile.
+      attention: `dense`, or `fused`: one TPU kernel, worth it for long texts.
     """
 
     architecture: Architecture
     dtype: Any = jnp.float32
     remat: str = "none"
+    unrolled: bool = False
+    attention: str = "dense"
 
     @property
     def _encoder(self) -> Encoder:
-        return Encoder(self.architecture, self.dtype, self.remat)
+        return Encoder(self.architecture, self.dtype, self.remat, self.unrolled, self.attention)
 
     @property
     def _lm_head(self) -> LMHead:

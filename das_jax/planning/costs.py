@@ -28,6 +28,10 @@ VECTOR = {
 }
 """Vector operations for one element."""
 
+OPS_PER_EXPONENTIAL = 32
+"""Vector operations of the attention kernels for every score, counted in their source: 27 forward, 37
+backward, most of them for the softmax and the hash of dropout."""
+
 SLICES = ("dynamic-slice", "slice", "gather")
 SMALL = 1e5
 """Bytes below which it does not matter what part of an operand is read."""
@@ -69,7 +73,11 @@ class Costs:
         if instruction.op == "custom-call":
             if "tpu_custom_call" not in instruction.attributes:
                 return Cost(0, 0, 0, 0)  # AllocateBuffer, Sharding and the like.
-            flops = float(instruction.attribute(r'"cost_estimate":\{"?flops"?:"?(\d+)') or 0)
+            flops, exponentials = (
+                float(instruction.attribute(rf'"cost_estimate":{{[^}}]*"{name}":"?(\d+)') or 0)
+                for name in ("flops", "transcendentals")
+            )
+            vector_ops = OPS_PER_EXPONENTIAL * exponentials
         return Cost(flops, hbm_bytes, vector_ops, cycles)
 
     def _work(self, name: str) -> tuple[float, float]:

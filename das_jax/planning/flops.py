@@ -5,10 +5,8 @@ forward and backward has it three times, or twice if no gradients of weights are
 computes again to save memory is not useful, nor is a logit where nothing is predicted.
 """
 
-from typing import Any
-
-from das_jax.continual.das import DASSettings
 from das_jax.continual.importance import Losses, hidden_proxy_losses, masked_lm_losses
+from das_jax.continual.method import Method
 from das_jax.model.architecture import Architecture
 
 
@@ -27,35 +25,19 @@ def lm_head_flops(architecture: Architecture, positions: int) -> int:
     return positions * 2 * width * (width + architecture.vocab_size)
 
 
-def contrastive_flops(architecture: Architecture, batch_size: int) -> int:
-    """The similarities of one anchor with two candidates for every example of the global batch, forward."""
-    return 2 * architecture.hidden_size * 2 * batch_size
-
-
-def encoder_passes(settings: Any) -> int:
-    """How often a train step runs the encoder, each time forward and backward."""
-    if isinstance(settings, DASSettings):
-        return 3 if settings.contrastive.anchor == "masked" else 4
-    return 1
-
-
-def train_step_flops(
-    architecture: Architecture, settings: Any, batch_size: int, length: int, masked: int
-) -> int:
-    """A train step over the global batch.
+def train_step_flops(method: Method, batch_size: int, length: int) -> int:
+    """A train step over the global batch. Products that are no larger than the batch, such as similarities
+    of examples, are left out.
 
     Args:
-      architecture: of the model.
-      settings: of the method.
+      method: how it learns.
       batch_size: examples over all devices.
       length: tokens of an example.
-      masked: predicted positions of an example.
     """
-    forward = encoder_passes(settings) * encoder_flops(architecture, length)
-    forward += lm_head_flops(architecture, masked)
-    if isinstance(settings, DASSettings):
-        forward += contrastive_flops(architecture, batch_size)
-    return 3 * forward * batch_size
+    architecture = method.model.architecture
+    forward = method.encoder_passes() * encoder_flops(architecture, length)
+    forward += lm_head_flops(architecture, method.masking.num_masked(length))
+    return round(3 * forward * batch_size)
 
 
 def importance_flops(

@@ -19,12 +19,12 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import MaskedLM
 from das_jax.planning.flops import importance_flops, train_step_flops
 from das_jax.planning.topology import Topology
 from das_jax.training.optimizer import Optimizer, adamw, warmup_linear_decay
 from das_jax.training.sharding import Sharding, check_divisible
 from das_jax.training.step import TrainState, compile_sums, compile_train_step, init_state
+from das_jax.training.workspace import make_model
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,12 @@ class Run:
         batch_size, length = self.config.training.batch_size, self.config.data.length
         check_divisible(batch_size, self.sharding, "training.batch_size")
         method = self._method(settings)
-        masked = method.masking.num_masked(length)
 
         def lower() -> jax.stages.Lowered:
             step = compile_train_step(method, self._optimizer, self.sharding)
             return _jitted(step).lower(self._state(method), self._batch(batch_size))
 
-        flops = train_step_flops(self.architecture, settings, batch_size, length, masked)
+        flops = train_step_flops(method, batch_size, length)
         return Program(name, steps, batch_size, flops, 0, lower)
 
     def _importance(self, name: str, settings: DASSettings, losses: Losses, maps: int) -> Program:
@@ -110,8 +109,7 @@ class Run:
 
     def _method(self, settings: MethodSettings) -> Method:
         config = self.config
-        dtype = "bfloat16" if config.model.dtype == "auto" else config.model.dtype
-        model = MaskedLM(self.architecture, jnp.dtype(dtype), config.model.remat)
+        model = make_model(self.architecture, config, "tpu")
         # Which ids are special changes no shape; without the tokenizer these do as well as any.
         masking = Masking(
             mask_token=4,

@@ -18,6 +18,8 @@ from das_jax.data.masking import Masking
 from das_jax.data.sources import Source
 from das_jax.errors import UserError
 from das_jax.model import huggingface
+from das_jax.model.architecture import Architecture
+from das_jax.model.fused_attention import LANES
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.training.console import Console
 from das_jax.training.sharding import Sharding, make_sharding
@@ -52,10 +54,7 @@ class Workspace:
 
     @functools.cached_property
     def model(self) -> MaskedLM:
-        dtype = self.config.model.dtype
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return MaskedLM(self.checkpoint.architecture, jnp.dtype(dtype), self.config.model.remat)
+        return make_model(self.checkpoint.architecture, self.config, jax.default_backend())
 
     @functools.cached_property
     def masking(self) -> Masking:
@@ -91,6 +90,33 @@ class Workspace:
         for array in jax.tree.leaves(self.checkpoint.params):
             total.update(array.tobytes())
         return total.hexdigest()
+
+
+def make_model(architecture: Architecture, config: Config, platform: str) -> MaskedLM:
+    """The model of a configuration, for the devices of a platform: `cpu`, `tpu` or `gpu`.
+
+    Raises:
+      UserError: the platform cannot do what the configuration asks for.
+    """
+    settings = config.model
+    dtype, attention = settings.dtype, settings.attention
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if attention == "auto":
+        fits = platform == "tpu" and config.data.length % LANES == 0
+        attention = "fused" if fits else "dense"
+    if attention == "fused" and platform != "tpu":
+        raise UserError(
+            f"model.attention is fused, a kernel for TPUs, and this machine computes on {platform}; "
+            "use auto or dense"
+        )
+    return MaskedLM(
+        architecture,
+        jnp.dtype(dtype),
+        settings.remat,
+        unrolled=settings.layers == "unrolled",
+        attention=attention,
+    )
 
 
 def cache_dir(config: Config) -> Path:

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 
 from das_jax.continual import importance, importance_map
-from das_jax.continual.das import DAS, ContrastiveSettings, DASMemory, DASSettings, unmasked_update
+from das_jax.continual.das import (
+    DAS,
+    ContrastiveSettings,
+    DASMemory,
+    DASSettings,
+    Keys,
+    unmasked_update,
+)
 from das_jax.continual.importance import GateGradientSums, ImportanceSettings
 from das_jax.continual.method import UpdateTrace
 from das_jax.continual.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.errors import UserError
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, unit_shapes
 from das_jax.training.optimizer import adamw
@@ -132,6 +140,27 @@ def test_the_gated_view_learns_too_and_the_masked_anchor_saves_a_pass(
     shared, same_masked_lm = passes(DASSettings(contrastive=ContrastiveSettings(anchor="masked")))
     assert clean - shared == 1
     np.testing.assert_allclose(masked_lm, same_masked_lm, rtol=1e-6)
+
+
+def test_a_subsample_is_contrasted_as_if_it_were_the_batch(
+    das: DAS, params: Params, batch: Batch
+) -> None:
+    memory = DASMemory(random_units(das.model, 2))
+    tokens, keys = batch.tokens, Keys(*(batch.example_keys(jax.random.key(k)) for k in range(4)))
+    masked = das.masking.corrupt(tokens, batch.example_keys(jax.random.key(4)))
+
+    def parts(rows: slice, **contrastive: Any) -> dict[str, jax.Array]:
+        method = replace(das, settings=DASSettings(contrastive=ContrastiveSettings(**contrastive)))
+        some = jax.tree.map(lambda x: x[rows], (tokens, masked, keys))
+        return jax.jit(method.objective)(params, memory, *some)[1]
+
+    every_second, everything = slice(None, None, 2), slice(None)
+    actual = parts(everything, anchor="masked", subsample=2)
+    expected = parts(every_second, anchor="masked")["contrastive"]
+    np.testing.assert_allclose(actual["contrastive"], expected, rtol=1e-5)
+    np.testing.assert_allclose(actual["masked_lm"], parts(everything)["masked_lm"], rtol=1e-5)
+    with pytest.raises(UserError, match="subsample is 3, which does not divide the 8 examples"):
+        parts(everything, subsample=3)
 
 
 def test_the_floor_softens_the_mask_and_not_the_gates(das: DAS, model: MaskedLM) -> None:

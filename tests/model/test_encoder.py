@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.model.dropout import dropout
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units
 
@@ -33,6 +32,17 @@ def test_remat_changes_nothing_but_memory(
     largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, atol=1e-6 * largest)
+
+
+def test_unrolled_layers_are_the_scanned_ones(
+    model: MaskedLM, params: Params, batch: Batch
+) -> None:
+    expected = gradients(model, params, batch)
+    for remat in ("none", "dots"):
+        actual = gradients(replace(model, remat=remat, unrolled=True), params, batch)
+        largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, e, atol=1e-6 * largest)
 
 
 def test_gates_of_one_change_nothing_and_absent_gates_cost_nothing(
@@ -104,25 +114,3 @@ def test_bfloat16_products_stay_near_float32_and_losses_are_float32(
     real = np.asarray(mask)
     difference = np.abs(logits - expected)[real].max() / np.abs(expected)[real].max()
     assert 1e-5 < difference < 0.05
-
-
-def test_dropout_has_its_rate_and_keeps_the_mean() -> None:
-    keys = jax.random.split(jax.random.key(0), 64)
-    x = jnp.ones((64, 33, 50))
-    for rate in (0.1, 0.5):
-        dropped = dropout(x, rate, keys, site=0)
-        zeros = np.asarray(dropped == 0).mean(axis=(1, 2))
-        np.testing.assert_allclose(zeros.mean(), rate, atol=0.005)
-        assert np.abs(zeros - rate).max() < 0.06
-        np.testing.assert_allclose(dropped.mean(), 1, atol=0.01)
-
-
-def test_dropout_bits_are_the_examples_own() -> None:
-    keys = jax.random.split(jax.random.key(0), 8)
-    x = jnp.ones((8, 40, 7))
-    whole = dropout(x, 0.3, keys, site=0)
-    np.testing.assert_array_equal(dropout(x[5:], 0.3, keys[5:], site=0), whole[5:])
-    for other in (dropout(x, 0.3, keys, site=1), whole[::-1], whole[:, ::-1], whole[:, 20:]):
-        same = np.asarray((other == 0) == (whole[:, : other.shape[1]] == 0)).mean()
-        assert abs(same - (0.7**2 + 0.3**2)) < 0.04
-    assert dropout(x, 0.3, None, site=0) is x

@@ -1,0 +1,74 @@
+"""Activation functions by their HuggingFace names."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# log(Phi(x) / Phi(-x)), Phi being the normal distribution function, is close to x times a polynomial in x^2
+# on |x| <= 5.5. These are the polynomials for which x * Phi(x) has the smallest largest relative error, and
+# its derivative the smallest largest error.
+VALUE = (1.592774179, 7.562861357e-2, -9.529194983e-4, 7.643789799e-6)
+DERIVATIVE = (1.594894696, 7.398711782e-2, -6.911518979e-4)
+LARGEST_SQUARE = 5.5**2
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x); in 16 bits by a form that needs a third of the vector operations of the error function.
+
+    The short form is within 9.3e-4 of the value, a quarter of bfloat16's rounding error, down to values of
+    1e-4, and its derivative within 9.4e-5. (The usual tanh form, a different function, is off by half of
+    the value in the negative tail.)
+    """
+    if jnp.finfo(x.dtype).bits > 16:
+        return nn.gelu(x, approximate=False)
+    return _short_gelu(x)
+
+
+@jax.custom_vjp
+def _short_gelu(x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    logit = wide * _polynomial(VALUE, _square(wide))
+    return (wide * jax.nn.sigmoid(logit)).astype(x.dtype)
+
+
+def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _short_gelu(
+        x
+    ), x  # The backward pass computes the rest again: it is cheaper than memory.
+
+
+def _backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    wide = x.astype(jnp.float32)
+    square = _square(wide)
+    phi = jax.nn.sigmoid(wide * _polynomial(DERIVATIVE, square))
+    slope = _polynomial(
+        tuple((2 * power + 1) * factor for power, factor in enumerate(DERIVATIVE)), square
+    )
+    derivative = phi + wide * phi * (1 - phi) * slope
+    return ((cotangent.astype(jnp.float32) * derivative).astype(x.dtype),)
+
+
+_short_gelu.defvjp(_forward, _backward)
+
+
+def _square(x: jax.Array) -> jax.Array:
+    return jnp.minimum(x * x, LARGEST_SQUARE)
+
+
+def _polynomial(factors: tuple[float, ...], x: jax.Array) -> jax.Array:
+    """factors[0] + factors[1] x + factors[2] x^2 ..., float32."""
+    value = jnp.full_like(x, factors[-1])
+    for factor in factors[-2::-1]:
+        value = value * x + factor
+    return value
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
