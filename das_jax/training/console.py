@@ -1,9 +1,11 @@
 """What a person sees while a run goes on: one progress line per stage, or plain lines without a terminal."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -93,9 +95,16 @@ class Line:
 
 
 class Console:
-    """Prints for the first host only; `quiet`, or an output that is no terminal, gives plain lines."""
+    """Prints for the first host only; `quiet`, or an output that is no terminal, gives plain lines.
+
+    Attributes:
+      rich: what it prints with.
+      live: whether it shows bars.
+      awaits_first_step: whether this process has trained no step yet.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
+        self.awaits_first_step = True
         first_host = jax.process_index() == 0
         self.rich = screen(quiet=not first_host)
         self.live = self.rich.is_terminal and not quiet and first_host
@@ -103,6 +112,11 @@ class Console:
     def log(self, sentence: str) -> None:
         """Prints a line above the progress."""
         self.rich.print(sentence, markup=False)
+
+    def first_step(self, stage: str, seconds: float) -> None:
+        """Says that the first step of this process is done, so many seconds after the command was given."""
+        self.awaits_first_step = False
+        self.log(f"{stage}: first step done {seconds:.0f} seconds after the command was given")
 
     @contextmanager
     def counter(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -142,6 +156,14 @@ def screen(quiet: bool = False) -> rich.console.Console:
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started, by the kernel's account: proc(5), field starttime."""
+    # The second field, the name, is in brackets and may have spaces.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def _clock(seconds: float) -> str:

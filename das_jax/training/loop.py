@@ -12,7 +12,7 @@ from das_jax.config.schema import TrainingSettings
 from das_jax.continual.method import Metrics
 from das_jax.data.batch import Batch
 from das_jax.training.checkpoint import Checkpoints
-from das_jax.training.console import Console, Line
+from das_jax.training.console import Console, Line, process_seconds
 from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.metrics import MetricsWriter, check_finite
 from das_jax.training.sharding import Sharding
@@ -27,13 +27,17 @@ AHEAD = 2
 
 @dataclass
 class Recorder:
-    """Keeps metrics on the device and reads them now and then, so that no step waits for the host."""
+    """Keeps metrics on the device and reads them now and then, so that no step waits for the host.
+
+    What is in `once` is written with the next of them.
+    """
 
     stage: str
     writer: MetricsWriter
     line: Line
     tokens_per_step: int
     pending: list[tuple[int, Metrics]] = field(default_factory=list)
+    once: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -58,10 +62,11 @@ class Recorder:
         seconds = (now - self.since) / len(steps)
         rate = self.tokens_per_step / seconds
         self.writer.write(
-            steps[-1], {**means, "tokens_per_second": rate, "seconds_per_step": seconds}
+            steps[-1],
+            {**means, "tokens_per_second": rate, "seconds_per_step": seconds, **self.once},
         )
         self.line.update(steps[-1], f"loss {means['loss']:.3f}, {rate:,.0f} tokens/s")
-        self.pending, self.since = [], now
+        self.pending, self.once, self.since = [], {}, now
 
 
 def training_checkpoint(state: TrainState) -> dict[str, Any]:
@@ -106,6 +111,10 @@ def train(
             for batch in itertools.islice(itertools.chain([first], sharded), steps - done):
                 state, metrics = compiled(state, batch)
                 done += 1
+                if console.awaits_first_step:
+                    jax.block_until_ready(metrics)
+                    seconds = process_seconds()
+                    recorder.once = {"seconds_to_first_step": seconds}
                 recorder.add(done, metrics)
                 stop = interruption.requested is not None
                 save = stop or done == steps or done % settings.checkpoint_every == 0
@@ -119,4 +128,8 @@ def train(
                         f"{stage}: stopped at step {done} of {steps} and saved; "
                         "the same command goes on from here"
                     )
+                if (
+                    console.awaits_first_step
+                ):  # Said after saving: a pipe without a reader ends the process.
+                    console.first_step(stage, seconds)
     return state

@@ -130,7 +130,7 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     Raises:
       UserError: something cannot be found or does not fit.
     """
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir(config) / "compiled"))
+    _keep_compiled_programs(cache_dir(config) / "compiled")
     directory = model_directory(config)
     checkpoint = huggingface.load(directory)
     for note in checkpoint.notes:
@@ -144,6 +144,13 @@ def open_workspace(config: Config, console: Console) -> Workspace:
             "language model; use another"
         )
     return Workspace(config, console, checkpoint, tokenizer)
+
+
+def _keep_compiled_programs(directory: Path) -> None:
+    """Lets no process compile what an earlier one has: JAX alone keeps only what took a second or more."""
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def model_directory(config: Config) -> Path:

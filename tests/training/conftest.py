@@ -84,21 +84,19 @@ ARGUMENTS` in a process of its own and strikes it there; without `at` it is left
 """
 
 
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""Of a command in a process of its own: one device, and programs that are compiled fast."""
+
+
 @pytest.fixture(scope="session")
 def start() -> Iterator[Start]:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     with subprocess.Popen(
         [sys.executable, "-m", "tests.training.launcher"],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=ENVIRONMENT,
     ) as launcher:
         assert launcher.stdin is not None
         assert launcher.stdout is not None
