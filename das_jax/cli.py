@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(
         add(
             prepare,
-            "Turns the corpora of a configuration into token chunks.",
+            "Turns the corpora of a configuration into token chunks, once; with data.beam, on many machines.",
             "das-jax prepare configs/quickstart.yaml --data.length=256",
         )
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from das_jax.continual.registry import MethodSettings
+from das_jax.data.beam import BeamSettings
 from das_jax.data.sources import Source
 from das_jax.settings import settings
 
@@ -39,6 +40,8 @@ class DataSettings:
     """The share of the documents kept away from training, for the held-out loss."""
     cache_dir: str = "~/.cache/das_jax"
     """Where demo assets, prepared token chunks and compiled programs live."""
+    beam: BeamSettings | None = None
+    """Prepares corpora with Apache Beam, on many machines; the chunks are the same."""
 
 
 @settings

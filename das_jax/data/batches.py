@@ -5,14 +5,18 @@ own rows of it, so the same run on more hosts is the same run.
 """
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
+from grain.experimental import ThreadPrefetchIterDataset
 
 # Whole batches are read by each thread, so a few are plenty.
-READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+# Of batches that another thread has got ready, so that the step does not wait for Grain's bookkeeping.
+READY_BATCHES = 4
 
 Arrays = dict[str, np.ndarray]
 """`tokens`: tokens_BxT, int32; `index`: index_B, uint32; `weight`: weight_B, float32."""
@@ -23,7 +27,7 @@ class Chunks(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> np.ndarray: ...
+    def __getitems__(self, indices: Sequence[int], /) -> np.ndarray: ...
 
 
 class TrainBatches(Iterator[Arrays]):
@@ -34,6 +38,7 @@ class TrainBatches(Iterator[Arrays]):
 
     def __init__(self, read: Callable[[int], Arrays], start: int):
         self._read = read
+        self._close: Callable[[], object] = lambda: None
         self.restore({"step": start})
 
     def __next__(self) -> Arrays:
@@ -47,8 +52,10 @@ class TrainBatches(Iterator[Arrays]):
 
     def restore(self, state: dict[str, int]) -> None:
         """Goes on as if `state` had just been returned by `state()`."""
+        self._close()
         self._step = state["step"]
         self._batches = _read_ahead(self._read, self._step, sys.maxsize)
+        self._close = weakref.finalize(self, self._batches.close)
 
 
 def train_batches(
@@ -156,10 +163,12 @@ def _host_rows(batch_size: int, process_index: int, process_count: int) -> np.nd
 def _arrays(
     chunks: Chunks, examples: Sequence[int], positions: np.ndarray, weight_B: np.ndarray
 ) -> Arrays:
-    tokens_BxT = np.stack([chunks[example] for example in examples])
+    tokens_BxT = chunks.__getitems__(examples)
     return {"tokens": tokens_BxT, "index": positions.astype(np.uint32), "weight": weight_B}
 
 
-def _read_ahead(read: Callable[[int], Arrays], start: int, stop: int) -> Iterator[Arrays]:
-    steps = grain.MapDataset.range(start, stop)
-    return iter(steps.map(read).to_iter_dataset(READ_OPTIONS))
+def _read_ahead(
+    read: Callable[[int], Arrays], start: int, stop: int
+) -> grain.DatasetIterator[Arrays]:
+    batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(READ_OPTIONS)
+    return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READY_BATCHES))

@@ -1,56 +1,39 @@
-"""Prepared corpora: text becomes token chunks in ArrayRecord files, once, by a TFDS builder."""
+"""Prepared corpora: text becomes token chunks on disk, once, on this machine or on many."""
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from das_jax.data import sources
-from das_jax.data.tokenization import Encoder, Progress, Stream, encoder, write_streams
+from das_jax.data.beam import BeamSettings, download_config, explaining_failure, write_streams
+from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, chunk_count, copy
+from das_jax.data.tokenization import (
+    Encoder,
+    Progress,
+    SpecialTokens,
+    Stream,
+    encoder,
+    write_parts,
+)
 from das_jax.errors import UserError
 from das_jax.files import built_once
 
 # Part of every key: raise it when the same input would give other chunks.
 FORMAT = 1
-# TFDS keeps one shard in memory while it writes it.
-SHARD_TOKENS = 1 << 22
 
-Examples = Iterator[tuple[int, dict[str, np.ndarray]]]
-"""Numbers and records, as TFDS wants them."""
-
-
-class Chunks(Sequence[np.ndarray]):
-    """The token chunks of one split: `chunks[i]` is tokens_T, int32.
-
-    Read from disk when asked for, safe in threads, and cheap to send to another process.
-    """
-
-    def __init__(self, directory: Path, split: str):
-        self.directory, self.split = directory, split
-
-    @cached_property
-    def _records(self) -> Sequence[Mapping[str, np.ndarray]]:
-        return tfds.builder_from_directory(self.directory).as_data_source(self.split)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-        # A range knows negative numbers, and where it ends.
-        return self._records[range(len(self))[index]]["tokens"]
-
-    def __reduce__(self) -> tuple:
-        return Chunks, (self.directory, self.split)
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
 
 @dataclass(frozen=True)
@@ -100,6 +83,7 @@ def prepare(
     heldout: float,
     cache_dir: Path,
     progress: Progress | None = None,
+    beam: BeamSettings | None = None,
 ) -> Corpus:
     """Turns a text into token chunks, or finds those of the same text, tokenizer and settings.
 
@@ -113,13 +97,14 @@ def prepare(
         heldout: The share of the documents kept away from training, chosen by a hash of their text.
         cache_dir: Where corpora are kept.
         progress: Called now and then with the documents and tokens done.
+        beam: How Apache Beam spreads the work over many machines; the corpus is the same without it.
 
     Returns:
         The corpus, complete on disk.
 
     Raises:
         UserError: The source cannot be read, is empty or is too short; the tokenizer lacks special
-            tokens; or the disk is full.
+            tokens; the disk is full; or Beam is missing or fails.
     """
     cache_dir = Path(cache_dir).expanduser()
     enc = encoder(tokenizer)
@@ -130,7 +115,7 @@ def prepare(
     directory = cache_dir / "corpora" / f"{name}-{key}"
     with built_once(directory) as unfinished:
         if unfinished is not None:
-            splits = _build(source, enc, length, heldout, cache_dir, unfinished, progress)
+            splits = _build(source, enc, length, heldout, cache_dir, unfinished, progress, beam)
             facts = {
                 "source": label,
                 "key": key,
@@ -161,24 +146,65 @@ def _build(
     cache_dir: Path,
     directory: Path,
     progress: Progress | None,
+    beam: BeamSettings | None,
 ) -> dict[str, Counts]:
-    streams_directory = directory / "streams"
-    streams_directory.mkdir()
-    documents = sources.documents(source, cache_dir)
-    streams = write_streams(documents, enc, heldout, streams_directory, progress)
-    _check(streams, sources.label(source), length, heldout)
-    builder = ChunkBuilder(streams, enc, length, directory)
-    # TFDS prints where it downloads from; there is nothing to download.
-    with redirect_stdout(StringIO()):
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
-    shutil.rmtree(streams_directory)
-    shutil.rmtree(directory / "downloads", ignore_errors=True)
+    with _workplace(directory, beam) as place:
+        parts = place / "streams"
+        parts.mkdir()
+        if beam is None:
+            documents = sources.documents(source, cache_dir)
+            found = write_parts(documents, enc, heldout, parts / "all", progress)
+            streams = {split: Stream((part,)) for split, part in found.items()}
+        else:
+            streams = write_streams(source, enc, heldout, cache_dir, parts, beam)
+            if progress is not None:
+                done = streams.values()
+                progress(sum(s.documents for s in done), sum(s.tokens for s in done))
+        _check(streams, sources.label(source), length, heldout)
+        _write_chunks(streams, enc.special, length, place, beam)
+        parts.rmtree()
+        (place / "downloads").rmtree(missing_ok=True)
     return {
         split: Counts(stream.documents, stream.tokens, chunk_count(stream.tokens, length))
         for split, stream in streams.items()
     }
+
+
+@contextmanager
+def _workplace(directory: Path, beam: BeamSettings | None) -> Iterator[epath.Path]:
+    """Where all workers can write; what is there in the end is in `directory` too."""
+    if beam is None or beam.directory is None:
+        yield epath.Path(directory)
+        return
+    place = epath.Path(beam.directory) / f"{directory.name}-{uuid.uuid4().hex}"
+    place.mkdir(parents=True)
+    try:
+        yield place
+        prepared = _builder_directory(place)
+        for path in prepared.iterdir():
+            copy(path, epath.Path(_builder_directory(directory)) / path.name)
+    finally:
+        place.rmtree()
+
+
+def _write_chunks(
+    streams: Mapping[str, Stream],
+    special: SpecialTokens,
+    length: int,
+    place: epath.Path,
+    beam: BeamSettings | None,
+) -> None:
+    if beam is None:
+        builder = ChunkBuilder(streams, special, length, place)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        failures: AbstractContextManager[None] = nullcontext()
+    else:
+        builder = BeamChunkBuilder(streams, special, length, place)
+        config, failures = download_config(beam), explaining_failure(beam)
+    # TFDS draws bars and prints where it downloads from; there is nothing to download.
+    tfds.disable_progress_bar()
+    with redirect_stdout(StringIO()), failures:
+        builder.download_and_prepare(download_config=config)
 
 
 def _check(streams: Mapping[str, Stream], label: str, length: int, heldout: float) -> None:
@@ -204,75 +230,5 @@ def _check(streams: Mapping[str, Stream], label: str, length: int, heldout: floa
         )
 
 
-def chunk_count(tokens: int, length: int) -> int:
-    """How many chunks a stream of tokens gives; a tail less than a quarter full does not count."""
-    full, tail = divmod(tokens, length - 2)
-    return full + (tail > 0 and (full == 0 or tail + 2 >= length // 4))
-
-
-def pack(tokens: np.ndarray, enc: Encoder, length: int) -> np.ndarray:
-    """Cuts a stream of tokens into chunks; the last one is padded.
-
-    Args:
-        tokens: int32, of any number.
-        enc: Knows the special tokens.
-        length: T, the tokens in a chunk.
-
-    Returns:
-        chunks_NxT, int32: first, T - 2 tokens, separator.
-    """
-    body = length - 2
-    rows = -(-len(tokens) // body)
-    tail = len(tokens) - (rows - 1) * body
-    chunks_NxT = np.full((rows, length), enc.padding, np.int32)
-    chunks_NxT[:, 0] = enc.first
-    padded = np.full(rows * body, enc.padding, np.int32)
-    padded[: len(tokens)] = tokens
-    chunks_NxT[:, 1:-1] = padded.reshape(rows, body)
-    chunks_NxT[:-1, -1] = enc.separator
-    chunks_NxT[-1, 1 + tail] = enc.separator
-    return chunks_NxT
-
-
-class ChunkBuilder(tfds.core.ShardBasedBuilder):
-    """Cuts token streams into chunks and writes them as ArrayRecord, one shard at a time."""
-
-    name = "chunks"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, streams: Mapping[str, Stream], enc: Encoder, length: int, data_dir: Path):
-        self._streams, self._encoder, self._length = streams, enc, length
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        tokens = tfds.features.Tensor(shape=(self._length,), dtype=np.int32, encoding="bytes")
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict({"tokens": tokens})
-        )
-
-    def _shard_iterators_per_split(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, list[Callable[[], Examples]]]:
-        del dl_manager
-        per_shard = max(1, SHARD_TOKENS // self._length)
-        shards: dict[str, list[Callable[[], Examples]]] = {}
-        for split, stream in self._streams.items():
-            count = chunk_count(stream.tokens, self._length)
-            bounds = [
-                (start, min(start + per_shard, count)) for start in range(0, count, per_shard)
-            ]
-            shards[split] = [partial(self._examples, stream.path, *bound) for bound in bounds]
-        return shards
-
-    def _examples(self, path: Path, start: int, stop: int) -> Examples:
-        body = self._length - 2
-        for block in range(start, stop, 1024):
-            count = min(1024, stop - block) * body
-            # Not a memory map: its pages would count as this process's memory.
-            tokens = np.fromfile(path, "<i4", count, offset=4 * block * body)
-            for index, chunk in enumerate(pack(tokens, self._encoder, self._length), block):
-                yield index, {"tokens": chunk}
-
-
-def _builder_directory(directory: Path) -> Path:
+def _builder_directory(directory: AnyPath) -> AnyPath:
     return directory / ChunkBuilder.name / str(ChunkBuilder.VERSION)

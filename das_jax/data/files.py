@@ -7,12 +7,15 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
+from etils import epath
 
 from das_jax.errors import UserError
 
@@ -20,20 +23,44 @@ from das_jax.errors import UserError
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
-def matching(pattern: str) -> list[Path]:
+def matching(pattern: str) -> list[epath.Path]:
     """The files that a path or a glob means, sorted; `**` goes into folders.
 
+    Args:
+        pattern: On this machine, or in a bucket: gs://bucket/texts/*.txt.
+
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the bucket cannot be reached.
     """
+    if "://" in pattern:
+        return _matching_in_bucket(pattern)
     expanded = Path(pattern).expanduser()
     paths = (
         [expanded] if expanded.is_file() else map(Path, glob.glob(str(expanded), recursive=True))
     )
-    found = sorted(path for path in paths if path.is_file())
+    found = sorted(epath.Path(path) for path in paths if path.is_file())
     if not found:
-        raise UserError(f"No file matches {pattern}: correct the path of this source.")
+        raise _no_match(pattern)
     return found
+
+
+def _matching_in_bucket(pattern: str) -> list[epath.Path]:
+    scheme, _, rest = pattern.partition("://")
+    bucket, _, inside = rest.partition("/")
+    try:
+        found = sorted(epath.Path(f"{scheme}://{bucket}").glob(inside))
+    except Exception as error:  # Every cloud's client raises its own types.
+        raise UserError(
+            f"{pattern} cannot be reached ({error}): check the path, the network and your rights; "
+            "gs:// needs `pip install gcsfs`, s3:// `pip install s3fs`."
+        ) from error
+    if not found:
+        raise _no_match(pattern)
+    return found
+
+
+def _no_match(pattern: str) -> UserError:
+    return UserError(f"No file matches {pattern}: correct the path of this source.")
 
 
 def digest(pattern: str) -> str:
@@ -112,7 +139,7 @@ def parquet(pattern: str, field: str) -> Iterator[str]:
     """
     for path in matching(pattern):
         try:
-            with pa.parquet.ParquetFile(path) as table:
+            with path.open("rb") as stream, pa.parquet.ParquetFile(stream) as table:
                 columns = table.schema_arrow.names
                 if field not in columns:
                     raise UserError(
@@ -166,7 +193,7 @@ def _parquet_text(value: pa.Scalar, field: str, where: str) -> str:
         raise _undecodable(where, error) from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
     try:
         with _opened(path) as stream:
             for number, line in enumerate(stream, 1):
@@ -178,18 +205,24 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise _damaged(path, error) from error
 
 
-def _opened(path: Path) -> BufferedIOBase:
-    match path.suffix:
+@contextmanager
+def _opened(path: epath.Path) -> Iterator[BufferedIOBase]:
+    with path.open("rb") as stream, _decompressed(stream, path.suffix) as text:
+        yield text
+
+
+def _decompressed(stream: Any, suffix: str) -> BufferedIOBase:
+    match suffix:
         case ".gz":
-            return gzip.open(path, "rb")
+            return gzip.open(stream, "rb")
         case ".bz2":
-            return bz2.open(path, "rb")
+            return bz2.open(stream, "rb")
         case ".xz":
-            return lzma.open(path, "rb")
+            return lzma.open(stream, "rb")
         case ".zst":
-            return BufferedReader(pa.input_stream(str(path), compression="zstd"))
+            return BufferedReader(pa.input_stream(stream, compression="zstd"))
         case _:
-            return path.open("rb")
+            return stream
 
 
 def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
@@ -199,7 +232,7 @@ def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
     )
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: epath.Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read to its end ({error}): is the file complete?")
 
 

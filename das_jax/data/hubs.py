@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def tfds_fingerprint(name: str, split: str, data_dir: str | None) -> str:
             content = file_digest(stream, "sha256").hexdigest()
         total.update(f"{part.skip} {part.take} {content}\n".encode())
     return total.hexdigest()
+
+
+def tfds_splits(name: str, split: str, data_dir: str | None) -> list[str]:
+    """The shards of a split, each as a split of its own; a split that is a part of one stays whole."""
+    splits = _tfds_builder(name, split, data_dir).info.splits
+    if split not in splits:
+        return [split]
+    ends = list(accumulate(splits[split].shard_lengths))
+    return [f"{split}[{start}:{end}]" for start, end in pairwise([0, *ends])]
 
 
 def _tfds_builder(name: str, split: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal, assert_never
@@ -104,6 +104,24 @@ def _read(source: Source, cache_dir: Path) -> Iterator[str]:
             return demo.texts(source.name, cache_dir)
         case _:
             assert_never(source)
+
+
+def pieces(source: Source) -> list[Source]:
+    """Sources that can be read at the same time and, one after the other, are this one.
+
+    Files are pieces, and so are the shards of a TFDS split; everything else is one piece.
+
+    Raises:
+        UserError: The source is not there.
+    """
+    match source:
+        case TextSource() | JSONLSource() | ParquetSource():
+            return [replace(source, path=str(path)) for path in files.matching(source.path)]
+        case TFDSSource():
+            splits = hubs.tfds_splits(source.name, source.split, source.data_dir)
+            return [replace(source, split=split) for split in splits]
+        case _:
+            return [source]
 
 
 def fingerprint(source: Source) -> str:

@@ -1,23 +1,26 @@
-"""Documents become one long stream of tokens per split, on all cores, in constant memory."""
+"""Documents become streams of tokens, one per split, on all cores, in constant memory."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b, sha256
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from etils import epath
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from das_jax.data.words import encode_texts, encode_words, splits_at_spaces
 from das_jax.errors import UserError
 
 SPLITS = ("train", "heldout")
-BATCH_CHARACTERS = 1_000_000
-BATCH_PIECES = 4096
+BATCH_CHARACTERS = 4_000_000
+BATCH_PIECES = 1 << 16
 # Longer documents are tokenised in pieces: a token in the tokenizer's memory is a hundred bytes.
 PIECE_CHARACTERS = 50_000
 
@@ -25,18 +28,33 @@ Progress = Callable[[int, int], None]
 """Told, again and again, how many documents and tokens are done."""
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A tokenizer as corpora need it: nothing padded, nothing cut, no special tokens from text."""
+class SpecialTokens(NamedTuple):
+    """The ids of the tokens that chunks need."""
 
-    backend: Tokenizer
     first: int
     """Opens a chunk: [CLS] or <s>."""
     separator: int
     """Stands between documents and closes a chunk: [SEP] or </s>."""
     padding: int
-    fingerprint: str
-    """SHA-256 of all of the above."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer as corpora need it: nothing padded, nothing cut, no special tokens from text."""
+
+    backend: Tokenizer
+    special: SpecialTokens
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all it does."""
+        return sha256(f"{tuple(self.special)} {self.backend.to_str()}".encode()).hexdigest()
+
+    @cached_property
+    def encode(self) -> Callable[[list[str]], list[np.ndarray]]:
+        """Token ids of texts, int32."""
+        encode = encode_words if splits_at_spaces(self.backend) else encode_texts
+        return partial(encode, self.backend)
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
@@ -57,13 +75,12 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     backend.no_truncation()
     # "[MASK]" written in a document is text, not a mask.
     backend.encode_special_tokens = True
-    special = (
+    special = SpecialTokens(
         _special(tokenizer, "cls_token", "bos_token"),
         _special(tokenizer, "sep_token", "eos_token"),
         _special(tokenizer, "pad_token"),
     )
-    fingerprint = sha256(f"{special} {backend.to_str()}".encode()).hexdigest()
-    return Encoder(backend, *special, fingerprint)
+    return Encoder(backend, special)
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, *names: str) -> int:
@@ -81,13 +98,50 @@ def is_heldout(document: str, share: float) -> bool:
     return int.from_bytes(blake2b(document.encode(), digest_size=8).digest()) < share * 2**64
 
 
-@dataclass
-class Stream:
-    """The tokens of one split, document after document, as little int32 in a file."""
+@dataclass(frozen=True)
+class Part:
+    """The tokens of some consecutive documents of a split, as little int32 in a file.
 
-    path: Path
-    documents: int = 0
-    tokens: int = 0
+    Every document begins with a separator, so that parts can follow each other.
+    """
+
+    path: str
+    documents: int
+    tokens: int
+    """Separators included."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens of one split, document after document, with separators between them."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def documents(self) -> int:
+        return sum(part.documents for part in self.parts)
+
+    @property
+    def tokens(self) -> int:
+        # Nothing stands before the first document, so its separator does not count.
+        return max(0, sum(part.tokens for part in self.parts) - 1)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens from `start` up to `stop`, int32."""
+        found, offset = [], -1
+        for part in self.parts:
+            first, last = max(start - offset, 0), min(stop - offset, part.tokens)
+            if first < last:
+                found.append(_read_tokens(part.path, first, last - first))
+            offset += part.tokens
+        return np.concatenate([np.empty(0, "<i4"), *found])
+
+
+def _read_tokens(path: str, start: int, count: int) -> np.ndarray:
+    # Not a memory map: its pages would count as this process's memory.
+    with epath.Path(path).open("rb") as stream:
+        stream.seek(4 * start)
+        return np.frombuffer(stream.read(4 * count), "<i4")
 
 
 class _Piece(NamedTuple):
@@ -96,44 +150,43 @@ class _Piece(NamedTuple):
     starts_document: bool
 
 
-def write_streams(
+def write_parts(
     documents: Iterable[str],
     encoder: Encoder,
     heldout: float,
-    directory: Path,
+    prefix: epath.Path,
     progress: Progress | None = None,
-) -> dict[str, Stream]:
-    """Tokenises documents into one stream per split, with separators between documents.
+) -> dict[str, Part]:
+    """Tokenises documents into one file per split.
 
     Args:
         documents: The texts, read once.
         encoder: The tokenizer.
         heldout: The share of the documents that goes to the split `heldout`.
-        directory: Where the streams are written.
+        prefix: Where the files are written: PREFIX-train.tokens, PREFIX-heldout.tokens.
         progress: Called after each batch.
 
     Returns:
-        The streams `train` and `heldout`.
+        The parts `train` and `heldout`.
     """
-    streams = {split: Stream(directory / f"{split}.tokens") for split in SPLITS}
+    paths = {split: prefix.parent / f"{prefix.name}-{split}.tokens" for split in SPLITS}
+    done, size = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    separator = np.array([encoder.special.separator], "<i4")
     with ExitStack() as stack:
-        outputs = {split: stack.enter_context(streams[split].path.open("wb")) for split in SPLITS}
-        for pieces, encodings in _encoded(_batches(_pieces(documents, heldout)), encoder):
-            ids: dict[str, list[int]] = {split: [] for split in SPLITS}
-            for piece, encoding in zip(pieces, encodings, strict=True):
-                stream, tokens = streams[piece.split], ids[piece.split]
+        outputs = {split: stack.enter_context(paths[split].open("wb")) for split in SPLITS}
+        for pieces, tokens in _encoded(_batches(_pieces(documents, heldout)), encoder):
+            rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+            for piece, ids in zip(pieces, tokens, strict=True):
                 if piece.starts_document:
-                    if stream.documents:
-                        tokens.append(encoder.separator)
-                    stream.documents += 1
-                tokens.extend(encoding.ids)
-            for split, tokens in ids.items():
-                outputs[split].write(np.array(tokens, "<i4").tobytes())
-                streams[split].tokens += len(tokens)
+                    done[piece.split] += 1
+                    rows[piece.split].append(separator)
+                rows[piece.split].append(ids)
+            for split, arrays in rows.items():
+                outputs[split].write(b"".join(map(np.ndarray.tobytes, arrays)))
+                size[split] += sum(map(len, arrays))
             if progress is not None:
-                done = streams.values()
-                progress(sum(s.documents for s in done), sum(s.tokens for s in done))
-    return streams
+                progress(sum(done.values()), sum(size.values()))
+    return {split: Part(str(paths[split]), done[split], size[split]) for split in SPLITS}
 
 
 def _pieces(documents: Iterable[str], heldout: float) -> Iterator[_Piece]:
@@ -165,18 +218,15 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 def _encoded(
     batches: Iterable[list[_Piece]], encoder: Encoder
-) -> Iterator[tuple[list[_Piece], list[Encoding]]]:
-    def encode(batch: list[_Piece]) -> list[Encoding]:
-        texts = [piece.text for piece in batch]
-        return encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
-
-    # The tokenizer uses all cores by itself; the thread lets reading and writing go on meanwhile.
-    with ThreadPoolExecutor(max_workers=1) as pool:
+) -> Iterator[tuple[list[_Piece], Sequence[np.ndarray]]]:
+    workers = len(os.sched_getaffinity(0))
+    # Tokenizers and arrays let go of Python's lock; reading and writing go on meanwhile.
+    with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         for batch in batches:
-            waiting.append((batch, pool.submit(encode, batch)))
-            if len(waiting) > 1:
-                done, encodings = waiting.popleft()
-                yield done, encodings.result()
-        for done, encodings in waiting:
-            yield done, encodings.result()
+            waiting.append((batch, pool.submit(encoder.encode, [piece.text for piece in batch])))
+            if len(waiting) > workers:
+                done, tokens = waiting.popleft()
+                yield done, tokens.result()
+        for done, tokens in waiting:
+            yield done, tokens.result()

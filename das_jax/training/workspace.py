@@ -74,7 +74,13 @@ class Workspace:
         data = self.config.data
         with self.console.counter(f"preparing {name}") as count:
             return corpus.prepare(
-                source, self.tokenizer, data.length, data.heldout, self.cache_dir, progress=count
+                source,
+                self.tokenizer,
+                data.length,
+                data.heldout,
+                self.cache_dir,
+                progress=count,
+                beam=data.beam,
             )
 
     def corpora(self) -> dict[str, Corpus]:

@@ -1,6 +1,8 @@
 """Batches: every epoch complete, every host its rows, every position reachable."""
 
 import json
+import threading
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -10,9 +12,16 @@ from numpy.testing import assert_array_equal
 from das_jax.data.batches import sample_batches, sequential_batches, train_batches
 
 
-def chunks(count: int) -> list[np.ndarray]:
+class Chunks(list):
+    """Chunks in memory."""
+
+    def __getitems__(self, indices: Sequence[int]) -> np.ndarray:
+        return np.stack([self[index] for index in indices])
+
+
+def chunks(count: int) -> Chunks:
     """Chunk i is full of the number i."""
-    return [np.full(4, i, np.int32) for i in range(count)]
+    return Chunks(np.full(4, i, np.int32) for i in range(count))
 
 
 def examples(batches) -> list[int]:
@@ -105,13 +114,27 @@ def test_positions_far_into_the_stream():
 
 
 def test_a_failing_read_reaches_the_caller():
-    class Broken(list):
-        def __getitem__(self, index):
+    class Broken(Chunks):
+        def __getitems__(self, indices):
             raise OSError("the disk is gone")
 
     batches = train_batches(Broken(chunks(3)), batch_size=2, seed=0)
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
+
+
+def test_what_reads_ahead_ends_with_the_iterator():
+    before = set(threading.enumerate())
+    batches = train_batches(chunks(10), batch_size=4, seed=0)
+    next(batches)
+    batches.restore({"step": 7})
+    next(batches)
+    started = [thread for thread in threading.enumerate() if thread not in before]
+    assert started
+    del batches
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_sample_is_drawn_without_replacement():

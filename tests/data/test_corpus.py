@@ -15,7 +15,8 @@ from numpy.testing import assert_array_equal
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import corpus
-from das_jax.data.corpus import Corpus, chunk_count, pack, prepare
+from das_jax.data.chunks import chunk_count, pack
+from das_jax.data.corpus import Corpus, prepare
 from das_jax.data.sources import TextSource
 from das_jax.data.tokenization import encoder, is_heldout
 from das_jax.errors import UserError
@@ -52,10 +53,10 @@ def decoded(chunks, tokenizer) -> list[str]:
     enc = encoder(tokenizer)
     body = np.concatenate([chunk[1:-1] for chunk in chunks])
     # A padded chunk ends with its separator before the padding.
-    if chunks[-1][-1] == enc.padding:
-        body = body[: np.flatnonzero(body == enc.separator)[-1]]
-    cuts = np.flatnonzero(body == enc.separator)
-    return [tokenizer.decode(part[part != enc.separator]) for part in np.split(body, cuts)]
+    if chunks[-1][-1] == enc.special.padding:
+        body = body[: np.flatnonzero(body == enc.special.separator)[-1]]
+    cuts = np.flatnonzero(body == enc.special.separator)
+    return [tokenizer.decode(part[part != enc.special.separator]) for part in np.split(body, cuts)]
 
 
 @pytest.mark.parametrize("name", ["bert_tokenizer", "roberta_tokenizer"])
@@ -132,7 +133,7 @@ def test_chunks_are_random_access_and_travel(prepared: Corpus):
 def test_many_shards_hold_the_same_chunks(
     prepared: Corpus, source, bert_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(corpus, "SHARD_TOKENS", 5 * LENGTH)
+    monkeypatch.setattr("das_jax.data.chunks.SHARD_TOKENS", 5 * LENGTH)
     found = prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "other")
     assert len(list(found.directory.rglob("chunks-train.array_record*"))) > 3
     assert_array_equal(list(found.train), list(prepared.train))
@@ -161,16 +162,16 @@ def test_a_tail_less_than_a_quarter_full_is_dropped(tokens: int, chunks: int):
 
 def test_packing(bert_tokenizer: PreTrainedTokenizerFast):
     enc = encoder(bert_tokenizer)
-    first, sep, pad = enc.first, enc.separator, enc.padding
+    first, sep, pad = enc.special
     assert_array_equal(
-        pack(np.arange(10, 19), enc, 6),
+        pack(np.arange(10, 19), enc.special, 6),
         [
             [first, 10, 11, 12, 13, sep],
             [first, 14, 15, 16, 17, sep],
             [first, 18, sep, pad, pad, pad],
         ],
     )
-    assert_array_equal(pack(np.arange(10, 14), enc, 6), [[first, 10, 11, 12, 13, sep]])
+    assert_array_equal(pack(np.arange(10, 14), enc.special, 6), [[first, 10, 11, 12, 13, sep]])
 
 
 # Keys
@@ -179,7 +180,7 @@ def test_packing(bert_tokenizer: PreTrainedTokenizerFast):
 def test_a_prepared_corpus_is_found_again(
     prepared: Corpus, source, bert_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(corpus, "write_streams", None)
+    monkeypatch.setattr(corpus, "write_parts", None)
     again = prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "cache")
     assert again == prepared
 
@@ -213,7 +214,7 @@ def test_an_error_while_reading_leaves_nothing(tmp_path: Path, bert_tokenizer):
     assert left == []
 
 
-@pytest.mark.parametrize("moment", ["write_streams", "ChunkBuilder._examples", "Path.write_text"])
+@pytest.mark.parametrize("moment", ["write_parts", "ChunkBuilder._examples", "Path.write_text"])
 def test_killed_at_any_moment_it_starts_again(
     moment: str, source: TextSource, bert_tokenizer, prepared: Corpus, tmp_path: Path
 ):
@@ -302,7 +303,7 @@ def test_a_full_disk(source, bert_tokenizer, tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus, "write_streams", full)
+    monkeypatch.setattr(corpus, "write_parts", full)
     with pytest.raises(UserError, match=r"The disk of .*corpora is full"):
         prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path)
 
@@ -317,12 +318,12 @@ def test_memory_does_not_grow_with_the_corpus(bert_tokenizer, tmp_path: Path):
         import re, sys
         from pathlib import Path
         from transformers import PreTrainedTokenizerFast
-        from das_jax.data import corpus, tokenization
+        from das_jax.data import chunks, corpus, tokenization
         from das_jax.data.sources import TextSource
 
         text, tokenizer, cache = sys.argv[1:]
         # Smaller buffers, so that a small text fills all of them many times.
-        tokenization.BATCH_CHARACTERS, corpus.SHARD_TOKENS = 50_000, 1 << 17
+        tokenization.BATCH_CHARACTERS, chunks.SHARD_TOKENS = 50_000, 1 << 17
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer)
         source = TextSource(kind="text", path=text)
         found = corpus.prepare(source, tokenizer, 128, 0.1, Path(cache))

@@ -3,12 +3,16 @@
 from itertools import pairwise
 from pathlib import Path
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from etils import epath
+from hypothesis import HealthCheck, given, settings
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import tokenization
-from das_jax.data.tokenization import encoder, is_heldout, write_streams
+from das_jax.data.chunks import chunk_count, examples
+from das_jax.data.tokenization import Stream, encoder, is_heldout, write_parts
 from das_jax.errors import UserError
 
 WORDS = ["the", "quick", "brown", "fox", "learns", "one", "domain", "of", "language", "after"]
@@ -20,8 +24,9 @@ def texts(count: int, words: int = 6) -> list[str]:
 
 
 def streams(documents: list[str], tokenizer, tmp_path: Path, heldout: float = 0.3):
-    found = write_streams(documents, encoder(tokenizer), heldout, tmp_path)
-    return found, {split: np.fromfile(stream.path, "<i4") for split, stream in found.items()}
+    parts = write_parts(documents, encoder(tokenizer), heldout, epath.Path(tmp_path / "all"))
+    found = {split: Stream((part,)) for split, part in parts.items()}
+    return found, {split: stream.read(0, stream.tokens) for split, stream in found.items()}
 
 
 @pytest.mark.parametrize("name", ["bert_tokenizer", "roberta_tokenizer"])
@@ -33,7 +38,7 @@ def test_streams_hold_all_documents_in_order(name: str, request, tmp_path: Path)
     for split, stream in found.items():
         mine = [text for text in documents if is_heldout(text, 0.3) == (split == "heldout")]
         expected = [enc.backend.encode(text, add_special_tokens=False).ids for text in mine]
-        joined = expected[0] + [t for ids in expected[1:] for t in [enc.separator, *ids]]
+        joined = expected[0] + [t for ids in expected[1:] for t in [enc.special.separator, *ids]]
         assert tokens[split].tolist() == joined
         assert (stream.documents, stream.tokens) == (len(mine), len(joined))
 
@@ -60,12 +65,44 @@ def test_a_long_document_without_spaces_is_cut_all_the_same(
     assert roberta_tokenizer.decode(tokens["train"]) == document
 
 
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_in_any_number_of_parts_the_chunks_are_the_same(bert_tokenizer, tmp_path: Path, data):
+    """Also of documents that have no tokens, fill a chunk to the last one, or fill many."""
+    enc, length = encoder(bert_tokenizer), 8
+    sizes = st.sampled_from([1, 5, length - 2, length - 1, 2 * length, 40])
+    words = sizes.flatmap(lambda n: st.lists(st.sampled_from(WORDS), min_size=n, max_size=n))
+    document = words.map(" ".join) | st.just("\u0000")
+    parts = data.draw(st.lists(st.lists(document, max_size=4), min_size=1, max_size=5))
+
+    def streams(groups: list[list[str]]) -> Stream:
+        found = [
+            write_parts(group, enc, 1e-9, epath.Path(tmp_path / str(number)))["train"]
+            for number, group in enumerate(groups)
+        ]
+        return Stream(tuple(found))
+
+    def chunks(stream: Stream, per_range: int) -> list[list[int]]:
+        count = chunk_count(stream.tokens, length)
+        ranges = [range(i, min(i + per_range, count)) for i in range(0, count, per_range)]
+        found = [pair for part in ranges for pair in examples(part, stream, enc.special, length)]
+        assert [number for number, _ in found] == list(range(count))
+        return [chunk["tokens"].tolist() for _, chunk in found]
+
+    expected = chunks(streams([[text for part in parts for text in part]]), 1024)
+    assert chunks(streams(parts), data.draw(st.integers(1, 4))) == expected
+
+
 def test_batches_are_bounded(bert_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenization, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(tokenization, "BATCH_PIECES", 3)
     reports: list[tuple[int, int]] = []
     enc = encoder(bert_tokenizer)
-    write_streams(texts(50), enc, 0.3, tmp_path, lambda *done: reports.append(done))
+    write_parts(
+        texts(50), enc, 0.3, epath.Path(tmp_path / "all"), lambda *done: reports.append(done)
+    )
     assert len(reports) >= 50 / 3
     assert all(0 < b[0] - a[0] <= 3 and b[1] > a[1] for a, b in pairwise(reports))
     assert reports[-1][0] == 50

@@ -154,7 +154,7 @@ def test_sigterm(project: Project, start: Start, reference: Path, tmp_path: Path
 
 def test_sigterm_while_text_is_prepared(project: Project, start: Start, tmp_path: Path) -> None:
     command = ("prepare", project.config, "--data.length=12", f"--data.cache_dir={tmp_path}")
-    at = "das_jax.data.corpus:ChunkBuilder._examples"
+    at = "das_jax.data.chunks:ChunkBuilder._examples"
     ended = start(*command, at=at, name="SIGTERM")
     assert (ended.status, ended.errors) == (0, "")
     assert len(ended.output.splitlines()) == 1
