@@ -89,7 +89,8 @@ class Checkpoints:
         """The newest checkpoint that is whole, or None; damaged ones are reported and put aside.
 
         Args:
-          like: from a checkpoint's info, the shapes and types of the part of its state that is wanted.
+          like: from a checkpoint's info, the shapes and types of the part of its state that is wanted,
+            and the places of what is not to be everywhere. It may be split otherwise than it was saved.
         """
         for step in reversed(self.steps()):
             try:
@@ -116,9 +117,11 @@ class Checkpoints:
     def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
         items = ocp.args.Composite(info=ocp.args.JsonRestore())
         info = self._manager.restore(step, args=items)["info"]
-        sharding = self.sharding.replicated
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like(info)
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=x.sharding or self.sharding.replicated
+            ),
+            like(info),
         )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -145,8 +148,14 @@ class Checkpoints:
 def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
     def fingerprint(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8) if x.dtype == bool else x
-        bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}").reshape(-1)
-        weights = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761)
+        bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}")
+        # Every element's place in the flat array, without flattening it: it may be split.
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis, size in enumerate(bits.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+                jnp.uint32, bits.shape, axis
+            )
+        weights = place * jnp.uint32(2654435761)
         # An odd weight loses no bit of what it multiplies.
         return jnp.sum(bits.astype(jnp.uint32) * (weights | jnp.uint32(1)), dtype=jnp.uint32)
 

@@ -95,7 +95,7 @@ def train(
     done = int(state.step)
     if done == steps:
         return state
-    sharded = (sharding.shard_batch(Batch(**rows)) for rows in batches)
+    sharded = (sharding.shard_batch(Batch(**rows), settings.accumulate) for rows in batches)
     with console.progress(stage, steps, done) as line:
         line.update(done, "compiling")
         first = next(sharded)

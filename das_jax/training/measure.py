@@ -79,7 +79,7 @@ def measure(
         console=console,
     )
     losses = importance.masked_lm_losses if of == "domain" else importance.PROXIES[settings.proxy]
-    params = workspace.sharding.replicate(workspace.checkpoint.params)
+    params = workspace.sharding.put("params", workspace.checkpoint.params)
     method = workspace.method(config.method)
     raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
     return Measured(raw, _save(workspace, settings, raw, output), *importance.self_test(raw))

@@ -48,11 +48,12 @@ class Results:
           stages: the directories of all stages, for the report.
           params: as the stage left them.
         """
+        whole = self.workspace.sharding.fetch(params)
         if jax.process_index() == 0:
             checkpoint = self.workspace.checkpoint
             huggingface.export(
                 stage / "huggingface",
-                jax.device_get(params),
+                whole,
                 checkpoint.config,
                 checkpoint.architecture,
                 self.workspace.tokenizer,

@@ -20,7 +20,7 @@ from das_jax.errors import UserError
 from das_jax.model import huggingface
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.training.console import Console
-from das_jax.training.sharding import Sharding, make_sharding
+from das_jax.training.sharding import Sharding, exchange_dtype, make_sharding
 
 DEMO_MODEL = "demo:bert-tiny"
 
@@ -48,7 +48,9 @@ class Workspace:
     @functools.cached_property
     def sharding(self) -> Sharding:
         """The devices; who only prepares text needs none."""
-        return make_sharding(self.config.mesh.data)
+        mesh = self.config.mesh
+        exchange = exchange_dtype(mesh.exchange, self.model.dtype)
+        return make_sharding(mesh.data, mesh.state, exchange)
 
     @functools.cached_property
     def model(self) -> MaskedLM:
