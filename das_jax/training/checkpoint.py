@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from das_jax.model.units import parameter_paths
+from das_jax.training.distributed import on_every_host, on_first_host
 from das_jax.training.sharding import Sharding
 
 KEEP = 2
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return on_first_host(lambda: sorted(self._manager.all_steps()))
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves in the background; an earlier save is finished first."""
@@ -106,13 +107,17 @@ class Checkpoints:
         Raises:
           DamagedError: it is not whole.
         """
+        restored, reason, cause = None, "another host could not read it", None
         try:
-            return self._restore(step, like)
+            restored = self._restore(step, like)
         except Exception as error:  # Damaged bytes raise anything.
-            reason = (str(error).strip() or repr(error)).splitlines()[0][:160]
-            raise DamagedError(
-                f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
-            ) from error
+            reason, cause = (str(error).strip() or repr(error)).splitlines()[0][:160], error
+        # A host reads its own part, and what one cannot read all must pass over.
+        if on_every_host(restored is not None) and restored is not None:
+            return restored
+        raise DamagedError(
+            f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
+        ) from cause
 
     def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
         items = ocp.args.Composite(info=ocp.args.JsonRestore())
@@ -138,10 +143,14 @@ class Checkpoints:
 
     def _put_aside(self, step: int) -> None:
         """Out of the way of what will be saved again, but for a person to look at."""
-        if not self.read_only and jax.process_index() == 0:
+
+        def move() -> None:
             aside = self.directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
+
+        if not self.read_only:
+            on_first_host(move)
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from das_jax.files import explaining_full_disk
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
+from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
 from das_jax.training.loop import FINISHED, TRAINING, train, training_checkpoint
 from das_jax.training.metrics import MetricsWriter
@@ -58,7 +59,7 @@ def pretrain(config: Config, console: Console, interruption: Interruption) -> Sc
         run = Run(workspace, directory, stages_of(config, corpora), results, interruption)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
             run.learn_all()
-        return directory.scores()
+        return on_first_host(directory.scores)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ class Run:
 
     def _resume(self) -> tuple[int, Learned, TrainState | None]:
         """The first stage to learn, what came before it, and its own state if it was under way."""
+        begun = on_first_host(
+            lambda: [(self._path(stage) / "checkpoints").is_dir() for stage in self.stages]
+        )
         for index, stage in reversed(list(enumerate(self.stages))):
-            if not (self._path(stage) / "checkpoints").is_dir():
+            if not begun[index]:
                 continue
             with self._checkpoints(stage) as checkpoints:
                 restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
@@ -139,7 +143,7 @@ class Run:
             paths = [self._path(each) for each in self.stages]
             self.results.write_stage(stage.name, self._path(stage), paths, state.params)
             checkpoints.save(stage.steps + 1, finished._asdict(), {"phase": FINISHED})
-        self.console.log(self.results.summary(stage.name))
+        self.console.log(on_first_host(lambda: self.results.summary(stage.name)))
         return finished
 
     def _first_state(
