@@ -6,14 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from das_jax.model.masked_lm import Params
+from das_jax.model.masked_lm import MATRICES, Params
 from das_jax.model.units import parameter_paths
 from das_jax.objectives.collectives import per_shard
 from das_jax.training.sharding import Sharding
-
-CAST_BY_THE_MODEL = r".*/(kernel|embedding)"
-"""Parameters that the model casts to its compute type before it uses them; the others are small and
-used in float32."""
 
 
 def whole_params(params: Params, specs: Any, sharding: Sharding) -> Params:
@@ -26,7 +22,7 @@ def whole_params(params: Params, specs: Any, sharding: Sharding) -> Params:
     """
     leaves, treedef = jax.tree.flatten(params)
     whole = [
-        _whole(x, spec, sharding, cast=re.fullmatch(CAST_BY_THE_MODEL, path) is not None)
+        _whole(x, spec, sharding, cast=re.fullmatch(MATRICES, path) is not None)
         for x, spec, path in zip(
             leaves, jax.tree.leaves(specs), parameter_paths(params), strict=True
         )
