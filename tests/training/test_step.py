@@ -1,5 +1,6 @@
 """The train step does the same on every mesh, however its state is split."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -179,6 +180,29 @@ def test_a_penalty_on_the_parameters_counts_once(
             assert norm == pytest.approx(expected, rel=1e-6)
     with pytest.raises(TypeError, match=r"Penalised.loss returns a 'loss' .* global_mean"):
         gradient_norm(8, "replicated", "by every device")
+
+
+def test_the_method_of_the_readme_is_taken_on_any_mesh(
+    model: MaskedLM, masking: Masking, batch: Batch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = (
+        block.split("```")[0]
+        for block in readme.split("```python\n")
+        if "class L2(Method)" in block
+    )
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    method = names["L2"](model, masking, names["L2Settings"](), "data")
+    optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 1e-3)
+
+    def step(params: Params) -> Any:
+        memory = method.before_domain(params, method.init(params), None)
+        state = init_state(method, optimizer, params, memory, jax.random.key(3))
+        return make_train_step(method, optimizer, make_sharding(8, "parameters"))(state, batch)
+
+    _, metrics = jax.eval_shape(step, jax.eval_shape(model.init, jax.random.key(0)))
+    assert {"loss", "masked_lm", "distance"} <= metrics.keys()
 
 
 @pytest.mark.slow
