@@ -171,24 +171,30 @@ def prepare(options: argparse.Namespace) -> None:
 def pretrain(options: argparse.Namespace) -> None:
     from das_jax.evaluation.report import score_table
     from das_jax.training.console import Console
+    from das_jax.training.distributed import connect
     from das_jax.training.pretrain import pretrain as run
 
-    config, console = _load(options).config, Console(options.quiet)
+    config = _load(options).config
+    connect()
+    console = Console(options.quiet)
     console.rich.print(score_table(run(config, console, options.interruption)))
 
 
 def importance(options: argparse.Namespace) -> None:
     from das_jax.evaluation.importance_report import importance_table, write_heat_map
     from das_jax.training.console import Console
+    from das_jax.training.distributed import connect, on_first_host
     from das_jax.training.measure import convert_published, measure
 
-    config, console = _load(options).config, Console(options.quiet)
+    config = _load(options).config
+    connect()
+    console = Console(options.quiet)
     if options.published:
         measured = convert_published(config, console, options.published, options.output)
     else:
         measured = measure(config, console, options.corpus, options.of, options.output)
     picture = options.output.with_suffix(".png")
-    write_heat_map(picture, measured.importance)
+    on_first_host(lambda: write_heat_map(picture, measured.importance))
     console.rich.print(
         importance_table(measured.importance, measured.raw.mean, measured.raw.standard_error)
     )

@@ -70,6 +70,9 @@ class TrainingSettings:
     """Optimizer steps per domain."""
     batch_size: PositiveInt = 256
     """Examples per step, over all devices."""
+    accumulate: PositiveInt = 1
+    """Micro-batches that one step's gradients are summed over, for batches that do not fit. The masked-LM
+    loss is the mean over the whole batch; DAS contrasts the texts of a micro-batch with each other."""
     learning_rate: PositiveFloat = 1e-4
     """The highest learning rate of a domain."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -102,6 +105,12 @@ class EvaluationSettings:
 class MeshSettings:
     data: Literal["all"] | PositiveInt = "all"
     """Devices along the batch axis."""
+    state: Literal["replicated", "optimizer", "parameters"] = "replicated"
+    """What each device holds only a part of: nothing, the optimizer's state (ZeRO-1), or the parameters
+    too (FSDP)."""
+    exchange: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type in which gradients and parameters travel between devices; `auto` is that of the matrix
+    products. bfloat16 rounds them: a method whose loss reads `params` itself may want float32."""
 
 
 @settings

@@ -154,7 +154,9 @@ class DAS(Method):
         )
         anchor, positive, previous = (mean_pool(view, mask_BxT[rows]) for view in views)
         contrastive = contrastive_loss(
-            anchor, positive, previous, settings.temperature, self.axis_name
+            *(anchor, positive, previous, settings.temperature),
+            axis_name=self.axis_name,
+            exchange=self.model.dtype,
         )
         loss = masked_lm + settings.weight * contrastive
         return loss, {"masked_lm": masked_lm, "contrastive": contrastive}

@@ -118,7 +118,9 @@ class Method:
     ) -> tuple[jax.Array, Metrics]:
         """The loss of the global batch, [], and its parts by name.
 
-        Pure. Under a mesh it runs on one shard of the batch, and what it returns is the same on every shard.
+        Pure. Under a mesh it runs on one shard of the batch with parameters of the shard's own, and what it
+        returns is the same on every shard; `objectives/collectives.py` makes it so. With
+        `mesh.state: parameters`, matrices and embeddings come rounded to the type of `mesh.exchange`.
         """
         mask_key, dropout_key = jax.random.split(rng)
         masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))

@@ -65,12 +65,14 @@ def train_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    micro_batches: int = 1,
     start: int = 0,
 ) -> TrainBatches:
     """Reads chunks for ever, in another order in every epoch.
 
     Batch k holds the examples k * batch_size ... of one endless stream; an epoch may end inside it.
-    Host p gets the p-th slice of its rows.
+    Host p gets the p-th slice of its rows, or of each of its micro-batches, so that which examples
+    make a micro-batch does not depend on the number of hosts.
 
     Args:
         chunks: The chunks, of T tokens each.
@@ -78,13 +80,14 @@ def train_batches(
         seed: Decides the order.
         process_index: This host.
         process_count: How many hosts there are.
+        micro_batches: Into how many equal parts, one after the other, a batch is cut.
         start: The batch to begin with.
 
     Returns:
         An iterator over batches of B = batch_size / process_count rows: `tokens`, `index`, the
         position of a row's example in the stream (modulo 2^32), and `weight`, which is 1.
     """
-    rows = _host_rows(batch_size, process_index, process_count)
+    rows = _host_rows(batch_size, process_index, process_count, micro_batches)
     order = grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
 
     def read(step: int) -> Arrays:
@@ -154,10 +157,13 @@ def _finite(
     return _read_ahead(read, 0, -(-count // batch_size))
 
 
-def _host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    if batch_size % process_count:
+def _host_rows(
+    batch_size: int, process_index: int, process_count: int, micro_batches: int = 1
+) -> np.ndarray:
+    if batch_size % (process_count * micro_batches):
         raise ValueError(f"{batch_size} rows cannot be shared out between {process_count} hosts")
-    return np.arange(batch_size).reshape(process_count, -1)[process_index]
+    rows = np.arange(batch_size).reshape(micro_batches, process_count, -1)
+    return rows[:, process_index].reshape(-1)
 
 
 def _arrays(

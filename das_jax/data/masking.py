@@ -47,6 +47,15 @@ class Masking:
         """M, the masked positions of a full example of `length` tokens."""
         return max(1, round(length * self.rate))
 
+    def num_predictions(self, tokens_BxT: jax.Array) -> jax.Array:
+        """How many of an example's masked positions count, [B]: the text decides it, not the draw."""
+        maskable_B = jnp.sum(~self._special(tokens_BxT), axis=-1)
+        wanted_B = jnp.round(maskable_B * self.rate).clip(1)
+        return jnp.minimum(jnp.minimum(wanted_B, maskable_B), self.num_masked(tokens_BxT.shape[-1]))
+
+    def _special(self, tokens_X: jax.Array) -> jax.Array:
+        return jnp.isin(tokens_X, jnp.asarray(self.special_tokens, tokens_X.dtype))
+
     def corrupt(self, tokens_BxT: jax.Array, keys_B: jax.Array) -> Masked:
         """Draws a corruption for every example from its key."""
         return jax.vmap(self._corrupt_example)(tokens_BxT, keys_B)
@@ -55,12 +64,12 @@ class Masking:
         length = tokens_T.shape[0]
         num_masked = self.num_masked(length)
         order_key, action_key, token_key = jax.random.split(key, 3)
-        special_T = jnp.isin(tokens_T, jnp.asarray(self.special_tokens, tokens_T.dtype))
+        special_T = self._special(tokens_T)
         score_T = jnp.where(special_T, -1.0, jax.random.uniform(order_key, (length,)))
-        score_M, positions_M = jax.lax.top_k(score_T, num_masked)
+        _, positions_M = jax.lax.top_k(score_T, num_masked)
 
-        wanted = jnp.round(jnp.sum(~special_T) * self.rate).clip(1)
-        counts_M = (score_M >= 0) & (jnp.arange(num_masked) < wanted)
+        # Special tokens have the lowest scores, so they come after all that count.
+        counts_M = jnp.arange(num_masked) < self.num_predictions(tokens_T)
         labels_M = tokens_T[positions_M]
 
         action_M = jax.random.uniform(action_key, (num_masked,))

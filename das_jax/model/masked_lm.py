@@ -1,5 +1,6 @@
 """The masked language model as pure functions of its parameters."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,13 @@ import jax.numpy as jnp
 from das_jax.model.architecture import Architecture
 from das_jax.model.encoder import Encoder
 from das_jax.model.heads import LMHead
-from das_jax.model.units import Units
+from das_jax.model.units import Units, parameter_paths
 
 Params = dict[str, Any]
+
+MATRICES = r".*/(kernel|embedding)"
+"""Parameters that are cast to the type of the matrix products before they are used; all others are small
+and used in float32."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class MaskedLM:
           gates: what multiplies the units, [L, U] or [B, L, U]; None costs nothing.
           dropout_keys_B: one random key per example; None switches dropout off.
         """
-        encoder_params = {"embeddings": params["embeddings"], "layers": params["layers"]}
+        encoder_params = {name: params[name] for name in ("embeddings", "layers")}
+        encoder_params = cast_matrices(encoder_params, self.dtype)
         return self._encoder.apply(  # type: ignore[return-value]  # one output, no state
             {"params": encoder_params}, tokens_BxT, mask_BxT, dropout_keys_B, gates
         )
@@ -88,3 +94,19 @@ class MaskedLM:
         return self._lm_head.apply(  # type: ignore[return-value]
             {"params": params["lm_head"]}, hidden_BxTxD, word_embedding_VxD
         )
+
+
+def cast_matrices(params: Params, dtype: Any) -> Params:
+    """Matrices and embeddings in the type in which a layer uses them anyway.
+
+    Before the loop over layers: inside it, the backward pass would stack their gradients in float32.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    paths = parameter_paths(params)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            x.astype(dtype) if re.fullmatch(MATRICES, path) else x
+            for x, path in zip(leaves, paths, strict=True)
+        ],
+    )

@@ -1,5 +1,7 @@
 """The contrastive loss that keeps old and new knowledge complementary (Ke et al., ICLR 2023, eq. 8)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,7 @@ def contrastive_loss(
     previous_BxD: jax.Array,
     temperature: float,
     axis_name: str | None = None,
+    exchange: Any = None,
 ) -> jax.Array:
     """Pulls two views of a text together, away from other texts and from the previous knowledge.
 
@@ -26,6 +29,7 @@ def contrastive_loss(
       previous_BxD: z3, the pooled view in which importance gates the units: only the previous knowledge.
       temperature: t.
       axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      exchange: the type in which candidates travel between devices; None for their own.
 
     Returns:
       The loss, nats, [].
@@ -34,7 +38,7 @@ def contrastive_loss(
         unit_rows, (anchor_BxD, positive_BxD, previous_BxD)
     )
     candidates_2BxD = jnp.concatenate(
-        [global_rows(positive_BxD, axis_name), global_rows(previous_BxD, axis_name)]
+        [global_rows(rows, axis_name, exchange) for rows in (positive_BxD, previous_BxD)]
     )
     similarity_Bx2B = anchor_BxD @ candidates_2BxD.T / temperature
     own_B = jnp.sum(anchor_BxD * positive_BxD, axis=-1) / temperature

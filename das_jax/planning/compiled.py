@@ -17,8 +17,9 @@ class TooLarge(UserError):
 
     def __init__(self, name: str, needed: str) -> None:
         super().__init__(
-            f"{name} does not fit: {needed}; lower the batch size or data.length, set "
-            "model.remat to full, or take a topology of more or larger chips"
+            f"{name} does not fit: {needed}; lower the batch size or data.length, set model.remat to "
+            "full, mesh.state to parameters or training.accumulate to 2, or take a topology of more or "
+            "larger chips"
         )
 
 

@@ -1,12 +1,12 @@
 """The programs of a run, ready to be compiled for devices that are not there: nothing is loaded or run."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
 from das_jax.config.schema import Config
 from das_jax.continual import importance
@@ -22,9 +22,14 @@ from das_jax.model.architecture import Architecture
 from das_jax.planning.flops import importance_flops, train_step_flops
 from das_jax.planning.topology import Topology
 from das_jax.training.optimizer import Optimizer, adamw, warmup_linear_decay
-from das_jax.training.sharding import Sharding, check_divisible
+from das_jax.training.sharding import (
+    Sharding,
+    check_divisible,
+    exchange_dtype,
+    sharding_over,
+)
 from das_jax.training.step import TrainState, compile_sums, compile_train_step, init_state
-from das_jax.training.workspace import make_model
+from das_jax.training.workspace import compute_dtype, make_model
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,14 @@ class Run:
 
     def _train_step(self, name: str, settings: MethodSettings, steps: int) -> Program:
         batch_size, length = self.config.training.batch_size, self.config.data.length
-        check_divisible(batch_size, self.sharding, "training.batch_size")
+        micro_batches = self.config.training.accumulate
+        check_divisible(batch_size, self.sharding, "training.batch_size", micro_batches)
         method = self._method(settings)
 
         def lower() -> jax.stages.Lowered:
-            step = compile_train_step(method, self._optimizer, self.sharding)
-            return _jitted(step).lower(self._state(method), self._batch(batch_size))
+            step = compile_train_step(method, self._optimizer, self.sharding, micro_batches)
+            batch = self._batch(batch_size, micro_batches)
+            return _jitted(step).lower(self._state(method), batch)
 
         flops = train_step_flops(method, batch_size, length)
         return Program(name, steps, batch_size, flops, 0, lower)
@@ -104,7 +111,7 @@ class Run:
         batches = maps * -(-wanted.examples // batch_size)
         flops = importance_flops(self.architecture, losses, batch_size, length, masked)
         # The optimizer's state of the domain just learned is not needed, but still there.
-        resident = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+        resident = sum(_bytes_on_a_device(x) for x in jax.tree.leaves(state.opt_state))
         return Program(name, batches, batch_size, flops, resident, lower)
 
     def _method(self, settings: MethodSettings) -> Method:
@@ -133,14 +140,15 @@ class Run:
             params = method.model.init(key)
             return init_state(method, self._optimizer, params, method.init(params), key)
 
-        return _placed(jax.eval_shape(state), self.sharding.replicated)
+        shapes = jax.eval_shape(state)
+        return TrainState(*(self.sharding.shapes(*part) for part in shapes._asdict().items()))
 
-    def _batch(self, rows: int) -> Batch:
-        def batch() -> Batch:
-            tokens_BxT = jnp.zeros((rows, self.config.data.length), jnp.int32)
-            return Batch(tokens_BxT, jnp.zeros(rows, jnp.uint32), jnp.ones(rows, jnp.float32))
-
-        return _placed(jax.eval_shape(batch), self.sharding.by_example)
+    def _batch(self, rows: int, micro_batches: int = 1) -> Batch:
+        place = self.sharding.by_row(micro_batches)
+        shape = (rows,) if micro_batches == 1 else (micro_batches, rows // micro_batches)
+        tokens = jax.ShapeDtypeStruct((*shape, self.config.data.length), jnp.int32, sharding=place)
+        index = jax.ShapeDtypeStruct(shape, jnp.uint32, sharding=place)
+        return Batch(tokens, index, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place))  # type: ignore[arg-type]
 
 
 def shard_over(topology: Topology, config: Config) -> Sharding:
@@ -156,10 +164,8 @@ def shard_over(topology: Topology, config: Config) -> Sharding:
             f"mesh.data asks for {count} devices, but {topology.name} has {len(available)}; "
             "use at most that many, or `all`"
         )
-    mesh = jax.make_mesh(
-        (count,), ("data",), devices=available[:count], axis_types=(AxisType.Auto,)
-    )
-    return Sharding(mesh)
+    exchange = exchange_dtype(config.mesh.exchange, compute_dtype(config, "tpu"))
+    return sharding_over(available[:count], config.mesh.state, exchange)
 
 
 def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:
@@ -167,5 +173,5 @@ def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:
     return cast(jax.stages.Wrapped, function)
 
 
-def _placed(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def _bytes_on_a_device(x: jax.ShapeDtypeStruct) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -38,7 +38,7 @@ def accumulate(
 
     Args:
       function: sums over one shard of a batch; hashable, so that an equal one is compiled once.
-      params: parameters, replicated.
+      params: parameters, in their places.
       rng: the random key of the whole pass.
       batches: this host's rows of every batch.
       sharding: where they go.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from das_jax.model.units import parameter_paths
+from das_jax.training.distributed import on_every_host, on_first_host
 from das_jax.training.sharding import Sharding
 
 KEEP = 2
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return on_first_host(lambda: sorted(self._manager.all_steps()))
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves in the background; an earlier save is finished first."""
@@ -89,7 +90,8 @@ class Checkpoints:
         """The newest checkpoint that is whole, or None; damaged ones are reported and put aside.
 
         Args:
-          like: from a checkpoint's info, the shapes and types of the part of its state that is wanted.
+          like: from a checkpoint's info, the shapes and types of the part of its state that is wanted,
+            and the places of what is not to be everywhere. It may be split otherwise than it was saved.
         """
         for step in reversed(self.steps()):
             try:
@@ -105,20 +107,26 @@ class Checkpoints:
         Raises:
           DamagedError: it is not whole.
         """
+        restored, reason, cause = None, "another host could not read it", None
         try:
-            return self._restore(step, like)
+            restored = self._restore(step, like)
         except Exception as error:  # Damaged bytes raise anything.
-            reason = (str(error).strip() or repr(error)).splitlines()[0][:160]
-            raise DamagedError(
-                f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
-            ) from error
+            reason, cause = (str(error).strip() or repr(error)).splitlines()[0][:160], error
+        # A host reads its own part, and what one cannot read all must pass over.
+        if on_every_host(restored is not None) and restored is not None:
+            return restored
+        raise DamagedError(
+            f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
+        ) from cause
 
     def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
         items = ocp.args.Composite(info=ocp.args.JsonRestore())
         info = self._manager.restore(step, args=items)["info"]
-        sharding = self.sharding.replicated
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like(info)
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=x.sharding or self.sharding.replicated
+            ),
+            like(info),
         )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -135,18 +143,28 @@ class Checkpoints:
 
     def _put_aside(self, step: int) -> None:
         """Out of the way of what will be saved again, but for a person to look at."""
-        if not self.read_only and jax.process_index() == 0:
+
+        def move() -> None:
             aside = self.directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
+
+        if not self.read_only:
+            on_first_host(move)
 
 
 @jax.jit
 def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
     def fingerprint(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8) if x.dtype == bool else x
-        bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}").reshape(-1)
-        weights = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761)
+        bits = jax.lax.bitcast_convert_type(x, f"uint{min(8 * x.dtype.itemsize, 32)}")
+        # Every element's place in the flat array, without flattening it: it may be split.
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis, size in enumerate(bits.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+                jnp.uint32, bits.shape, axis
+            )
+        weights = place * jnp.uint32(2654435761)
         # An odd weight loses no bit of what it multiplies.
         return jnp.sum(bits.astype(jnp.uint32) * (weights | jnp.uint32(1)), dtype=jnp.uint32)
 

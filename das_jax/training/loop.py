@@ -13,6 +13,7 @@ from das_jax.continual.method import Metrics
 from das_jax.data.batch import Batch
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console, Line, process_seconds
+from das_jax.training.distributed import Agreement
 from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.metrics import MetricsWriter, check_finite
 from das_jax.training.sharding import Sharding
@@ -22,7 +23,8 @@ TRAINING, FINISHED = "training", "finished"
 """The phases of a stage that a checkpoint can hold."""
 
 AHEAD = 2
-"""Steps that the host may be ahead of the devices: these never wait, and a request to stop is soon heard."""
+"""Steps that the host may be ahead of the devices: these never wait, and a request to stop, of this host or
+another, is soon heard."""
 
 
 @dataclass
@@ -100,13 +102,14 @@ def train(
     done = int(state.step)
     if done == steps:
         return state
-    sharded = (sharding.shard_batch(Batch(**rows)) for rows in batches)
+    sharded = (sharding.shard_batch(Batch(**rows), settings.accumulate) for rows in batches)
     with console.progress(stage, steps, done) as line:
         line.update(done, "compiling")
         first = next(sharded)
         compiled = step.lower(state, first).compile()
         line.update(done, "")
         recorder = Recorder(stage, writer, line, tokens_per_step)
+        agreement = Agreement(sharding, AHEAD)
         with interruption.deferred():
             for batch in itertools.islice(itertools.chain([first], sharded), steps - done):
                 state, metrics = compiled(state, batch)
@@ -116,7 +119,7 @@ def train(
                     seconds = process_seconds()
                     recorder.once = {"seconds_to_first_step": seconds}
                 recorder.add(done, metrics)
-                stop = interruption.requested is not None
+                stop = agreement.reached(interruption.requested is not None, last=done == steps)
                 save = stop or done == steps or done % settings.checkpoint_every == 0
                 if save or done % settings.log_every == 0:
                     recorder.flush()

@@ -16,6 +16,7 @@ from das_jax.files import check_writable
 from das_jax.model.units import Units
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
+from das_jax.training.distributed import check_same, on_first_host
 from das_jax.training.sharding import check_divisible
 from das_jax.training.workspace import Workspace, open_workspace
 
@@ -68,10 +69,12 @@ def measure(
     workspace = open_workspace(config, console)
     check_divisible(settings.batch_size, workspace.sharding, "method.importance.batch_size")
     corpus = workspace.corpus(name, named[name])
+    check_same(f"the text of {name}", corpus.key)
+    check_same(f"the model {config.model.path}", workspace.model_hash())
     domain = TrainingDomain(
         index=0,
         name=name,
-        rng=jax.random.key(config.seed),
+        rng=workspace.sharding.replicate(jax.random.key(config.seed)),
         directory=None,
         corpus=corpus,
         seed=config.seed,
@@ -79,7 +82,7 @@ def measure(
         console=console,
     )
     losses = importance.masked_lm_losses if of == "domain" else importance.PROXIES[settings.proxy]
-    params = workspace.sharding.replicate(workspace.checkpoint.params)
+    params = workspace.sharding.put("params", workspace.checkpoint.params)
     method = workspace.method(config.method)
     raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
     return Measured(raw, _save(workspace, settings, raw, output), *importance.self_test(raw))
@@ -103,14 +106,15 @@ def convert_published(config: Config, console: Console, directory: Path, output:
 def _check_output(output: Path) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"--output is {output}; give it the ending .safetensors")
-    check_writable(output)
+    on_first_host(lambda: check_writable(output))
 
 
 def _save(
     workspace: Workspace, settings: ImportanceSettings, raw: RawImportance, output: Path
 ) -> Units:
     normalised = importance.normalise(raw.mean, settings.normalization)
-    importance_map.save(output, workspace.checkpoint.architecture, raw, normalised, normalised)
+    architecture = workspace.checkpoint.architecture
+    on_first_host(lambda: importance_map.save(output, architecture, raw, normalised, normalised))
     return normalised
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from das_jax.config.load import leaves
@@ -17,6 +16,7 @@ from das_jax.files import explaining_full_disk
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
+from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
 from das_jax.training.loop import FINISHED, TRAINING, train, training_checkpoint
 from das_jax.training.metrics import MetricsWriter
@@ -25,7 +25,7 @@ from das_jax.training.results import Results
 from das_jax.training.run_directory import RunDirectory, Scores
 from das_jax.training.sharding import check_divisible
 from das_jax.training.stages import Learned, Stage, stages_of
-from das_jax.training.step import TrainState, compile_train_step, init_state
+from das_jax.training.step import TrainState, compile_train_step, first_state, init_state
 from das_jax.training.workspace import Workspace, open_workspace
 
 # Equal stages share one program.
@@ -49,7 +49,8 @@ def pretrain(config: Config, console: Console, interruption: Interruption) -> Sc
         workspace = open_workspace(config, console)
         for key, value in leaves(config).items():
             if key.endswith(".batch_size"):
-                check_divisible(value, workspace.sharding, key)
+                micro_batches = config.training.accumulate if key.startswith("training.") else 1
+                check_divisible(value, workspace.sharding, key, micro_batches)
         corpora = workspace.corpora()
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.model_hash()
@@ -58,7 +59,7 @@ def pretrain(config: Config, console: Console, interruption: Interruption) -> Sc
         run = Run(workspace, directory, stages_of(config, corpora), results, interruption)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
             run.learn_all()
-        return directory.scores()
+        return on_first_host(directory.scores)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ class Run:
 
     def _resume(self) -> tuple[int, Learned, TrainState | None]:
         """The first stage to learn, what came before it, and its own state if it was under way."""
+        begun = on_first_host(
+            lambda: [(self._path(stage) / "checkpoints").is_dir() for stage in self.stages]
+        )
         for index, stage in reversed(list(enumerate(self.stages))):
-            if not (self._path(stage) / "checkpoints").is_dir():
+            if not begun[index]:
                 continue
             with self._checkpoints(stage) as checkpoints:
                 restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
@@ -113,7 +117,7 @@ class Run:
             self.console.log(f"{stage.name}: going on from step {restored.step}")
             state = TrainState(**restored.state, rng=self._rng(stage))
             return index, Learned(state.params, state.memory), state
-        params = self.workspace.sharding.replicate(self.workspace.checkpoint.params)
+        params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
         return 0, Learned(params, None), None
 
     def _learn(self, stage: Stage, learned: Learned, resumed: TrainState | None) -> Learned:
@@ -122,7 +126,7 @@ class Run:
         Everything that a finished stage has is written before the checkpoint that says `finished`; a
         stage that was killed in between does it again, with the same result.
         """
-        method = self.workspace.method(stage.method_settings)
+        method, sharding = self.workspace.method(stage.method_settings), self.workspace.sharding
         domain = self._domain(stage)
         with self._checkpoints(stage) as checkpoints:
             state = resumed
@@ -133,23 +137,23 @@ class Run:
             state = self._train(stage, method, state, checkpoints)
             memory = None
             if stage.domain_index is not None:
-                memory = method.after_domain(state.params, state.memory, domain)
-            finished = Learned(state.params, self.workspace.sharding.replicate(memory))
+                memory = sharding.fetch(state.memory)
+                memory = sharding.put("memory", method.after_domain(state.params, memory, domain))
+            finished = Learned(state.params, memory)
             paths = [self._path(each) for each in self.stages]
             self.results.write_stage(stage.name, self._path(stage), paths, state.params)
             checkpoints.save(stage.steps + 1, finished._asdict(), {"phase": FINISHED})
-        self.console.log(self.results.summary(stage.name))
+        self.console.log(on_first_host(lambda: self.results.summary(stage.name)))
         return finished
 
     def _first_state(
         self, stage: Stage, method: Method, learned: Learned, domain: TrainingDomain
     ) -> TrainState:
-        memory = method.init(learned.params) if learned.memory is None else learned.memory
-        memory = method.before_domain(learned.params, memory, domain)
-        # The step gives its arguments' memory away, and the caller may hold the same arrays.
-        params, memory = jax.tree.map(jnp.copy, (learned.params, memory))
-        state = init_state(method, self._optimizer(stage), params, memory, self._rng(stage))
-        return self.workspace.sharding.replicate(state)
+        params, sharding = learned.params, self.workspace.sharding
+        memory = method.init(params) if learned.memory is None else sharding.fetch(learned.memory)
+        memory = method.before_domain(params, memory, domain)
+        optimizer = self._optimizer(stage)
+        return first_state(method, optimizer, sharding, params, memory, self._rng(stage))
 
     def _train(
         self, stage: Stage, method: Method, state: TrainState, checkpoints: Checkpoints
@@ -162,13 +166,14 @@ class Run:
             seed=self._seed(stage),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            micro_batches=training.accumulate,
             start=done,
         )
         with MetricsWriter(self._writable(stage), resume_step=done) as writer:
             return train(
                 stage.name,
                 state,
-                _compiled(method, self._optimizer(stage), sharding),
+                _compiled(method, self._optimizer(stage), sharding, training.accumulate),
                 batches,
                 stage.steps,
                 training,
@@ -184,7 +189,7 @@ class Run:
         return domain_optimizer(self.config.training, stage.steps)
 
     def _shapes(self, stage: Stage, info: dict[str, Any]) -> Any:
-        """The shapes of a checkpoint's state, for the phase that it holds."""
+        """The shapes and places of a checkpoint's state, for the phase that it holds."""
         method = self.workspace.method(stage.method_settings)
 
         def training() -> dict[str, Any]:
@@ -194,10 +199,10 @@ class Run:
             return training_checkpoint(state)
 
         shapes = jax.eval_shape(training)
-        if info["phase"] == TRAINING:
-            return shapes
-        memory = None if stage.domain_index is None else shapes["memory"]
-        return Learned(shapes["params"], memory)._asdict()
+        if info["phase"] == FINISHED:
+            memory = None if stage.domain_index is None else shapes["memory"]
+            shapes = Learned(shapes["params"], memory)._asdict()
+        return {part: self.workspace.sharding.shapes(part, tree) for part, tree in shapes.items()}
 
     def _domain(self, stage: Stage) -> TrainingDomain:
         return TrainingDomain(

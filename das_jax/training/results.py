@@ -13,6 +13,7 @@ from das_jax.files import replacing
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.masked_lm import Params
 from das_jax.training.accumulate import accumulate
+from das_jax.training.distributed import on_first_host
 from das_jax.training.run_directory import RunDirectory
 from das_jax.training.workspace import Workspace
 
@@ -32,11 +33,14 @@ class Results:
         """The base model's scores, configuration and tokenizer: an export later needs nothing outside
         the run.
         """
-        if jax.process_index() == 0:
+
+        def write() -> None:
             with replacing(self.directory.base) as temporary:
                 temporary.mkdir()
                 huggingface_config.write_config(temporary, self.workspace.checkpoint.config)
                 self.workspace.tokenizer.save_pretrained(temporary)
+
+        on_first_host(write)
         self._write_scores(BASE, params)
 
     def write_stage(self, name: str, stage: Path, stages: list[Path], params: Params) -> None:
@@ -48,19 +52,21 @@ class Results:
           stages: the directories of all stages, for the report.
           params: as the stage left them.
         """
-        if jax.process_index() == 0:
-            checkpoint = self.workspace.checkpoint
-            huggingface.export(
+        workspace, title = self.workspace, str(self.directory.path)
+        whole, checkpoint = workspace.sharding.fetch(params), workspace.checkpoint
+        on_first_host(
+            lambda: huggingface.export(
                 stage / "huggingface",
-                jax.device_get(params),
+                whole,
                 checkpoint.config,
                 checkpoint.architecture,
-                self.workspace.tokenizer,
+                workspace.tokenizer,
             )
+        )
         self._write_scores(name, params)
-        if jax.process_index() == 0:
-            title = str(self.directory.path)
-            write_report(self.directory.report, title, self.directory.scores(), stages)
+        on_first_host(
+            lambda: write_report(self.directory.report, title, self.directory.scores(), stages)
+        )
 
     def summary(self, name: str) -> str:
         """The held-out losses before and after a stage."""
@@ -74,14 +80,14 @@ class Results:
 
     def _write_scores(self, row: str, params: Params) -> None:
         losses = self._heldout_losses(params)
-        if jax.process_index() == 0:
-            self.directory.write_scores({**self.directory.scores(), row: losses})
+        on_first_host(lambda: self.directory.write_scores({**self.directory.scores(), row: losses}))
 
     def _heldout_losses(self, params: Params) -> dict[str, float]:
         """Nats per masked token of every corpus."""
         workspace = self.workspace
         settings, sharding = workspace.config.evaluation, workspace.sharding
         function = HeldoutSums(workspace.model, workspace.masking)
+        rng = sharding.replicate(jax.random.key(SEED))
         examples = {
             name: min(settings.examples, len(corpus.heldout))
             for name, corpus in self.corpora.items()
@@ -98,8 +104,6 @@ class Results:
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
                 )
-                nats, tokens = accumulate(
-                    function, params, jax.random.key(SEED), line.counting(batches), sharding
-                )
+                nats, tokens = accumulate(function, params, rng, line.counting(batches), sharding)
                 losses[name] = float(nats / tokens)
         return losses

@@ -1,8 +1,10 @@
 """The directory of a run: what it holds, where, and whether it belongs to this configuration."""
 
+import contextlib
 import json
 import platform
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.config.show import difference, to_yaml
 from das_jax.errors import UserError
-from das_jax.files import sweep, write_json, write_text
+from das_jax.files import TEMPORARY, sweep, write_json, write_text
+from das_jax.training.distributed import check_same, on_every_host, on_first_host
 
 Scores = dict[str, dict[str, float]]
 """Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
@@ -40,25 +43,41 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self, config: Config) -> Iterator[None]:
-        """Keeps the directory for this process and this configuration; the first host answers for all.
+        """Keeps the directory for this run and this configuration; the first host answers for all.
 
         Raises:
-          UserError: it cannot be written, another process works in it, it is another configuration's,
-            or it holds other files.
+          UserError: it cannot be written, another run works in it, it is another configuration's, it
+            holds other files, or it is not the same directory on every host.
         """
-        if jax.process_index() != 0:
+        with contextlib.ExitStack() as stack:
+
+            def claim() -> None:
+                stack.enter_context(self._locked())
+                sweep(self.path)
+                if self._config.exists():
+                    self._check_same(config)
+                elif any(path.name != LOCK for path in self.path.iterdir()):
+                    raise UserError(
+                        f"output_dir {self.path} holds other files and is no run; "
+                        "give an empty or a new one"
+                    )
+
+            on_first_host(claim)
+            check_same("the configuration", to_yaml(config))
+            self._check_shared()
             yield
-            return
-        with self._locked():
-            sweep(self.path)
-            if self._config.exists():
-                self._check_same(config)
-            elif any(path.name != LOCK for path in self.path.iterdir()):
-                raise UserError(
-                    f"output_dir {self.path} holds other files and is no run; "
-                    "give an empty or a new one"
-                )
-            yield
+
+    def _check_shared(self) -> None:
+        """Raises UserError unless all hosts see the same directory."""
+        name = on_first_host(lambda: f".{uuid.uuid4().hex}{TEMPORARY}")
+        on_first_host(lambda: (self.path / name).touch())
+        seen = on_every_host((self.path / name).exists())
+        on_first_host(lambda: (self.path / name).unlink())
+        if not seen:
+            raise UserError(
+                f"output_dir {self.path} is not the same directory on every host; all of them write "
+                "checkpoints, so give one on a disk that they share"
+            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -91,10 +110,14 @@ class RunDirectory:
           inputs: a hash of all that the configuration only names: the model and the texts.
 
         Raises:
-          UserError: an input is not what it was when the run was begun.
+          UserError: an input is not what it was when the run was begun, or not what it is on
+            another host.
         """
-        if jax.process_index() != 0:
-            return
+        for what, value in inputs.items():
+            check_same(what, value)
+        on_first_host(lambda: self._begin(config, inputs))
+
+    def _begin(self, config: Config, inputs: dict[str, str]) -> None:
         if not self._config.exists():
             write_text(self._config, _versions() + to_yaml(config))
         path = self.path / "inputs.json"

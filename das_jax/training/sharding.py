@@ -1,27 +1,47 @@
-"""Where arrays live: a mesh and a table from logical axes to mesh axes."""
+"""Where arrays live: a mesh, a table from logical axes to mesh axes, and what of the state is split."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 
+State = Literal["replicated", "optimizer", "parameters"]
+
+SPLIT: dict[State, tuple[str, ...]] = {
+    "replicated": (),
+    "optimizer": ("opt_state",),
+    "parameters": ("opt_state", "params"),
+}
+"""The parts of a training state that are split over the devices."""
+
+SMALLEST_SPLIT = 2**14
+"""Elements of an array below which a copy everywhere costs less than putting it together."""
+
 
 @dataclass(frozen=True)
 class Sharding:
-    """A mesh, and the mesh axis of each logical axis.
+    """A mesh, the mesh axis of each logical axis, and what lives in parts.
 
     Attributes:
       mesh: the devices.
-      batch: the mesh axis over which examples are split.
+      batch: the mesh axis over which examples are split, and the arrays of a state that are.
+      state: what of the training state is split: nothing, the optimizer's state (ZeRO-1), or the
+        parameters too (FSDP, ZeRO-3).
+      exchange: the type in which gradients and split parameters travel; None for their own.
     """
 
     mesh: Mesh
     batch: str = "data"
+    state: State = "replicated"
+    exchange: Any = None
 
     @property
     def num_shards(self) -> int:
@@ -37,24 +57,102 @@ class Sharding:
 
     @property
     def by_example(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(self.batch))
+        return self.by_row(1)
+
+    def by_row(self, micro_batches: int) -> NamedSharding:
+        """Of a batch, or of several micro-batches with an axis of their own, [N, B, ...]."""
+        return NamedSharding(self.mesh, self.row_spec(micro_batches))
+
+    def row_spec(self, micro_batches: int) -> PartitionSpec:
+        return PartitionSpec(*[None] * (micro_batches > 1), self.batch)
+
+    def split_axis(self, shape: tuple[int, ...]) -> int | None:
+        """The axis along which an array is split: the largest that divides, None for small arrays.
+
+        By the shape alone, so that a parameter, its gradient and its moments are split alike.
+        """
+        dividing = [axis for axis, size in enumerate(shape) if size % self.num_shards == 0]
+        if math.prod(shape) < SMALLEST_SPLIT or not dividing:
+            return None
+        return max(dividing, key=lambda axis: shape[axis])
+
+    def specs(self, part: str, tree: Any) -> Any:
+        """The partition of every array in a part of the training state, such as `params`."""
+        return jax.tree.map(
+            lambda x: self._spec(x.shape) if part in SPLIT[self.state] else PartitionSpec(), tree
+        )
+
+    def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
+        axis = self.split_axis(shape)
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.batch)
+
+    def places(self, part: str, tree: Any) -> Any:
+        """Where every array in a part of the training state lives."""
+        return jax.tree.map(
+            lambda x, spec: NamedSharding(self.mesh, spec), tree, self.specs(part, tree)
+        )
+
+    def shapes(self, part: str, tree: Any) -> Any:
+        """The same arrays as shapes, types and places."""
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            tree,
+            self.places(part, tree),
+        )
+
+    def put(self, part: str, tree: Any) -> Any:
+        """Puts every array of a part of the training state in its place; hosts that give an array of
+        their own all give the same.
+        """
+        return jax.tree.map(_put, tree, self.places(part, tree))
 
     def replicate(self, tree: Any) -> Any:
         """Puts a copy of every array on every device."""
-        return jax.device_put(tree, self.replicated)
+        return jax.tree.map(lambda x: _put(x, self.replicated), tree)
 
-    def shard_batch(self, batch: Batch) -> Batch:
-        """Splits this host's rows over its devices; together the hosts' rows are the global batch."""
-        return Batch(
-            *(jax.make_array_from_process_local_data(self.by_example, np.asarray(x)) for x in batch)
-        )
+    def fetch(self, tree: Any) -> Any:
+        """Whole arrays on every host; all hosts must ask together."""
+        return jax.tree.map(_fetch, tree)
+
+    def shard_batch(self, batch: Batch, micro_batches: int = 1) -> Batch:
+        """Splits this host's rows over its devices; together the hosts' rows are the global batch.
+
+        Several micro-batches come one after the other and get an axis of their own, [N, B, ...].
+        """
+        place = self.by_row(micro_batches)
+
+        def put(x: Any) -> jax.Array:
+            rows = np.asarray(x)
+            if micro_batches > 1:
+                rows = rows.reshape(micro_batches, -1, *rows.shape[1:])
+            return jax.make_array_from_process_local_data(place, rows)
+
+        return Batch(*map(put, batch))
 
 
-def make_sharding(devices: Literal["all"] | int = "all") -> Sharding:
+def _put(x: Any, place: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, place)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), place))
+    # device_put would send the array from host to host to compare it.
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, place, host.__getitem__)
+
+
+def _fetch(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
+def make_sharding(
+    devices: Literal["all"] | int = "all", state: State = "replicated", exchange: Any = None
+) -> Sharding:
     """A one-axis mesh over all devices, or the first few.
 
     Raises:
-      UserError: more devices asked for than there are.
+      UserError: more devices asked for than there are, or not all that several processes have.
     """
     available = jax.devices()
     count = len(available) if devices == "all" else devices
@@ -63,18 +161,38 @@ def make_sharding(devices: Literal["all"] | int = "all") -> Sharding:
             f"mesh.data asks for {count} devices, but there are {len(available)}; "
             "use at most that many, or `all`"
         )
-    mesh = jax.make_mesh(
-        (count,), ("data",), devices=available[:count], axis_types=(jax.sharding.AxisType.Auto,)
-    )
-    return Sharding(mesh)
-
-
-def check_divisible(batch_size: int, sharding: Sharding, key: str) -> None:
-    """Raises UserError unless the batch splits evenly over the devices."""
-    if batch_size % sharding.num_shards:
-        lower = batch_size // sharding.num_shards * sharding.num_shards
-        nearest = f"{lower} or {lower + sharding.num_shards}" if lower else str(sharding.num_shards)
+    if count < len(available) and jax.process_count() > 1:
         raise UserError(
-            f"{key} is {batch_size}, which does not divide by the {sharding.num_shards} devices; "
-            f"use {nearest}, or set mesh.data"
+            f"mesh.data is {count}, but {jax.process_count()} processes have {len(available)} devices; "
+            "several processes use all of theirs: set mesh.data to all"
+        )
+    return sharding_over(available[:count], state, exchange)
+
+
+def sharding_over(devices: Sequence[jax.Device], state: State, exchange: Any) -> Sharding:
+    """A one-axis mesh over the devices; one device alone exchanges nothing."""
+    mesh = jax.make_mesh(
+        (len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    return Sharding(mesh, state=state, exchange=exchange if len(devices) > 1 else None)
+
+
+def exchange_dtype(setting: str, compute_dtype: Any) -> Any:
+    """The type that `mesh.exchange` means."""
+    return compute_dtype if setting == "auto" else np.dtype(setting)
+
+
+def check_divisible(batch_size: int, sharding: Sharding, key: str, micro_batches: int = 1) -> None:
+    """Raises UserError unless every micro-batch splits evenly over the devices."""
+    unit = sharding.num_shards * micro_batches
+    if batch_size % unit:
+        lower = batch_size // unit * unit
+        nearest = f"{lower} or {lower + unit}" if lower else str(unit)
+        parts = f"{sharding.num_shards} devices"
+        other = "mesh.data"
+        if micro_batches > 1:
+            parts += f" x {micro_batches} micro-batches (training.accumulate)"
+            other = "training.accumulate or mesh.data"
+        raise UserError(
+            f"{key} is {batch_size}, which does not divide by the {parts}; use {nearest}, or set {other}"
         )

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 from das_jax.continual.method import Memory, Method, Metrics
 from das_jax.data.batch import Batch
 from das_jax.model.masked_lm import Params
-from das_jax.objectives.collectives import per_shard
+from das_jax.objectives.collectives import global_sum, per_shard
+from das_jax.training.exchange import summed_gradients, whole_params
 from das_jax.training.optimizer import Optimizer, OptimizerState
 from das_jax.training.sharding import Sharding
 
@@ -35,6 +36,7 @@ class TrainState(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
 
 
 def init_state(
@@ -45,37 +47,65 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, rng)
 
 
-def make_train_step(
-    method: Method, optimizer: Optimizer, sharding: Sharding | None = None
-) -> TrainStep:
-    """The pure step. With a sharding, loss and gradients run under `shard_map`, each device on its own rows.
+def places_of(state: TrainState, sharding: Sharding) -> TrainState:
+    """Where every array of a state lives."""
+    return TrainState(*(sharding.places(*part) for part in state._asdict().items()))
 
-    The gradients of replicated parameters are summed over the devices by `shard_map` itself, once.
+
+def first_state(
+    method: Method,
+    optimizer: Optimizer,
+    sharding: Sharding,
+    params: Params,
+    memory: Memory,
+    rng: jax.Array,
+) -> TrainState:
+    """The state before a domain's first step, in its place; no device ever holds more than its part."""
+
+    def init(params: Params, memory: Memory, rng: jax.Array) -> TrainState:
+        # The step gives its arguments' memory away, and the caller may hold the same arrays.
+        params, memory = jax.tree.map(jnp.copy, (params, memory))
+        return init_state(method, optimizer, params, memory, rng)
+
+    arguments = sharding.put("params", params), sharding.put("memory", memory), rng
+    places = places_of(jax.eval_shape(init, *arguments), sharding)
+    return jax.jit(init, out_shardings=places)(*arguments)
+
+
+def make_train_step(
+    method: Method, optimizer: Optimizer, sharding: Sharding | None = None, accumulate: int = 1
+) -> TrainStep:
+    """The pure step: loss and gradients, the method's transformations, the optimizer.
+
+    With a sharding, loss and gradients run under `shard_map`, each device on its own rows and with
+    parameters of its own; the gradients are added up over the devices once.
+
+    Args:
+      method: what is learned.
+      optimizer: how.
+      sharding: the devices.
+      accumulate: the micro-batches, N, whose gradients make one step; the batch is [N, B, ...] if
+        there are several.
     """
 
-    def loss_and_gradients(
+    def gradients_of(
         params: Params, memory: Memory, batch: Batch, rng: jax.Array
-    ) -> tuple[tuple[jax.Array, Metrics], Params]:
-        def loss(params: Params) -> tuple[jax.Array, Metrics]:
-            # One copy for all passes: without it every pass would sum its own gradients over the devices.
-            own = jax.tree.map(lambda p: per_shard(p, method.axis_name), params)
-            return method.loss(own, memory, batch, rng)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    if sharding is not None:
-        everywhere, by_example = PartitionSpec(), PartitionSpec(sharding.batch)
-        loss_and_gradients = jax.shard_map(
-            loss_and_gradients,
-            mesh=sharding.mesh,
-            in_specs=(everywhere, everywhere, by_example, everywhere),
-            out_specs=everywhere,
-        )
+    ) -> LossAndGradients:
+        if accumulate > 1:
+            return _accumulated(method, params, memory, batch, rng)
+        return _loss_and_gradients(method, params, memory, batch, rng)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss_and_gradients = gradients_of
+        if sharding is not None:
+            loss_and_gradients = _sharded(gradients_of, sharding, state.params, accumulate)
         (loss, parts), gradients = loss_and_gradients(state.params, state.memory, batch, state.rng)
+        params = state.params
+        if sharding is not None:
+            # A device updates the parameters whose optimizer state it holds.
+            params = jax.lax.with_sharding_constraint(params, sharding.places("opt_state", params))
         params, opt_state, trace = optimizer.update(
-            gradients, state.opt_state, state.params, method.transforms(state.memory), state.step
+            gradients, state.opt_state, params, method.transforms(state.memory), state.step
         )
         metrics = {
             "loss": loss,
@@ -85,32 +115,109 @@ def make_train_step(
             "parameter_norm": optax.tree.norm(params),
             **method.observe(state.memory, trace),
         }
-        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        if sharding is not None:
+            state = jax.lax.with_sharding_constraint(state, places_of(state, sharding))
+            metrics = jax.lax.with_sharding_constraint(metrics, sharding.replicated)
+        return state, metrics
 
     return train_step
 
 
+def _loss_and_gradients(
+    method: Method, params: Params, memory: Memory, batch: Batch, rng: jax.Array
+) -> LossAndGradients:
+    (loss, parts), gradients = jax.value_and_grad(method.loss, has_aux=True)(
+        params, memory, batch, rng
+    )
+    for name, value in {"loss": loss, **parts}.items():
+        if jax.typeof(value).manual_axis_type.varying:
+            raise TypeError(
+                f"{type(method).__name__}.loss returns a {name!r} that each device knows only of its own "
+                "rows; make it the global one with global_sum or global_mean of "
+                "das_jax/objectives/collectives.py"
+            )
+    return (loss, parts), gradients
+
+
+def _accumulated(
+    method: Method, params: Params, memory: Memory, batch_NxB: Batch, rng: jax.Array
+) -> LossAndGradients:
+    """The mean over micro-batches, one after the other; each counts by the number of its predictions, so
+    that the masked-LM loss is the mean over all of them.
+    """
+    predictions_NxB = method.masking.num_predictions(batch_NxB.tokens)
+    predictions_N = global_sum(jnp.sum(predictions_NxB, axis=1), method.axis_name)
+    share_N = predictions_N / jnp.sum(predictions_N)
+
+    def micro_batch(batch: Batch) -> LossAndGradients:
+        return _loss_and_gradients(method, params, memory, batch, rng)
+
+    def add(
+        total: LossAndGradients, rows: tuple[Batch, jax.Array]
+    ) -> tuple[LossAndGradients, None]:
+        batch, share = rows
+        return jax.tree.map(lambda t, x: t + share * x, total, micro_batch(batch)), None
+
+    first = jax.tree.map(lambda x: x[0], batch_NxB)
+    (loss, parts), gradients = jax.eval_shape(micro_batch, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((loss, parts), gradients))
+    zeros = zeros[0], per_shard(zeros[1], method.axis_name)
+    return jax.lax.scan(add, zeros, (batch_NxB, share_N))[0]
+
+
+def _sharded(
+    gradients_of: Callable[..., LossAndGradients],
+    sharding: Sharding,
+    params: Params,
+    accumulate: int,
+) -> Callable[..., LossAndGradients]:
+    """The same over the mesh: parameters in as they live, sums of gradients out as the optimizer's state
+    lives.
+    """
+    specs, gradient_specs = (sharding.specs(part, params) for part in ("params", "opt_state"))
+    everywhere = PartitionSpec()
+
+    def on_one_device(
+        params: Params, memory: Memory, batch: Batch, rng: jax.Array
+    ) -> LossAndGradients:
+        own = whole_params(params, specs, sharding)
+        value, gradients = gradients_of(own, memory, batch, rng)
+        return value, summed_gradients(gradients, gradient_specs, sharding)
+
+    return jax.shard_map(
+        on_one_device,
+        mesh=sharding.mesh,
+        in_specs=(specs, everywhere, sharding.row_spec(accumulate), everywhere),
+        out_specs=(everywhere, gradient_specs),
+    )
+
+
 def compile_train_step(
-    method: Method, optimizer: Optimizer, sharding: Sharding
+    method: Method, optimizer: Optimizer, sharding: Sharding, accumulate: int = 1
 ) -> jax.stages.Wrapped:
     """The step, jitted over the mesh; the old state's memory is reused for the new one."""
-    step = make_train_step(method, optimizer, sharding)
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated)
+    return jax.jit(make_train_step(method, optimizer, sharding, accumulate), donate_argnums=0)
 
 
 def compile_sums(
     function: Callable[[Params, Batch, jax.Array], Any], sharding: Sharding
 ) -> jax.stages.Wrapped:
     """The jitted sum over the devices of `function(params, batch, rng)`, each on its own rows."""
-    everywhere, by_example = PartitionSpec(), PartitionSpec(sharding.batch)
+    everywhere = PartitionSpec()
 
-    def summed(params: Params, batch: Batch, rng: jax.Array) -> Any:
-        return jax.lax.psum(function(params, batch, rng), sharding.batch)
+    def sums(params: Params, batch: Batch, rng: jax.Array) -> Any:
+        specs = sharding.specs("params", params)
 
-    sharded = jax.shard_map(
-        summed,
-        mesh=sharding.mesh,
-        in_specs=(everywhere, by_example, everywhere),
-        out_specs=everywhere,
-    )
-    return jax.jit(sharded)
+        def on_one_device(params: Params, batch: Batch, rng: jax.Array) -> Any:
+            own = whole_params(params, specs, sharding)
+            return jax.lax.psum(function(own, batch, rng), sharding.batch)
+
+        return jax.shard_map(
+            on_one_device,
+            mesh=sharding.mesh,
+            in_specs=(specs, sharding.row_spec(1), everywhere),
+            out_specs=everywhere,
+        )(params, batch, rng)
+
+    return jax.jit(sums)

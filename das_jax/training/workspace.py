@@ -22,7 +22,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.model.fused_attention import LANES
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.training.console import Console
-from das_jax.training.sharding import Sharding, make_sharding
+from das_jax.training.sharding import Sharding, exchange_dtype, make_sharding
 
 DEMO_MODEL = "demo:bert-tiny"
 
@@ -50,7 +50,9 @@ class Workspace:
     @functools.cached_property
     def sharding(self) -> Sharding:
         """The devices; who only prepares text needs none."""
-        return make_sharding(self.config.mesh.data)
+        mesh = self.config.mesh
+        exchange = exchange_dtype(mesh.exchange, self.model.dtype)
+        return make_sharding(mesh.data, mesh.state, exchange)
 
     @functools.cached_property
     def model(self) -> MaskedLM:
@@ -104,10 +106,7 @@ def make_model(architecture: Architecture, config: Config, platform: str) -> Mas
     Raises:
       UserError: the platform cannot do what the configuration asks for.
     """
-    settings = config.model
-    dtype, attention = settings.dtype, settings.attention
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
+    settings, attention = config.model, config.model.attention
     if attention == "auto":
         fits = platform == "tpu" and config.data.length % LANES == 0
         attention = "fused" if fits else "dense"
@@ -118,11 +117,19 @@ def make_model(architecture: Architecture, config: Config, platform: str) -> Mas
         )
     return MaskedLM(
         architecture,
-        jnp.dtype(dtype),
+        compute_dtype(config, platform),
         settings.remat,
         unrolled=settings.layers == "unrolled",
         attention=attention,
     )
+
+
+def compute_dtype(config: Config, platform: str) -> jnp.dtype:
+    """The type of the matrix products."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(dtype)
 
 
 def cache_dir(config: Config) -> Path:

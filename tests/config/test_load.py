@@ -129,7 +129,10 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
             "learning_rate: 1",
             "x.yaml:9: learning_rate is no setting; did you mean training.learning_rate?",
         ),
-        ("mesh: {qqq: 1}", "x.yaml:9: mesh.qqq is no setting; the settings there are mesh.data."),
+        (
+            "mesh: {qqq: 1}",
+            "x.yaml:9: mesh.qqq is no setting; the settings there are mesh.data, mesh.state, mesh.exchange.",
+        ),
         (
             "method:\n  name: das\n  soft_mask:\n    flor: 0",
             "x.yaml:12: method.soft_mask.flor is no setting; did you mean method.soft_mask.floor?",

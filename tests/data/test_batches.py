@@ -84,6 +84,15 @@ def test_hosts_together_read_the_batch_that_one_host_reads(hosts: int):
     assert_same(alone, together)
 
 
+def test_a_micro_batch_has_the_same_examples_on_any_number_of_hosts():
+    alone = take(3)
+    shares = [take(3, process_index=host, process_count=2, micro_batches=2) for host in range(2)]
+    for step in range(3):
+        halves = [share[step]["index"].reshape(2, -1) for share in shares]
+        assert_array_equal(np.concatenate(halves, axis=1).ravel(), alone[step]["index"])
+        assert all(half.shape == (2, 1) for half in halves)
+
+
 def test_rows_that_hosts_cannot_share():
     with pytest.raises(ValueError, match="4 rows"):
         take(1, process_count=3)

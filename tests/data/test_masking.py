@@ -51,6 +51,17 @@ def test_padded_text_has_the_same_share_masked() -> None:
     assert (np.asarray(masked.positions)[counted] < 40).all()
 
 
+def test_how_many_predictions_a_text_has_is_known_before_they_are_drawn() -> None:
+    ends = jnp.arange(64)[:, None] + 2
+    texts = jnp.where(jnp.arange(100)[None] < ends, TOKENS, 0)
+    counts = MASKING.num_predictions(texts)
+    np.testing.assert_array_equal(counts, MASKING.corrupt(texts, keys(2)).weights.sum(axis=1))
+    assert len(set(np.asarray(counts))) > 5
+    np.testing.assert_array_equal(
+        MASKING.num_predictions(texts.reshape(2, 32, 100)), counts.reshape(2, 32)
+    )
+
+
 def test_every_visit_is_fresh_and_every_example_its_own() -> None:
     first, again, other = (MASKING.corrupt(TOKENS, keys(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.tokens, again.tokens)

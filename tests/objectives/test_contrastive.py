@@ -1,6 +1,9 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 from das_jax.objectives.contrastive import contrastive_loss
@@ -50,6 +53,27 @@ def test_negatives_and_gradients_are_those_of_the_global_batch() -> None:
     np.testing.assert_allclose(actual_loss, expected_loss, rtol=1e-5)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5 * np.abs(e).max())
+
+
+def test_candidates_travel_in_the_type_that_is_asked_for() -> None:
+    sharding = make_sharding(8)
+    rows = PartitionSpec(sharding.batch)
+
+    def loss(exchange: Any) -> Any:
+        return jax.shard_map(
+            lambda z: contrastive_loss(*z, 0.5, axis_name=sharding.batch, exchange=exchange),
+            mesh=sharding.mesh,
+            in_specs=(rows,),
+            out_specs=PartitionSpec(),
+        )
+
+    text = str(jax.make_jaxpr(loss(jnp.bfloat16))(views()))
+    gathers = [line for line in text.splitlines() if "all_gather[" in line]
+    assert len(gathers) == 2
+    assert all("bf16[" in line.split("=")[0] for line in gathers)
+    exact, rounded = (float(loss(exchange)(views())) for exchange in (None, jnp.bfloat16))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=1e-2)
 
 
 def test_a_zero_vector_gives_a_finite_gradient() -> None:

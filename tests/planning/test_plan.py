@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,11 @@ from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.planning import report as report_module
+from das_jax.planning.architectures import find_architecture
 from das_jax.planning.compiled import TooLarge, compile_program
+from das_jax.planning.estimate import Estimate, estimate
 from das_jax.planning.plan import Plan, plan
+from das_jax.planning.program import Run, shard_over
 from das_jax.planning.report import render, report
 from das_jax.planning.topology import open_topology
 
@@ -33,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """DAS on a small RoBERTa of two layers, of which there is a config.json and nothing else."""
     directory = tmp_path_factory.mktemp("plan")
     sizes = {
-        "vocab_size": 304,
+        "vocab_size": 256,
         "num_hidden_layers": 2,
         "hidden_size": 128,
         "num_attention_heads": 2,
@@ -101,8 +105,60 @@ def test_compiled_products_are_the_useful_ones(planned: Plan) -> None:
 @compiler
 @pytest.mark.slow
 def test_replicated_state_is_the_least_memory(planned: Plan) -> None:
-    parameters = 304 * 128 + 34 * 128 + 2 * (4 * 128 * 128 + 2 * 128 * 512)
-    assert planned.phases[0].peak_bytes > 3 * 4 * parameters
+    assert planned.phases[0].peak_bytes > 3 * 4 * PARAMETERS
+
+
+PARAMETERS = 256 * 128 + 34 * 128 + 2 * (4 * 128 * 128 + 2 * 128 * 512)
+"""Elements of the large arrays; the others are a hundredth of them."""
+CANDIDATES = 2 * 2 * ROWS * 128
+"""Elements of the contrastive candidates and of their gradients."""
+
+
+class Step(NamedTuple):
+    """A train step: the most HBM, and the bytes of all collectives."""
+
+    peak: float
+    moved: float
+    collectives: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def steps(config: Config, planned: Plan) -> dict[str, Step]:
+    """By what is split."""
+    topology, replicated = planned.topology, planned.phases[0]
+    steps = {"replicated": step(replicated.compiled.peak_bytes, replicated.estimate)}
+    for state in ("optimizer", "parameters"):
+        mesh = dataclasses.replace(config.mesh, state=state)
+        split = dataclasses.replace(config, mesh=mesh)
+        sharding = shard_over(topology, split)
+        program = next(Run(split, find_architecture(split), sharding).programs())
+        compiled = compile_program(program.name, program.lower())
+        cost = estimate(compiled.module, topology.chip, sharding.num_shards)
+        steps[state] = step(compiled.peak_bytes, cost)
+    return steps
+
+
+def step(peak: float, cost: Estimate) -> Step:
+    return Step(peak, sum(cost.collective_bytes.values()), cost.collectives)
+
+
+@compiler
+@pytest.mark.slow
+def test_gradients_and_parameters_travel_once(steps: dict[str, Step]) -> None:
+    """Gradients in bfloat16; new parameters in float32, or whole ones in bfloat16; no moments."""
+    gradients = 2 * PARAMETERS
+    for state, parameters in (("replicated", 0), ("optimizer", 4), ("parameters", 2)):
+        least = gradients + parameters * PARAMETERS + 2 * CANDIDATES
+        assert least <= steps[state].moved <= 1.1 * least, state
+        assert "collective-permute" not in steps[state].collectives, state
+
+
+@compiler
+@pytest.mark.slow
+def test_what_is_split_takes_less_memory(steps: dict[str, Step]) -> None:
+    moments = 2 * 4 * PARAMETERS * 7 / 8
+    assert steps["optimizer"].peak < steps["replicated"].peak - moments / 2
+    assert steps["parameters"].peak < steps["optimizer"].peak
 
 
 @compiler

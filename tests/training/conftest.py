@@ -78,9 +78,10 @@ class Ended(NamedTuple):
     seconds: float
 
 
-Start = Callable[..., Ended]
+Start = Callable[..., Any]
 """`start(*arguments, at="module:Class.function", number=1, when="before", name="SIGKILL")` runs `das-jax
-ARGUMENTS` in a process of its own and strikes it there; without `at` it is left alone.
+ARGUMENTS` in a process of its own and strikes it there; without `at` it is left alone. With `hosts` and
+`devices` there are several, and as many answers; `tests/training/launcher.py` knows more.
 """
 
 
@@ -102,10 +103,11 @@ def start() -> Iterator[Start]:
         assert launcher.stdout is not None
         requests, answers = launcher.stdin, launcher.stdout
 
-        def start(*arguments: Any, **blow: Any) -> Ended:
-            requests.write(json.dumps({"arguments": [*map(str, arguments)], **blow}) + "\n")
+        def start(*arguments: Any, **how: Any) -> Any:
+            requests.write(json.dumps({"arguments": [*map(str, arguments)], **how}) + "\n")
             requests.flush()
-            return Ended(*json.loads(answers.readline()))
+            answer = json.loads(answers.readline())
+            return [Ended(*host) for host in answer] if "hosts" in how else Ended(*answer)
 
         yield start
         requests.close()

@@ -5,6 +5,10 @@ Reads a JSON object a line: {"arguments": [...], "at": "module:Class.function", 
 it is about to be made); without `at` nothing happens. With "nobody_reads" the standard output is a pipe
 whose other end is closed. Answers with a line of [exit status, output, errors, seconds from the blow to
 the end]. A process is forked when everything is imported, as importing takes longer than all the rest.
+
+With "hosts" there are that many processes of one run, with "devices" each, and as many lines in one
+list; "struck" is the host that the signal strikes. In the directory "rows" every host writes down the
+positions of the examples that it reads.
 """
 
 import functools
@@ -12,11 +16,15 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import jax
 
 import das_jax.evaluation.importance_report
 import das_jax.evaluation.report
@@ -24,34 +32,96 @@ import das_jax.training.export
 import das_jax.training.measure
 import das_jax.training.pretrain  # noqa: F401
 from das_jax import cli
+from das_jax.data import batches
+from das_jax.training import distributed
+
+Ended = tuple[int, str, str, float]
 
 
 def start(
     arguments: Sequence[str],
+    hosts: int | None = None,
+    devices: int = 1,
+    struck: int = 0,
+    rows: str | None = None,
+    **blow: Any,
+) -> Ended | list[Ended]:
+    if hosts is None:
+        return forked(lambda pipe: child(arguments, pipe, **blow))()
+    address = f"localhost:{free_port()}"
+
+    def host(number: int) -> Callable[[int], int]:
+        def run(pipe: int) -> int:
+            jax.config.update("jax_num_cpu_devices", devices)
+            distributed.GONE_AFTER = 10
+            if hosts > 1:
+                names = distributed.ADDRESS, distributed.PROCESSES, distributed.PROCESS
+                os.environ.update(zip(names, (address, str(hosts), str(number)), strict=True))
+            if rows is not None:
+                write_down_rows(Path(rows) / str(number))
+            return child(arguments, pipe, **(blow if number == struck else {}))
+
+        return run
+
+    return [wait() for wait in [forked(host(number)) for number in range(hosts)]]
+
+
+def forked(run: Callable[[int], int]) -> Callable[[], Ended]:
+    """Runs a function in a process of its own; what is returned waits for its end."""
+    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+    blow_read, blow_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(output.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+        sys.exit(run(blow_write))
+    os.close(blow_write)
+
+    def wait() -> Ended:
+        _, status = os.waitpid(pid, 0)
+        ended = time.time()
+        with os.fdopen(blow_read) as blow, output, errors:
+            struck = blow.read()
+            output.seek(0)
+            errors.seek(0)
+            seconds = ended - float(struck) if struck else 0.0
+            return os.waitstatus_to_exitcode(status), output.read(), errors.read(), seconds
+
+    return wait
+
+
+def child(
+    arguments: Sequence[str],
+    blow: int,
     at: str | None = None,
     number: int = 1,
     when: str = "before",
     name: str = "SIGKILL",
     nobody_reads: bool = False,
-) -> tuple[int, str, str, float]:
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        blow_read, blow_write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.dup2(closed_pipe() if nobody_reads else output.fileno(), 1)
-            os.dup2(errors.fileno(), 2)
-            if at is not None:
-                strike(at, number, when, name, blow_write)
-            sys.exit(cli.main(arguments))
-        os.close(blow_write)
-        _, status = os.waitpid(child, 0)
-        ended = time.time()
-        with os.fdopen(blow_read) as blow:
-            struck = blow.read()
-        output.seek(0)
-        errors.seek(0)
-        seconds = ended - float(struck) if struck else 0.0
-        return os.waitstatus_to_exitcode(status), output.read(), errors.read(), seconds
+) -> int:
+    if nobody_reads:
+        os.dup2(closed_pipe(), 1)
+    if at is not None:
+        strike(at, number, when, name, blow)
+    return cli.main(arguments)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def write_down_rows(path: Path) -> None:
+    arrays = batches._arrays
+
+    @functools.wraps(arrays)
+    def written(chunks: Any, examples: Any, positions: Any, weight: Any) -> Any:
+        with path.open("a") as file:
+            file.write(" ".join(map(str, positions)) + "\n")
+        return arrays(chunks, examples, positions, weight)
+
+    batches._arrays = written
 
 
 def closed_pipe() -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from das_jax.training import checkpoint
 from das_jax.training.checkpoint import Checkpoints, DamagedError, fingerprints
@@ -57,6 +58,21 @@ def test_the_newest_comes_back_on_any_mesh(saved: Path) -> None:
     assert (restored.step, restored.info["phase"]) == (2, "training")
     assert_equal(restored.state, state_of(2))
     assert restored.state["params"]["a"].sharding == sharding.replicated
+
+
+def test_what_is_split_is_saved_and_comes_back_split_otherwise(tmp_path: Path) -> None:
+    w = np.arange(2.0**15, dtype=np.float32).reshape(8, -1)
+    shapes = {"params": {"w": jax.ShapeDtypeStruct(w.shape, w.dtype)}}
+    sharding = make_sharding(8, "parameters")
+    with Checkpoints(tmp_path / "checkpoints", sharding, print) as checkpoints:
+        checkpoints.save(1, {"params": sharding.put("params", {"w": w})}, {})
+    for devices, state in ((2, "parameters"), (4, "replicated")):
+        sharding = make_sharding(devices, state)
+        like = {"params": sharding.shapes("params", shapes["params"])}
+        with Checkpoints(tmp_path / "checkpoints", sharding, print) as checkpoints:
+            restored = checkpoints.restore(1, lambda info: like).state["params"]["w"]  # noqa: B023
+        assert restored.sharding == like["params"]["w"].sharding
+        np.testing.assert_array_equal(restored, w)
 
 
 def test_a_part_of_a_state_can_be_read_alone(saved: Path) -> None:
@@ -163,6 +179,8 @@ def test_a_fingerprint_sees_order_and_does_not_see_the_mesh() -> None:
     for devices in (1, 2, 8):
         sharding = make_sharding(devices)
         assert fingerprints({"x": jax.device_put(x, sharding.by_example)}) == whole
+        columns = NamedSharding(sharding.mesh, PartitionSpec(None, "data"))
+        assert fingerprints({"x": jax.device_put(x, columns)}) == whole
         assert fingerprints({"x": sharding.replicate(x)}) == whole
 
 

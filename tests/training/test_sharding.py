@@ -19,6 +19,45 @@ def test_rows_are_split_in_order_and_parameters_are_everywhere() -> None:
     assert [shard.data.shape for shard in copied.addressable_shards] == [(3,)] * 4
 
 
+def test_micro_batches_have_the_same_rows_on_every_mesh() -> None:
+    """The first half of the rows is the first of two micro-batches, whoever holds it."""
+    index = jnp.arange(8, dtype=jnp.uint32)
+    for devices in (1, 2, 4):
+        sharding = make_sharding(devices)
+        batch = sharding.shard_batch(Batch(jnp.ones((8, 3)), index, jnp.ones(8)), micro_batches=2)
+        assert batch.index.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert batch.tokens.shape == (2, 4, 3)
+        assert {shard.data.shape for shard in batch.index.addressable_shards} == {(2, 4 // devices)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((12, 768, 3072), 2),
+        ((12, 3072, 768), 1),
+        ((50_265, 768), 1),  # The larger axis does not divide.
+        ((24, 1024), 1),
+        ((128, 128), 0),
+        ((64, 255), None),  # Small.
+        ((50_265,), None),
+        ((), None),
+    ],
+)
+def test_where_an_array_is_split(shape: tuple[int, ...], axis: int | None) -> None:
+    assert make_sharding(8).split_axis(shape) == axis
+
+
+def test_what_is_split_is_fetched_whole() -> None:
+    w = np.arange(2.0**15, dtype=np.float32).reshape(8, -1)
+    for state, parts in (("replicated", ()), ("optimizer", ("opt_state",))):
+        sharding = make_sharding(8, state)
+        for part in ("params", "opt_state", "memory"):
+            placed = sharding.put(part, {"w": w})["w"]
+            held = {shard.data.size for shard in placed.addressable_shards}
+            assert held == {w.size // 8 if part in parts else w.size}
+            np.testing.assert_array_equal(sharding.fetch({"w": placed})["w"], w)
+
+
 def test_all_devices_by_default() -> None:
     assert make_sharding().num_shards == jax.device_count() == 8
     assert make_sharding(3).num_shards == 3
@@ -42,3 +81,13 @@ def test_a_batch_that_does_not_divide(size: int, devices: int, hint: str) -> Non
     ):
         check_divisible(size, make_sharding(devices), "training.batch_size")
     check_divisible(devices * 2, make_sharding(devices), "training.batch_size")
+
+
+def test_a_batch_whose_micro_batches_do_not_divide() -> None:
+    check_divisible(48, make_sharding(8), "training.batch_size", micro_batches=3)
+    with pytest.raises(
+        UserError,
+        match=r"training.batch_size is 56, which does not divide by the 8 devices x 3 micro-batches "
+        r"\(training.accumulate\); use 48 or 72, or set training.accumulate or mesh.data",
+    ):
+        check_divisible(56, make_sharding(8), "training.batch_size", micro_batches=3)

@@ -1,0 +1,59 @@
+"""What devices send each other once a step, inside `shard_map`: split parameters and sums of gradients."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from das_jax.model.masked_lm import MATRICES, Params
+from das_jax.model.units import parameter_paths
+from das_jax.objectives.collectives import per_shard
+from das_jax.training.sharding import Sharding
+
+
+def whole_params(params: Params, specs: Any, sharding: Sharding) -> Params:
+    """Whole parameters, every device's own, so that their gradients are its own rows' alone.
+
+    Args:
+      params: this device's part of the parameters.
+      specs: how they are split.
+      sharding: matrices and embeddings travel in the type that it says.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    whole = [
+        _whole(x, spec, sharding, cast=re.fullmatch(MATRICES, path) is not None)
+        for x, spec, path in zip(
+            leaves, jax.tree.leaves(specs), parameter_paths(params), strict=True
+        )
+    ]
+    return jax.tree.unflatten(treedef, whole)
+
+
+def _whole(x: jax.Array, spec: PartitionSpec, sharding: Sharding, cast: bool) -> jax.Array:
+    if not spec:
+        return per_shard(x, sharding.batch)
+    sent = x.astype(sharding.exchange) if cast and sharding.exchange is not None else x
+    axis = len(spec) - 1
+    return jax.lax.all_gather(sent, sharding.batch, axis=axis, tiled=True).astype(x.dtype)
+
+
+def summed_gradients(gradients: Params, specs: Any, sharding: Sharding) -> Params:
+    """The sums of all devices' gradients; of an array that is split, this device's part.
+
+    Args:
+      gradients: of whole parameters, from this device's rows.
+      specs: how the sums are split.
+      sharding: gradients travel in the type that it says.
+    """
+    return jax.tree.map(lambda x, spec: _summed(x, spec, sharding), gradients, specs)
+
+
+def _summed(x: jax.Array, spec: PartitionSpec, sharding: Sharding) -> jax.Array:
+    sent = x if sharding.exchange is None else x.astype(sharding.exchange)
+    if not spec:
+        return jax.lax.psum(sent, sharding.batch).astype(x.dtype)
+    axis = len(spec) - 1
+    return jax.lax.psum_scatter(sent, sharding.batch, scatter_dimension=axis, tiled=True).astype(
+        x.dtype
+    )
