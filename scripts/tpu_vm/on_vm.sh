@@ -17,10 +17,11 @@ property() {
 }
 
 # script_of WORD...: what the unit executes. The words are quoted here, because systemd would expand $ and % in them.
+# The hosts of a slice find each other by its metadata.
 script_of() {
   local words
   printf -v words '%q ' "$@"
-  echo "cd $code && PATH=$code/.venv/bin:\$PATH && exec $words>>$log 2>&1"
+  echo "cd $code && PATH=$code/.venv/bin:\$PATH && export JAX_NUM_PROCESSES=auto && exec $words>>$log 2>&1"
 }
 
 status() {
