@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from das_jax.hardware import Chip
 from das_jax.planning.hlo import Instruction, Module
-from das_jax.planning.topology import Chip
 
 KINDS = (
     "all-reduce",

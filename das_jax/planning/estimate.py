@@ -10,10 +10,10 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from das_jax.hardware import Chip
 from das_jax.planning import collectives
 from das_jax.planning.costs import FREE, Cost, Costs
 from das_jax.planning.hlo import Computation, Instruction, Module, root
-from das_jax.planning.topology import Chip
 
 HBM_SHARE = 0.85
 """Of the HBM bandwidth, reached by a kernel that streams."""

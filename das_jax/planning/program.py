@@ -19,8 +19,8 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
-from das_jax.planning.flops import importance_flops, train_step_flops
 from das_jax.planning.topology import Topology
+from das_jax.training.flops import importance_flops, train_step_flops
 from das_jax.training.optimizer import Optimizer, adamw, warmup_linear_decay
 from das_jax.training.sharding import (
     Sharding,

@@ -32,12 +32,18 @@ class Recorder:
     """Keeps metrics on the device and reads them now and then, so that no step waits for the host.
 
     What is in `once` is written with the next of them.
+
+    Attributes:
+      flops_per_step: useful ones, over all devices.
+      peak_flops: FLOP/s of all devices, if it is known: their use (MFU) is logged then.
     """
 
     stage: str
     writer: MetricsWriter
     line: Line
     tokens_per_step: int
+    flops_per_step: int
+    peak_flops: float | None
     pending: list[tuple[int, Metrics]] = field(default_factory=list)
     once: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
@@ -62,12 +68,17 @@ class Recorder:
         means = {name: sum(row[name] for row in values) / len(values) for name in values[0]}
         now = time.monotonic()
         seconds = (now - self.since) / len(steps)
-        rate = self.tokens_per_step / seconds
-        self.writer.write(
-            steps[-1],
-            {**means, "tokens_per_second": rate, "seconds_per_step": seconds, **self.once},
-        )
-        self.line.update(steps[-1], f"loss {means['loss']:.3f}, {rate:,.0f} tokens/s")
+        speed = {
+            "tokens_per_second": self.tokens_per_step / seconds,
+            "flops_per_second": self.flops_per_step / seconds,
+            "seconds_per_step": seconds,
+        }
+        note = f"loss {means['loss']:.3f}, {speed['tokens_per_second']:,.0f} tokens/s"
+        if self.peak_flops is not None:
+            speed["mfu"] = speed["flops_per_second"] / self.peak_flops
+            note += f", MFU {speed['mfu']:.2f}"
+        self.writer.write(steps[-1], {**means, **speed, **self.once})
+        self.line.update(steps[-1], note)
         self.pending, self.once, self.since = [], {}, now
 
 
@@ -87,6 +98,7 @@ def train(
     settings: TrainingSettings,
     *,
     tokens_per_step: int,
+    flops_per_step: int,
     sharding: Sharding,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
@@ -108,7 +120,9 @@ def train(
         first = next(sharded)
         compiled = step.lower(state, first).compile()
         line.update(done, "")
-        recorder = Recorder(stage, writer, line, tokens_per_step)
+        recorder = Recorder(
+            stage, writer, line, tokens_per_step, flops_per_step, sharding.peak_flops
+        )
         agreement = Agreement(sharding, AHEAD)
         with interruption.deferred():
             for batch in itertools.islice(itertools.chain([first], sharded), steps - done):

@@ -17,6 +17,7 @@ from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
+from das_jax.training.flops import train_step_flops
 from das_jax.training.interruption import Interruption
 from das_jax.training.loop import FINISHED, TRAINING, train, training_checkpoint
 from das_jax.training.metrics import MetricsWriter
@@ -178,6 +179,9 @@ class Run:
                 stage.steps,
                 training,
                 tokens_per_step=training.batch_size * self.config.data.length,
+                flops_per_step=train_step_flops(
+                    method, training.batch_size, self.config.data.length
+                ),
                 sharding=sharding,
                 checkpoints=checkpoints,
                 writer=writer,

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
+from das_jax.hardware import peak_flops
 
 State = Literal["replicated", "optimizer", "parameters"]
 
@@ -46,6 +47,12 @@ class Sharding:
     @property
     def num_shards(self) -> int:
         return self.mesh.shape[self.batch]
+
+    @property
+    def peak_flops(self) -> float | None:
+        """bfloat16 FLOP/s of all devices together, None if it is not known."""
+        peak = peak_flops(self.mesh.devices.flat[0].device_kind)
+        return None if peak is None else peak * self.mesh.size
 
     def round_up(self, rows: int) -> int:
         """The next number of rows that splits evenly over the devices."""

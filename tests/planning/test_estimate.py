@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import pytest
 
+from das_jax.hardware import CHIPS
 from das_jax.planning import collectives
 from das_jax.planning.costs import Cost, Costs, matmul_flops
 from das_jax.planning.estimate import COLLECTIVES, OTHER, Estimate, estimate, times
 from das_jax.planning.hlo import Instruction, Module, parse
-from das_jax.planning.topology import CHIPS
 
 V5E = CHIPS["v5e"]
 

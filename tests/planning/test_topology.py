@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 
 from das_jax.errors import UserError
-from das_jax.planning.topology import CHIPS, find_chip, open_topology
+from das_jax.hardware import CHIPS
+from das_jax.planning.topology import find_chip, open_topology
 
 
 def test_unknown_chip_names_those_that_exist() -> None:

@@ -78,6 +78,7 @@ def run(
             steps,
             SETTINGS,
             tokens_per_step=8,
+            flops_per_step=16,
             sharding=sharding,
             checkpoints=checkpoints,
             writer=writer,
@@ -108,9 +109,19 @@ def test_steps_metrics_and_checkpoints(tmp_path: Path) -> None:
     assert all(
         row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(8) for row in rows
     )
+    assert not any("mfu" in row for row in rows), "nobody knows the peak of this CPU"
     step, last = restored(tmp_path)
     assert step == int(last["step"]) == 7
     np.testing.assert_array_equal(last["params"]["w"], state.params["w"])
+
+
+def test_the_use_of_devices_whose_peak_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("das_jax.training.sharding.peak_flops", lambda kind: 100.0)
+    run(tmp_path, first_state())
+    for row in metrics(tmp_path):
+        assert row["mfu"] == pytest.approx(16 / row["seconds_per_step"] / 100)
 
 
 def test_a_finished_domain_takes_no_step(tmp_path: Path) -> None:

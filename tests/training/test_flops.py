@@ -14,8 +14,8 @@ from das_jax.continual.naive import Naive, NaiveSettings
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.model.masked_lm import MaskedLM
-from das_jax.planning import flops
 from das_jax.planning.architectures import KNOWN
+from das_jax.training import flops
 
 BASE = KNOWN["FacebookAI/roberta-base"]
 
