@@ -35,7 +35,8 @@ def fused_attention(
 ) -> jax.Array:
     """`dense_attention` without an array of weights; on the CPU it is interpreted, slowly, for tests."""
     if seed_Bx2 is None:
-        rate, seed_Bx2 = 0.0, mask_BxT[:, :2].astype(jnp.uint32)  # Nobody reads it.
+        rate = 0.0
+        seed_Bx2 = jnp.repeat(mask_BxT[:, :1], 2, axis=1).astype(jnp.uint32)  # Nobody reads it.
     batch, length, heads, size = query_BxTxHxK.shape
     wide = (
         x.reshape(batch, length, heads * size) for x in (query_BxTxHxK, key_BxTxHxK, value_BxTxHxK)

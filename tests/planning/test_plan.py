@@ -163,6 +163,26 @@ def test_what_is_split_takes_less_memory(steps: dict[str, Step]) -> None:
 
 @compiler
 @pytest.mark.slow
+def test_attention_is_a_kernel_that_keeps_no_weights(config: Config, planned: Plan) -> None:
+    """On every chip, at a length that suits it: one kernel forward and one backward per layer and pass,
+    and nowhere an array [..., T, T].
+    """
+    length = 128
+    architecture = dataclasses.replace(find_architecture(config), position_rows=length + 2)
+    long = dataclasses.replace(config, data=dataclasses.replace(config.data, length=length))
+    run = Run(long, architecture, shard_over(planned.topology, long))
+    program = next(run.programs())
+    module = compile_program(program.name, program.lower()).module
+    kernels = [i for i in module.instructions() if "tpu_custom_call" in i.attributes]
+    # A loop over layers for each of the four passes, forward and backward.
+    assert len(kernels) == 4 * 2
+    squares = [a.dims for i in module.instructions() for a in i.arrays if a.dims[-2:] == (128, 128)]
+    # Five examples on a chip, two heads.
+    assert not [dims for dims in squares if dims[-4:] == (5, 2, 128, 128)]
+
+
+@compiler
+@pytest.mark.slow
 def test_report_and_json_tell_the_same(
     planned: Plan, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
