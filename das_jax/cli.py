@@ -128,11 +128,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("target", type=Path, help="the directory to write")
     sub = add(
         plan,
-        "Compiles a run for a TPU that need not be there: memory, FLOPs, and estimated times.",
-        "das-jax plan configs/das_roberta_base.yaml --topology v5e:2x4 --json plan.json",
+        "Compiles a run for a TPU that need not be there: memory, FLOPs, and estimated times; with --sweep, "
+        "which settings suit it.",
+        "das-jax plan configs/das_roberta_base.yaml --topology v5e:2x4 --sweep --json sweep.json",
     )
     sub.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
     sub.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:2x4")
+    sub.add_argument(
+        "--sweep",
+        action="store_true",
+        help="try batch sizes, remat policies and mesh.state, each on 2 and 4 of the model's layers, and "
+        "recommend one",
+    )
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     sub = add(
         config,
@@ -212,9 +219,10 @@ def export(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from das_jax.planning.report import report
+    from das_jax.planning import report, sweep_report
 
-    report(_load(options).config, options.topology, options.json)
+    report_of = sweep_report.report if options.sweep else report.report
+    report_of(_load(options).config, options.topology, options.json)
 
 
 def config(options: argparse.Namespace) -> None:

@@ -69,11 +69,11 @@ class Estimate:
     floor: float = 0.0
     busy: float = 0.0
     exposed: float = 0.0
-    collectives: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    collectives: dict[str, float] = field(default_factory=lambda: defaultdict(int))
     collective_bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, other: "Estimate", times: int = 1) -> None:
+    def add(self, other: "Estimate", times: float = 1) -> None:
         """Adds a computation that runs `times` times."""
         for name, value in vars(other).items():
             if isinstance(value, dict):

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.planning import report as report_module
@@ -33,26 +32,8 @@ compiler = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """DAS on a small RoBERTa of two layers, of which there is a config.json and nothing else."""
-    directory = tmp_path_factory.mktemp("plan")
-    sizes = {
-        "vocab_size": 256,
-        "num_hidden_layers": 2,
-        "hidden_size": 128,
-        "num_attention_heads": 2,
-        "intermediate_size": 512,
-        "max_position_embeddings": 34,
-        "pad_token_id": 1,
-    }
-    (directory / "config.json").write_text(json.dumps({"model_type": "roberta", **sizes}))
-    (directory / "run.yaml").write_text(
-        f"preset: paper\noutput_dir: out\nmodel: {{path: {directory}}}\ndata: {{length: 16}}\n"
-        f"training: {{batch_size: {ROWS}}}\nmethod: {{importance: {{batch_size: {ROWS}}}}}\n"
-        "domains: [{name: a, source: {kind: text, path: a.txt}},"
-        " {name: b, source: {kind: text, path: b.txt}, steps: 100}]\n"
-    )
-    return load_config(directory / "run.yaml").config
+def config(make_config: Callable[[int, int], Config]) -> Config:
+    return make_config(2, ROWS)
 
 
 @pytest.fixture(scope="module")
