@@ -17,7 +17,7 @@ from das_jax.config.fields import describe
 from das_jax.config.load import load_config
 from das_jax.errors import UserError
 
-VERBS = ("prepare", "pretrain", "importance", "export", "config")
+VERBS = ("prepare", "pretrain", "importance", "export", "plan", "config")
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 

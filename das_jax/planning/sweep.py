@@ -1,6 +1,7 @@
 """Which batch size, remat policy and mesh suit a topology: train steps of the model cut short, compiled."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +152,9 @@ class Sweep:
     @property
     def recommended_at_batch_size(self) -> Row | None:
         """The best of those with the configured batch size, which leave the training as it is."""
-        wanted = self.config.training.batch_size
+        wanted, best = self.config.training.batch_size, self.recommended
+        if best is not None and best.candidate.batch_size == wanted:
+            return best
         return self._best([row for row in self.rows if row.candidate.batch_size == wanted])
 
     def _best(self, rows: Sequence[Row]) -> Row | None:
@@ -159,20 +162,19 @@ class Sweep:
 
         Of the rows whose speed is within 15 % (`RESOLUTION`) of the fastest, which the estimates cannot
         tell apart, one with the configured batch size goes before others, then the one that needs less
-        memory, then one that is replicated.
+        memory, counted in tenths of a chip's, then one that is replicated, then the faster.
         """
         fitting = [row for row in rows if self.fits(row)]
         if not fitting:
             return None
         enough = (1 - RESOLUTION) * max(map(self.speed, fitting))
-        return min(
-            (row for row in fitting if self.speed(row) >= enough),
-            key=lambda row: (
-                row.candidate.batch_size != self.config.training.batch_size,
-                row.step.peak_bytes if row.step else 0.0,
-                STATES.index(row.candidate.state),
-            ),
-        )
+        return min((row for row in fitting if self.speed(row) >= enough), key=self._price)
+
+    def _price(self, row: Row) -> tuple[float, ...]:
+        changed = row.candidate.batch_size != self.config.training.batch_size
+        peak = row.step.peak_bytes if row.step else math.inf
+        tenths = peak * 10 // self.topology.chip.hbm
+        return changed, tenths, STATES.index(row.candidate.state), -self.speed(row)
 
     @property
     def basis(self) -> str:
@@ -213,7 +215,9 @@ def sweep(config: Config, topology: Topology, console: Console) -> Sweep:
         "two stages: remat policies and batch sizes; then mesh.state, for the best and for what does not fit"
     )
     for stage in (first_stage, second_stage):
-        candidates, title = stage(found), stage.__name__.replace("_", " ")
+        if not (candidates := stage(found)):
+            continue
+        title = stage.__name__.replace("_", " ")
         console.log(
             f"{title}: {len(candidates)} candidates, {each * len(candidates)} compilations for "
             f"{topology.name}, each of which may take minutes"

@@ -143,12 +143,18 @@ def test_what_is_clearly_faster_is_recommended(config: Config) -> None:
 
 
 def test_equal_speeds_leave_the_batch_size_and_save_memory(config: Config) -> None:
-    more, less = row(32, 9, 0.9), row(32, 8, 0.88, remat="dots")
+    more, less = row(32, 9, 0.9), row(32, 5, 0.88, remat="dots")
     slow = row(32, 2, 0.8, remat="full")
-    found = swept(config, row(64, 7, 1.0), more, less, slow)
+    found = swept(config, row(64, 1, 1.0), more, less, slow)
     assert found.recommended is less
-    split = row(32, 8, 0.9, remat="dots", state="optimizer")
-    assert swept(config, split, less).recommended is less
+    assert found.recommended_at_batch_size is less
+
+
+def test_a_little_memory_is_worth_neither_speed_nor_a_split(config: Config) -> None:
+    """A tenth of the chip's is 1.6 GiB."""
+    usual = row(32, 5.0, 0.9)
+    split, again = row(32, 4.9, 1.0, state="optimizer"), row(32, 4.8, 0.89, remat="full")
+    assert swept(config, split, again, usual).recommended is usual
 
 
 def test_speed_counts_the_collectives_and_all_devices(config: Config) -> None:
