@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from das_jax.data import demo
 from das_jax.model import huggingface
-from das_jax.model.encoder import Attention, Embeddings, FeedForward
+from das_jax.model.encoder import NO_SEEDS, Attention, Embeddings, FeedForward
 from das_jax.model.heads import LMHead
 from das_jax.model.masked_lm import MaskedLM
 
@@ -82,15 +82,15 @@ def test_embeddings(pair: Pair) -> None:
     assert_close(ours, pair.encoder.embeddings(torch.tensor(pair.tokens_BxT)), 1e-5)
 
 
-@pytest.mark.parametrize("number", [0, 2])
-def test_attention(pair: Pair, number: int) -> None:
+@pytest.mark.parametrize(("number", "attention"), [(0, "dense"), (2, "dense"), (1, "fused")])
+def test_attention(pair: Pair, number: int, attention: str) -> None:
     hidden, mask = pair.hidden(), pair.mask_BxT
-    module = Attention(pair.checkpoint.architecture, jnp.float32)
+    module = Attention(pair.checkpoint.architecture, jnp.float32, attention)
     ours = module.apply(
         {"params": pair.layer(number)["attention"]},
         jnp.asarray(hidden),
         jnp.asarray(mask),
-        None,
+        NO_SEEDS,
         None,
     )
     added = torch.where(torch.tensor(mask), 0.0, torch.finfo(torch.float32).min)[:, None, None, :]
@@ -102,7 +102,7 @@ def test_attention(pair: Pair, number: int) -> None:
 def test_feed_forward(pair: Pair, number: int) -> None:
     module = FeedForward(pair.checkpoint.architecture, jnp.float32)
     params = {"params": pair.layer(number)["feed_forward"]}
-    ours = module.apply(params, jnp.asarray(pair.hidden()), None, None, None)
+    ours = module.apply(params, jnp.asarray(pair.hidden()), NO_SEEDS, None, None)
     theirs = pair.encoder.encoder.layer[number].feed_forward_chunk(torch.tensor(pair.hidden()))
     assert_close(ours, theirs, 1e-5)
 

@@ -118,6 +118,7 @@ class TestRun:
             "effective_mask/intermediate",
             "effective_mask/output",
             "tokens_per_second",
+            "flops_per_second",
             "seconds_per_step",
         }
 

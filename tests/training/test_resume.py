@@ -12,7 +12,7 @@ from tests.training.conftest import Project, Start
 
 pytestmark = pytest.mark.slow
 
-TIMES = ("tokens_per_second", "seconds_per_step", "seconds_to_first_step")
+TIMES = ("tokens_per_second", "flops_per_second", "seconds_per_step", "seconds_to_first_step")
 
 
 def results(directory: Path) -> dict[str, bytes]:

@@ -73,7 +73,9 @@ def assert_in_its_place(state: TrainState, before: TrainState, sharding: Shardin
 
 
 def assert_same(actual: Learned, expected: Learned) -> None:
-    """Losses to 1e-5, parameters to the tolerance of the golden arrays' trained ones."""
+    """Losses to 1e-5, every parameter array to 1e-4 in norm: Adam makes of an element whose gradient is
+    rounding noise as large a step as of any other.
+    """
     for row, wanted in zip(actual[0], expected[0], strict=True):
         assert row == pytest.approx(wanted, rel=1e-5)
     for path, a, e in zip(
@@ -81,7 +83,7 @@ def assert_same(actual: Learned, expected: Learned) -> None:
     ):
         if path.endswith("key/bias"):
             continue  # Its gradient is zero but for rounding noise, which Adam enlarges.
-        np.testing.assert_allclose(a, e, atol=1e-4 * np.abs(e).max(), err_msg=path)
+        assert np.linalg.norm(a - e) <= 1e-4 * np.linalg.norm(e), path
 
 
 def das_memory(model: MaskedLM) -> DASMemory:
