@@ -53,13 +53,11 @@ def _short_gelu(x: jax.Array) -> jax.Array:
     return (wide * jax.nn.sigmoid(logit)).astype(x.dtype)
 
 
-def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _short_gelu(
-        x
-    ), x  # The backward pass computes the rest again: it is cheaper than memory.
+def _short_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _short_gelu(x), x  # Computing the rest again is cheaper than keeping it.
 
 
-def _backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+def _short_backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     wide = x.astype(jnp.float32)
     square = _square(wide)
     phi = jax.nn.sigmoid(wide * _polynomial(DERIVATIVE, square))
@@ -70,7 +68,7 @@ def _backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     return ((cotangent.astype(jnp.float32) * derivative).astype(x.dtype),)
 
 
-_short_gelu.defvjp(_forward, _backward)
+_short_gelu.defvjp(_short_forward, _short_backward)
 
 
 def _square(x: jax.Array) -> jax.Array:

@@ -42,9 +42,10 @@ def _attend(
     mask_BxT: jax.Array,
     seed_Bx2: jax.Array | None,
 ) -> jax.Array:
-    weights_BxHxTxT = attention_weights(query_BxTxHxK, key_BxTxHxK, mask_BxT)
-    dropped_BxHxTxT = dropout(weights_BxHxTxT, rate, seed_Bx2)
-    return jnp.einsum("BHTS,BSHK->BTHK", dropped_BxHxTxT, value_BxTxHxK)
+    context_BxTxHxK, _ = _forward(
+        rate, query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, mask_BxT, seed_Bx2
+    )
+    return context_BxTxHxK
 
 
 def attention_weights(

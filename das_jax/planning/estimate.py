@@ -33,7 +33,6 @@ ERRORS = {"v5e": 0.3}
 OTHER_ERROR = 0.5
 
 PARTS = (
-    ("dropout bits", r"Encoder.*vmap\("),
     ("attention", r"layers/attention"),
     ("feed-forward", r"layers/feed_forward"),
     ("embeddings", r"Encoder\)?\)?/embeddings"),

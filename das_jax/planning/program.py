@@ -21,7 +21,7 @@ from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
 from das_jax.planning.topology import Topology
 from das_jax.training.flops import importance_flops, train_step_flops
-from das_jax.training.optimizer import Optimizer, adamw, warmup_linear_decay
+from das_jax.training.optimizer import Optimizer, domain_optimizer
 from das_jax.training.sharding import (
     Sharding,
     check_divisible,
@@ -128,11 +128,7 @@ class Run:
 
     @property
     def _optimizer(self) -> Optimizer:
-        training = self.config.training
-        return Optimizer(
-            adamw(training.b1, training.b2, training.eps, training.weight_decay),
-            warmup_linear_decay(training.learning_rate, training.steps, training.warmup),
-        )
+        return domain_optimizer(self.config.training, self.config.training.steps)
 
     def _state(self, method: Method) -> TrainState:
         def state() -> TrainState:
