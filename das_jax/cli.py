@@ -176,7 +176,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    from das_jax.evaluation.report import score_table
+    from das_jax.evaluation.report import score_table, write_report
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
     from das_jax.training.pretrain import pretrain as run
@@ -184,7 +184,8 @@ def pretrain(options: argparse.Namespace) -> None:
     config = _load(options).config
     connect()
     console = Console(options.quiet)
-    console.rich.print(score_table(run(config, console, options.interruption)))
+    scores = run(config, console, options.interruption, write_report)
+    console.rich.print(score_table(scores))
 
 
 def importance(options: argparse.Namespace) -> None:

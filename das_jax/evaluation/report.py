@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from das_jax.files import write_text
+from das_jax.training.run_directory import RunDirectory
 
 matplotlib.use("agg")
 
@@ -79,15 +80,10 @@ def score_rows(scores: Scores) -> list[tuple[str, list[tuple[float, float | None
     return rows
 
 
-def write_report(path: Path, title: str, scores: Scores, stages: list[Path]) -> None:
-    """Writes a page that needs no other file.
-
-    Args:
-      path: report/index.html.
-      title: of the page.
-      scores: the held-out losses.
-      stages: the directories of the stages so far; their metrics.jsonl are plotted.
-    """
+def write_report(run: Path) -> None:
+    """Writes a run's page, which needs no other file."""
+    directory = RunDirectory(run)
+    scores, stages = directory.scores(), sorted(run.glob("[0-9][0-9]-*"))
     rows = [
         {"name": row, "cells": [{"value": v, "change": c, "kind": k} for v, c, k in cells]}
         for row, cells in score_rows(scores)
@@ -102,9 +98,9 @@ def write_report(path: Path, title: str, scores: Scores, stages: list[Path]) -> 
             plots.append({"title": name, "png": _png(figure)})
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     page = template.render(
-        title=title, columns=list(next(iter(scores.values()))), rows=rows, plots=plots
+        title=str(run), columns=list(next(iter(scores.values()))), rows=rows, plots=plots
     )
-    write_text(path, page)
+    write_text(directory.report, page)
 
 
 def _plot_scores(scores: Scores) -> Figure:

@@ -1,6 +1,7 @@
 """A sequence of domains, learned one after the other; killed anywhere, the same command goes on."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ from das_jax.training.workspace import Workspace, open_workspace
 _compiled = functools.lru_cache(maxsize=4)(compile_train_step)
 
 
-def pretrain(config: Config, console: Console, interruption: Interruption) -> Scores:
+def pretrain(
+    config: Config, console: Console, interruption: Interruption, report: Callable[[Path], None]
+) -> Scores:
     """Learns the configuration's domains and returns the held-out losses after each.
 
     Args:
       config: the configuration.
       console: where a person watches.
       interruption: says whether somebody asked to stop.
+      report: shows the run of a directory to people, after every stage.
 
     Raises:
       UserError: something in the configuration or the data needs mending.
@@ -57,7 +61,8 @@ def pretrain(config: Config, console: Console, interruption: Interruption) -> Sc
         inputs[f"the model {config.model.path}"] = workspace.model_hash()
         directory.begin(config, inputs)
         results = Results(workspace, directory, corpora)
-        run = Run(workspace, directory, stages_of(config, corpora), results, interruption)
+        stages = stages_of(config, corpora)
+        run = Run(workspace, directory, stages, results, interruption, report)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
             run.learn_all()
         return on_first_host(directory.scores)
@@ -72,6 +77,7 @@ class Run:
     stages: list[Stage]
     results: Results
     interruption: Interruption
+    report: Callable[[Path], None]
 
     @property
     def config(self) -> Config:
@@ -141,8 +147,8 @@ class Run:
                 memory = sharding.fetch(state.memory)
                 memory = sharding.put("memory", method.after_domain(state.params, memory, domain))
             finished = Learned(state.params, memory)
-            paths = [self._path(each) for each in self.stages]
-            self.results.write_stage(stage.name, self._path(stage), paths, state.params)
+            self.results.write_stage(stage.name, self._path(stage), state.params)
+            on_first_host(lambda: self.report(self.directory.path))
             checkpoints.save(stage.steps + 1, finished._asdict(), {"phase": FINISHED})
         self.console.log(on_first_host(lambda: self.results.summary(stage.name)))
         return finished

@@ -1,4 +1,4 @@
-"""What a run leaves for people: HuggingFace checkpoints, held-out losses, the report."""
+"""What a run leaves for people: HuggingFace checkpoints and held-out losses."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +7,12 @@ import jax
 
 from das_jax.data.batches import sequential_batches
 from das_jax.data.corpus import Corpus
-from das_jax.evaluation.heldout import SEED, HeldoutSums
-from das_jax.evaluation.report import write_report
 from das_jax.files import replacing
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.masked_lm import Params
 from das_jax.training.accumulate import accumulate
 from das_jax.training.distributed import on_first_host
+from das_jax.training.heldout import SEED, HeldoutSums
 from das_jax.training.run_directory import RunDirectory
 from das_jax.training.workspace import Workspace
 
@@ -43,16 +42,15 @@ class Results:
         on_first_host(write)
         self._write_scores(BASE, params)
 
-    def write_stage(self, name: str, stage: Path, stages: list[Path], params: Params) -> None:
-        """A stage's HuggingFace checkpoint, its row of the scores, and the report.
+    def write_stage(self, name: str, stage: Path, params: Params) -> None:
+        """A stage's HuggingFace checkpoint and its row of the scores.
 
         Args:
           name: of the stage's corpus.
           stage: its directory.
-          stages: the directories of all stages, for the report.
           params: as the stage left them.
         """
-        workspace, title = self.workspace, str(self.directory.path)
+        workspace = self.workspace
         whole, checkpoint = workspace.sharding.fetch(params), workspace.checkpoint
         on_first_host(
             lambda: huggingface.export(
@@ -64,9 +62,6 @@ class Results:
             )
         )
         self._write_scores(name, params)
-        on_first_host(
-            lambda: write_report(self.directory.report, title, self.directory.scores(), stages)
-        )
 
     def summary(self, name: str) -> str:
         """The held-out losses before and after a stage."""

@@ -163,6 +163,15 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report" / "index.html"
 
+    @property
+    def evaluation(self) -> Path:
+        """What `das-jax evaluate` measured."""
+        return self.path / "evaluation.json"
+
+    def inputs(self) -> dict[str, str]:
+        """A hash of the model and of every text, as they were when the run was begun."""
+        return json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
+
     def stage(self, number: int, name: str) -> Path:
         """The directory of a stage: checkpoints/, huggingface/, importance.safetensors, metrics.jsonl,
         tensorboard/.

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from das_jax.evaluation.report import score_rows, score_table, write_report
+from das_jax.training.run_directory import RunDirectory
 
 SCORES = {
     "base model": {"news": 4.0, "acl": 5.0, "reviews": 5.5},
@@ -48,22 +49,22 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def stages(tmp_path: Path) -> list[Path]:
-    found = []
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "<b>x</b>")
+    directory.write_scores(SCORES)
     for name in ("01-acl", "02-reviews"):
-        stage = tmp_path / name
+        stage = directory.path / name
         stage.mkdir()
         rows = [{"step": step, "loss": 5 - step, "effective_mask/heads": 0.5} for step in (1, 2)]
         (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found.append(stage)
-    return found
+    (directory.path / "03-not-begun").mkdir()
+    return directory
 
 
-def test_the_page_needs_nothing_else(tmp_path: Path, stages: list[Path]) -> None:
-    page = tmp_path / "report" / "index.html"
-    write_report(page, "runs/<b>x</b>", SCORES, [*stages, tmp_path / "03-not-begun"])
-    text = page.read_text()
-    assert "runs/&lt;b&gt;x&lt;/b&gt;" in text
+def test_the_page_needs_nothing_else(run: RunDirectory) -> None:
+    write_report(run.path)
+    text = run.report.read_text()
+    assert "&lt;b&gt;x&lt;/b&gt;" in text
     assert "<b>x</b>" not in text
     assert text.count("<img") == 3
     assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}
@@ -72,10 +73,10 @@ def test_the_page_needs_nothing_else(tmp_path: Path, stages: list[Path]) -> None
     assert len(re.findall(r'class="learned"', text)) == 2
 
 
-def test_the_page_of_a_method_without_a_mask(tmp_path: Path, stages: list[Path]) -> None:
-    for stage in stages:
-        (stage / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
-    write_report(tmp_path / "index.html", "naive", SCORES, stages)
-    text = (tmp_path / "index.html").read_text()
+def test_the_page_of_a_method_without_a_mask(run: RunDirectory) -> None:
+    for metrics in run.path.glob("*/metrics.jsonl"):
+        metrics.write_text('{"step": 1, "loss": 3.0}\n')
+    write_report(run.path)
+    text = run.report.read_text()
     assert "Training loss" in text
     assert "Effective mask" not in text

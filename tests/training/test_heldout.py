@@ -6,8 +6,8 @@ import numpy as np
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.evaluation.heldout import SEED, HeldoutSums
 from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.training.heldout import SEED, HeldoutSums
 
 
 def test_every_chunk_is_measured_alike_wherever_it_stands(

@@ -1,0 +1,106 @@
+"""What was measured of a run, as files: the held-out losses that the run leaves, and its evaluation."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_jax.config.schema import Config
+from das_jax.errors import UserError
+from das_jax.files import write_json
+from das_jax.training.results import BASE
+from das_jax.training.run_directory import RunDirectory
+
+SEED_DIRECTORY = "seed-*"
+"""What a run with several `seeds` holds: a run for each."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """runs/NAME/evaluation.json: end tasks and cloze facts.
+
+    {"tasks": {TASK: {"key": ..., "domain": ..., "metric": ..., "classes": [...],
+                      "baselines": {NAME: {METRIC: score}},
+                      "rows": {ROW: {"weights": ..., "seeds": [...], "scores": {METRIC: [one per seed]}}}}},
+     "cloze": {SET: {"key": ..., "knowledge": ..., "facts": ...,
+                     "rows": {ROW: {"weights": ..., "precision": ...}}}}}
+    """
+
+    path: Path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        if not self.path.exists():
+            return {"tasks": {}, "cloze": {}}
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    def write(self, kind: str, name: str, value: dict[str, Any]) -> None:
+        """Puts one task, or one set of facts, in its place; the others stay."""
+        everything = self.read()
+        write_json(self.path, {**everything, kind: {**everything[kind], name: value}})
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """All that is known of one run.
+
+    Attributes:
+      directory: where it is.
+      config: its configuration.
+      rows: the models that were measured: `base model` and every stage that is finished.
+      heldout: nats per masked token, {row: {text: loss}}.
+      tasks: {task: ...} as in `Evaluation`.
+      cloze: {set: ...} as in `Evaluation`.
+    """
+
+    directory: Path
+    config: Config
+    rows: tuple[str, ...]
+    heldout: dict[str, dict[str, float]]
+    tasks: dict[str, dict[str, Any]]
+    cloze: dict[str, dict[str, Any]]
+
+    @property
+    def start(self) -> str:
+        """The row that the first domain began with: the model after the warm-up, if there was one."""
+        general = self.config.general
+        return general.name if general is not None and general.steps else BASE
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The domains that are learned, in order."""
+        return tuple(d.name for d in self.config.domains if d.name in self.rows)
+
+
+def read_scores(directory: Path) -> RunScores:
+    """What is known of a run.
+
+    Raises:
+      UserError: it is no run, or nothing of it was measured yet.
+    """
+    run = RunDirectory(directory)
+    config, heldout = run.config(), run.scores()
+    if not heldout:
+        raise UserError(f"{directory} has no checkpoints yet; run das-jax pretrain first")
+    evaluation = Evaluation(run.evaluation).read()
+    return RunScores(
+        directory, config, tuple(heldout), heldout, evaluation["tasks"], evaluation["cloze"]
+    )
+
+
+def runs_of(path: Path) -> list[Path]:
+    """The directories of one run, or of the runs that `seeds` made of one configuration.
+
+    Raises:
+      UserError: there is none.
+    """
+    if (path / "config.yaml").exists():
+        return [path]
+    seeds = sorted(
+        (each for each in path.glob(SEED_DIRECTORY) if (each / "config.yaml").exists()),
+        key=lambda each: (len(each.name), each.name),
+    )
+    if not seeds:
+        raise UserError(
+            f"{path} is no run of das-jax: it has no config.yaml; give an output_dir of das-jax pretrain"
+        )
+    return seeds

@@ -1,0 +1,54 @@
+"""Means over seeds with their uncertainty."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+class Estimate(NamedTuple):
+    """A mean over samples and its 95 % interval; one sample alone has none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    samples: int
+
+    @property
+    def half_width(self) -> float | None:
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+def estimate(samples_N: np.ndarray) -> Estimate:
+    """The mean and Student's t interval."""
+    samples_N = np.asarray(samples_N, np.float64)
+    mean, count = float(samples_N.mean()), len(samples_N)
+    if count < 2:
+        return Estimate(mean, None, None, count)
+    error = float(samples_N.std(ddof=1)) / np.sqrt(count)
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def paired_difference(first_N: np.ndarray, second_N: np.ndarray) -> Estimate:
+    """The mean of `first - second` and its interval by the paired percentile bootstrap over samples.
+
+    Sample n of both must be of the same seed. Few seeds give few different resamples: with three of them
+    the interval is the range of the three differences.
+    """
+    difference_N = np.asarray(first_N, np.float64) - np.asarray(second_N, np.float64)
+    mean, count = float(difference_N.mean()), len(difference_N)
+    if count < 2:
+        return Estimate(mean, None, None, count)
+    interval = scipy.stats.bootstrap(
+        (difference_N,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high), count)
