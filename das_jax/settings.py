@@ -1,11 +1,14 @@
 """What every group of settings is: a frozen, typed dataclass that refuses unknown keys."""
 
-from typing import TypeVar, dataclass_transform
+from typing import Annotated, TypeVar, dataclass_transform
 
 import pydantic
 import pydantic.dataclasses
 
 T = TypeVar("T")
+
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+"""What files may be called after."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -16,9 +16,11 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
       origin: where the value of a dotted key came from.
 
     Raises:
-      UserError: a domain listed twice, or an initial importance map that does not exist.
+      UserError: a domain listed twice, two end tasks with one name, an end task of a domain that is not
+        learned, or an initial importance map that does not exist.
     """
     _check_domains(config, origin)
+    _check_tasks(config, origin)
     if isinstance(config.method, DASSettings) and config.method.importance.initial is not None:
         path = Path(config.method.importance.initial).expanduser()
         if not path.exists():
@@ -43,3 +45,21 @@ def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
             )
         names[domain.name] = key
         sources[domain.source] = domain.name
+
+
+def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
+    domains = [domain.name for domain in config.domains]
+    names: dict[str, str] = {}
+    for i, task in enumerate(config.evaluation.tasks):
+        key = f"evaluation.tasks.{i}"
+        if task.name in names:
+            raise UserError(
+                f"{origin(f'{key}.name')}: {key}.name is {task.name}, which is also the name of "
+                f"{names[task.name]}; give each end task its own name."
+            )
+        if task.domain is not None and task.domain not in domains:
+            raise UserError(
+                f"{origin(f'{key}.domain')}: {key}.domain is {task.domain}, which is no domain of this run "
+                f"({', '.join(domains)}); leave it out if the task asks for general knowledge."
+            )
+        names[task.name] = key

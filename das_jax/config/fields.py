@@ -39,10 +39,14 @@ def fields(group: type) -> dict[str, FieldInfo]:
 
 
 def members(info: FieldInfo) -> list[FieldInfo]:
-    """The members of a union, or the type itself."""
+    """The members of a union, and of unions in it, or the type itself."""
+    return [member for part in _parts(info) for member in members(part)] or [info]
+
+
+def _parts(info: FieldInfo) -> list[FieldInfo]:
     if typing.get_origin(info.annotation) in (types.UnionType, typing.Union):
         return [FieldInfo.from_annotation(part) for part in typing.get_args(info.annotation)]
-    return [info]
+    return []
 
 
 def groups(info: FieldInfo) -> list[type]:
@@ -62,7 +66,8 @@ def item(info: FieldInfo) -> FieldInfo | None:
 
 def tag_name(info: FieldInfo) -> str | None:
     """The key that says which of several groups is meant, as `name` in `method`."""
-    return info.discriminator if isinstance(info.discriminator, str) else None
+    tags = [part.discriminator for part in (info, *_parts(info))]  # A tagged union, or it or null.
+    return next((tag for tag in tags if isinstance(tag, str)), None)
 
 
 def tag_values(info: FieldInfo) -> dict[str, type]:
@@ -114,7 +119,8 @@ def tag_of(info: FieldInfo, node: Node | None) -> Any:
 def expected(info: FieldInfo) -> str:
     """What a value must be, in words."""
     if tag_name(info):
-        return f"settings with {tag_name(info)} one of {', '.join(tag_values(info))}"
+        null = " or null" if type(None) in (part.annotation for part in members(info)) else ""
+        return f"settings with {tag_name(info)} one of {', '.join(tag_values(info))}{null}"
     parts = members(info)
     if len(parts) > 1:
         return " or ".join(expected(part) for part in parts)

@@ -10,10 +10,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from das_jax.continual.registry import MethodSettings
 from das_jax.data.beam import BeamSettings
 from das_jax.data.sources import Source
-from das_jax.settings import settings
+from das_jax.data.tasks import TaskSettings
+from das_jax.settings import Name, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 @settings
@@ -99,6 +99,9 @@ class EvaluationSettings:
     """Held-out chunks per corpus, at most."""
     batch_size: PositiveInt = 64
     """Chunks per evaluation step, over all devices."""
+    tasks: tuple[TaskSettings, ...] = ()
+    """The end tasks: text classification, which shows what a model knows of a domain. They may change
+    between two starts of a run."""
 
 
 @settings

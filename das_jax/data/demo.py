@@ -180,29 +180,50 @@ def texts(name: str, cache_dir: Path) -> Iterator[str]:
     Raises:
         UserError: As `fetch`.
     """
+    if name == "acl":
+        for paper in sorted(fetch(TEXTS[name], cache_dir).glob("*.json")):
+            parse = json.loads(paper.read_bytes())["pdf_parse"]
+            yield "\n".join(part["text"] for part in parse["abstract"] + parse["body_text"])
+        return
+    for row in rows(name, cache_dir):
+        match name:
+            case "news":
+                yield row["title"] + "\n" + row["text"]
+            case "tweets":
+                # Shortened links are random letters: nothing can be learned from them.
+                yield re.sub(r"https?://\S+", "", row["text"])
+            case "reviews":
+                yield row["text"]
+            case "drugs":
+                yield html.unescape(row["review"]).strip('"')
+
+
+def rows(name: str, cache_dir: Path) -> Iterator[dict[str, str]]:
+    """The records of a demo corpus that is a table, as they are in the asset.
+
+    Args:
+        name: `news`, `tweets`, `reviews` or `drugs`.
+        cache_dir: Where demo files are kept.
+
+    Yields:
+        One record per article, tweet or review, by the names of its columns.
+
+    Raises:
+        UserError: As `fetch`.
+    """
     files = fetch(TEXTS[name], cache_dir)
     match name:
         case "news":
-            for row in _zipped_rows(files / "NewsArticles.zip", "NewsArticles.csv"):
-                yield row["title"] + "\n" + row["text"]
+            yield from _zipped_rows(files / "NewsArticles.zip", "NewsArticles.csv")
         case "tweets":
-            for row in _zipped_rows(files / "healthtweets.zip", "healthtweets.csv"):
-                # Shortened links are random letters: nothing can be learned from them.
-                yield re.sub(r"https?://\S+", "", row["text"])
-        case "acl":
-            for paper in sorted(files.glob("*.json")):
-                parse = json.loads(paper.read_bytes())["pdf_parse"]
-                yield "\n".join(part["text"] for part in parse["abstract"] + parse["body_text"])
+            yield from _zipped_rows(files / "healthtweets.zip", "healthtweets.csv")
         case "reviews":
-            with bz2.open(
-                files / "rotten_tomatoes_corpus_full.csv.bz2", "rt", encoding="utf-8"
-            ) as stream:
-                for row in csv.DictReader(stream):
-                    yield row["text"]
+            path = files / "rotten_tomatoes_corpus_full.csv.bz2"
+            with bz2.open(path, "rt", encoding="utf-8") as stream:
+                yield from csv.DictReader(stream)
         case "drugs":
             for part in ("drugsComTrain.tsv", "drugsComTest.tsv"):
-                for row in _zipped_rows(files / "drugsCom.zip", part, delimiter="\t"):
-                    yield html.unescape(row["review"]).strip('"')
+                yield from _zipped_rows(files / "drugsCom.zip", part, delimiter="\t")
 
 
 def _zipped_rows(archive: Path, member: str, delimiter: str = ",") -> Iterator[dict[str, str]]:

@@ -1,6 +1,7 @@
-"""Documents in files: text, JSONL and Parquet, compressed or not, read as a stream."""
+"""Documents and records in files: text, JSONL, CSV and Parquet, compressed or not, read as a stream."""
 
 import bz2
+import csv
 import glob
 import gzip
 import json
@@ -60,7 +61,7 @@ def _matching_in_bucket(pattern: str) -> list[epath.Path]:
 
 
 def _no_match(pattern: str) -> UserError:
-    return UserError(f"No file matches {pattern}: correct the path of this source.")
+    return UserError(f"No file matches {pattern}: correct the path.")
 
 
 def digest(pattern: str) -> str:
@@ -105,30 +106,88 @@ def jsonl(pattern: str, field: str) -> Iterator[str]:
     """Documents of JSONL files: the text in one field of each line's object.
 
     Raises:
-        UserError: No such file, a damaged one, bytes that are not UTF-8, a line that is not a JSON
-            object, or one where the field is missing or not a text.
+        UserError: As `jsonl_records`, or a line where the field is missing or not a text.
+    """
+    for where, record in jsonl_records(pattern):
+        if field not in record:
+            raise UserError(
+                f"{where}, has no field {field!r}: it has {quoted(record)}; "
+                "set `field` of this source."
+            )
+        yield checked_text(record[field], field, where)
+
+
+def jsonl_records(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSONL files, each with its place: `FILE, line N`.
+
+    Raises:
+        UserError: No such file, a damaged one, bytes that are not UTF-8, or a line that is not a JSON
+            object.
     """
     for path in matching(pattern):
         for number, line in _lines(path):
             if not line.strip():
                 continue
+            where = f"{path}, line {number}"
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", str(error))
                 raise UserError(
-                    f"{path}, line {number}, is not JSON ({reason}): mend or drop the line."
+                    f"{where}, is not JSON ({reason}): mend or drop the line."
                 ) from error
             if not isinstance(record, dict):
-                raise UserError(
-                    f"{path}, line {number}, is not a JSON object: give every line one."
-                )
-            if field not in record:
-                raise UserError(
-                    f"{path}, line {number}, has no field {field!r}: it has {_names(record)}; "
-                    "set `field` of this source."
-                )
-            yield checked_text(record[field], field, f"{path}, line {number}")
+                raise UserError(f"{where}, is not a JSON object: give every line one.")
+            yield where, record
+
+
+def csv_records(pattern: str, delimiter: str | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of CSV files by the names in their first lines, each with its place: `FILE, line N`.
+
+    Args:
+        pattern: A path or a glob.
+        delimiter: What stands between columns; None: see `csv_delimiter`.
+
+    Raises:
+        UserError: No such file, a damaged one, bytes that are not UTF-8, a line that is not CSV, a
+            name that two columns have, or a row that has not as many columns as the first line.
+    """
+    for path in matching(pattern):
+        lines = (line for _, line in _lines(path))
+        reader = csv.reader(lines, delimiter=delimiter or csv_delimiter(path), strict=True)
+        names: list[str] = []
+        start = 1
+        try:
+            for row in reader:
+                where, start = f"{path}, line {start}", reader.line_num + 1
+                if not row:
+                    continue
+                if not names:
+                    names = _header(row, where)
+                elif len(row) != len(names):
+                    raise UserError(
+                        f"{where}, has {len(row)} columns where the first line names {len(names)}: "
+                        "mend the line, or set `delimiter` of this table."
+                    )
+                else:
+                    yield where, dict(zip(names, row, strict=True))
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {start}, is not CSV ({error}): mend the line; quotes in a text are "
+                'doubled and the text is put in quotes, "like ""this""".'
+            ) from error
+
+
+def csv_delimiter(path: epath.Path) -> str:
+    """A tab for .tsv, compressed or not, and otherwise a comma."""
+    return "\t" if ".tsv" in path.suffixes[-2:] else ","
+
+
+def _header(names: list[str], where: str) -> list[str]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{where}, names two columns {twice[0]!r}: give each its own name.")
+    return names
 
 
 def parquet(pattern: str, field: str) -> Iterator[str]:
@@ -143,7 +202,7 @@ def parquet(pattern: str, field: str) -> Iterator[str]:
                 columns = table.schema_arrow.names
                 if field not in columns:
                     raise UserError(
-                        f"{path} has no column {field!r}: it has {_names(columns)}; "
+                        f"{path} has no column {field!r}: it has {quoted(columns)}; "
                         "set `field` of this source."
                     )
                 row = 0
@@ -184,6 +243,11 @@ def checked_text(value: object, field: str, where: str) -> str:
             "mend or drop the record."
         ) from error
     return value
+
+
+def quoted(names: Iterable[object]) -> str:
+    """Names for an error message: 'text', 'label'."""
+    return ", ".join(map(repr, names)) or "none"
 
 
 def _parquet_text(value: pa.Scalar, field: str, where: str) -> str:
@@ -234,7 +298,3 @@ def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
 
 def _damaged(path: epath.Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read to its end ({error}): is the file complete?")
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"

@@ -1,4 +1,4 @@
-"""Documents of datasets known by name: TensorFlow Datasets and HuggingFace."""
+"""Documents and records of datasets known by name: TensorFlow Datasets and HuggingFace."""
 
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
@@ -6,27 +6,50 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from das_jax.data.files import checked_text
+from das_jax.data.files import checked_text, quoted
 from das_jax.errors import UserError
 
 
 def tfds_documents(name: str, split: str, field: str, data_dir: str | None) -> Iterator[str]:
-    """Documents of a TFDS dataset, read without TensorFlow; it is prepared first if need be.
+    """Documents of a TFDS dataset: the text in one field.
 
     Raises:
-        UserError: No such dataset, split or text field, or it cannot be had.
+        UserError: As `tfds_records`, or there is no such field, or it holds no text.
+    """
+    features = _tfds_builder(name, split, data_dir).info.features or {}
+    if field not in features:
+        raise UserError(
+            f"The TFDS dataset {name} has no field {field!r}: it has {quoted(features)}; "
+            "set `field` of this source."
+        )
+    for where, record in tfds_records(name, split, data_dir):
+        yield checked_text(record[field], field, where)
+
+
+def tfds_records(
+    name: str, split: str, data_dir: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The examples of a TFDS dataset, each with its place, read without TensorFlow.
+
+    The dataset is prepared first if need be. Numbers are Python's, and labels are the names of their
+    classes, None where there is none.
+
+    Raises:
+        UserError: No such dataset or split, or it cannot be had.
     """
     builder = _tfds_builder(name, split, data_dir)
     features = builder.info.features or {}
-    if field not in features:
-        raise UserError(
-            f"The TFDS dataset {name} has no field {field!r}: it has "
-            f"{', '.join(map(repr, features))}; set `field` of this source."
-        )
+    classes = {
+        field: feature.names
+        for field, feature in features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    }
     for number, record in enumerate(builder.as_data_source(split)):
-        yield checked_text(record[field], field, f"TFDS dataset {name}, {split} example {number}")
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in record.items()}
+        yield f"TFDS dataset {name}, {split} example {number}", _with_class_names(plain, classes)
 
 
 def tfds_fingerprint(name: str, split: str, data_dir: str | None) -> str:
@@ -60,24 +83,50 @@ def _tfds_builder(name: str, split: str, data_dir: str | None) -> tfds.core.Data
         builder.info.splits[split]
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"The TFDS dataset {name} has no split {split!r}: it has "
-            f"{', '.join(map(repr, builder.info.splits))}; set `split` of this source."
+            f"The TFDS dataset {name} has no split {split!r}: it has {quoted(builder.info.splits)}; "
+            "set `split`."
         ) from error
     return builder
 
 
 def huggingface_documents(name: str, config: str | None, split: str, field: str) -> Iterator[str]:
-    """Documents of a HuggingFace dataset, streamed: nothing but the part being read is on this disk.
+    """Documents of a HuggingFace dataset: the text in one field.
 
     Raises:
-        UserError: The library is missing; no such dataset, configuration, split or text field; or it
-            cannot be reached.
+        UserError: As `huggingface_records`, or there is no such field, or it holds no text.
+    """
+    for where, record in huggingface_records(name, config, split):
+        if field not in record:
+            raise UserError(
+                f"{where}: there is no field {field!r}, only {quoted(record)}; "
+                "set `field` of this source."
+            )
+        yield checked_text(record[field], field, where)
+
+
+def huggingface_records(
+    name: str, config: str | None, split: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The examples of a HuggingFace dataset, each with its place, streamed: nothing but the part being
+    read is on this disk.
+
+    Labels are the names of their classes, None where there is none.
+
+    Raises:
+        UserError: The library is missing; no such dataset, configuration or split; or it cannot be
+            reached.
     """
     datasets = _datasets()
     try:
-        records = iter(datasets.load_dataset(name, config, split=split, streaming=True))
+        dataset = datasets.load_dataset(name, config, split=split, streaming=True)
+        records = iter(dataset)
     except Exception as error:  # The hub's client raises some twenty unrelated types.
         raise _unavailable("HuggingFace", name, error) from error
+    classes = {
+        field: feature.names
+        for field, feature in (dataset.features or {}).items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
     number = 0
     while True:
         try:
@@ -87,13 +136,17 @@ def huggingface_documents(name: str, config: str | None, split: str, field: str)
         if record is None:
             return
         where = f"HuggingFace dataset {name}, {split} example {number}"
-        if field not in record:
-            raise UserError(
-                f"{where}: there is no field {field!r}, only {', '.join(map(repr, record))}; "
-                "set `field` of this source."
-            )
-        yield checked_text(record[field], field, where)
+        yield where, _with_class_names(record, classes)
         number += 1
+
+
+def _with_class_names(record: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
+    """Both hubs write -1 for an example without a label."""
+    labels = {
+        field: names[record[field]] if record[field] in range(len(names)) else None
+        for field, names in classes.items()
+    }
+    return {**record, **labels}
 
 
 def huggingface_fingerprint(name: str, config: str | None) -> str:
@@ -117,7 +170,7 @@ def _datasets() -> Any:
         import datasets
     except ImportError as error:
         raise UserError(
-            "Sources of kind `huggingface` need the library datasets: pip install 'das-jax[huggingface]'."
+            "What is of kind `huggingface` needs the library datasets: pip install 'das-jax[huggingface]'."
         ) from error
     return datasets
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Field
 
@@ -147,8 +147,13 @@ def fingerprint(source: Source) -> str:
             content = demo.ASSETS[demo.TEXTS[source.name]].sha256
         case _:
             assert_never(source)
-    reading = {k: v for k, v in asdict(source).items() if k not in ("path", "data_dir")}
-    return sha256(json.dumps([reading, content], sort_keys=True).encode()).hexdigest()
+    return identity(source, content)
+
+
+def identity(settings: Any, *content: str) -> str:
+    """A SHA-256 over a content and how it is read: all settings but those that say where it lies."""
+    reading = {k: v for k, v in asdict(settings).items() if k not in ("path", "data_dir")}
+    return sha256(json.dumps([reading, *content], sort_keys=True).encode()).hexdigest()
 
 
 def label(source: Source) -> str:

@@ -28,8 +28,9 @@ Scores = dict[str, dict[str, float]]
 """Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
 of learning."""
 
-WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "data.beam", "mesh.")
-"""Settings that say where a run happens; a run may be moved, its result does not depend on them."""
+WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "data.beam", "mesh.", "evaluation.tasks")
+"""Settings that say where a run happens, or what is asked of its models afterwards; they may change, what
+is trained does not depend on them."""
 
 
 LOCK = ".lock"

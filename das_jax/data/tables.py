@@ -1,0 +1,118 @@
+"""Rows with named columns, for labelled data: JSONL, CSV, TFDS, HuggingFace datasets, the demo."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, assert_never
+
+from pydantic import Field
+
+from das_jax.data import demo, demo_tasks, files, hubs
+from das_jax.data.sources import identity
+from das_jax.settings import settings
+
+
+@settings
+class JSONLTable:
+    kind: Literal["jsonl"]
+    path: str
+    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. Every line is an object."""
+
+
+@settings
+class CSVTable:
+    kind: Literal["csv"]
+    path: str
+    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. The first line names the columns."""
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    """What stands between columns; when absent, a tab in .tsv files and a comma in others."""
+
+
+@settings
+class TFDSTable:
+    kind: Literal["tfds"]
+    name: str
+    """As in `tfds.load`: `name`, `name/config`, `name:version`."""
+    split: str
+    data_dir: str | None = None
+
+
+@settings
+class HuggingFaceTable:
+    kind: Literal["huggingface"]
+    name: str
+    config: str | None = None
+    split: str
+
+
+@settings
+class DemoTable:
+    kind: Literal["demo"]
+    name: Literal["acl_roles", "reviews_fresh", "tweets_outlet", "news_outlet"]
+    split: Literal["train", "test"]
+
+
+Table = Annotated[
+    JSONLTable | CSVTable | TFDSTable | HuggingFaceTable | DemoTable, Field(discriminator="kind")
+]
+
+
+def rows(table: Table, cache_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads the rows of a table one after the other, in constant memory (but for the demo's).
+
+    Args:
+        table: Where the rows are and how they are read.
+        cache_dir: Where demo files are kept.
+
+    Yields:
+        The place of a row, for error messages (`reviews.jsonl, line 3`), and its values by the names of
+        their columns. Labels of datasets that know their classes are the names of these.
+
+    Raises:
+        UserError: The table is not there, damaged, not UTF-8 or not of the promised form; the sentence
+            names file and line.
+    """
+    match table:
+        case JSONLTable():
+            return files.jsonl_records(table.path)
+        case CSVTable():
+            return files.csv_records(table.path, table.delimiter)
+        case TFDSTable():
+            return hubs.tfds_records(table.name, table.split, table.data_dir)
+        case HuggingFaceTable():
+            return hubs.huggingface_records(table.name, table.config, table.split)
+        case DemoTable():
+            return (
+                (f"demo {table.name}, {table.split} row {number}", row)
+                for number, row in enumerate(demo_tasks.rows(table.name, table.split, cache_dir), 1)
+            )
+        case _:
+            assert_never(table)
+
+
+def fingerprint(table: Table) -> str:
+    """What makes two tables the same rows: their content and how it is read, not where it lies.
+
+    Args:
+        table: The table.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+
+    Raises:
+        UserError: The table is not there.
+    """
+    match table:
+        case JSONLTable():
+            return identity(table, files.digest(table.path))
+        case CSVTable():
+            # A digest does not tell .tsv.gz from .csv.gz.
+            delimiters = map(files.csv_delimiter, files.matching(table.path))
+            return identity(table, files.digest(table.path), *delimiters)
+        case TFDSTable():
+            return identity(table, hubs.tfds_fingerprint(table.name, table.split, table.data_dir))
+        case HuggingFaceTable():
+            return identity(table, hubs.huggingface_fingerprint(table.name, table.config))
+        case DemoTable():
+            return identity(table, demo.ASSETS[demo_tasks.ASSETS[table.name]].sha256)
+        case _:
+            assert_never(table)

@@ -1,0 +1,269 @@
+"""End tasks: labelled texts become token ids and class numbers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+from transformers import PreTrainedTokenizerBase
+
+from das_jax.data import tables
+from das_jax.data.files import checked_text, quoted
+from das_jax.data.tables import Table
+from das_jax.data.tokenization import Encoder, encoder
+from das_jax.errors import UserError
+from das_jax.settings import Name, settings
+
+# Part of every key: raise it when the same input would give other examples.
+FORMAT = 1
+
+# Settings that the numbers do not depend on, or whose content is hashed instead.
+NOT_HASHED = ("name", "domain", "sizes", "train", "test", "validation")
+
+BATCH_TEXTS = 1024
+
+
+@settings
+class Sizes:
+    train: PositiveInt
+    """Training examples."""
+    test: PositiveInt
+    """Test examples."""
+    classes: PositiveInt
+    """Classes of the training examples."""
+
+
+@settings
+class TaskSettings:
+    name: Name
+    """What files and reports call it."""
+    domain: Name | None = None
+    """The domain whose knowledge it asks for; a task without one asks for general knowledge."""
+    train: Table
+    """The rows that a classifier is trained on; they say which classes there are."""
+    test: Table
+    """The rows that the scores are of."""
+    validation: Table | None = None
+    """The rows on which the best epoch is chosen. Without them the last epoch counts, as in the paper."""
+    text: str = "text"
+    """The column of the text."""
+    pair: str | None = None
+    """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence."""
+    label: str = "label"
+    """The column of the class: texts or whole numbers."""
+    metric: Literal["accuracy", "macro_f1", "micro_f1"] = "macro_f1"
+    """The score that tables show, and that the best epoch is chosen by."""
+    length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of an example, special tokens included; longer texts are cut, of a pair the longer one first."""
+    epochs: PositiveInt = 5
+    """How often each training example is seen."""
+    batch_size: PositiveInt = 16
+    """Examples per step, over all devices."""
+    learning_rate: PositiveFloat = 3e-5
+    """The highest learning rate."""
+    sizes: Sizes | None = None
+    """What the tables must hold; others are refused."""
+
+
+class Examples(NamedTuple):
+    """Tokenised texts and their classes."""
+
+    tokens_NxT: np.ndarray
+    """Token ids, padded to the task's length; int32."""
+    types_NxT: np.ndarray
+    """1 for the second text of a pair, 0 elsewhere and where the tokenizer makes no token types; int32."""
+    labels_N: np.ndarray
+    """Positions in the task's classes; int32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """An end task, ready to train on."""
+
+    settings: TaskSettings
+    classes: tuple[str, ...]
+    """Names of the classes, sorted; numbers by value."""
+    train: Examples
+    validation: Examples | None
+    test: Examples
+    train_texts: list[str]
+    """As they were read, the two texts of a pair in one."""
+    test_texts: list[str]
+    key: str
+    """A hash of everything the scores depend on, but for the model and how it is trained."""
+
+
+class _Row(NamedTuple):
+    where: str
+    text: str
+    pair: str | None
+    label: str | int
+
+
+def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> Task:
+    """Reads and tokenises the tables of an end task.
+
+    Args:
+        settings: The task.
+        tokenizer: A fast HuggingFace tokenizer; it is left as it is.
+        cache_dir: Where demo files are kept.
+
+    Returns:
+        The task.
+
+    Raises:
+        UserError: A table cannot be read or is empty, a row has no text or no label that training
+            knows, there is only one class, or the sizes are not those promised; the sentence names
+            task, file and line.
+    """
+    enc = encoder(tokenizer)
+    with _naming(settings):
+        train = _rows(settings, "train", cache_dir)
+        test = _rows(settings, "test", cache_dir)
+        validation = _rows(settings, "validation", cache_dir)
+        numbers = _class_numbers(train)
+        _check_sizes(settings, len(train), len(test), len(numbers))
+        makes_types = "token_type_ids" in tokenizer.model_input_names
+
+        def examples(rows: list[_Row]) -> Examples:
+            labels = [_number(row, numbers) for row in rows]
+            tokens_NxT, types_NxT = _encode(rows, enc, settings.length)
+            return Examples(tokens_NxT, types_NxT * makes_types, np.array(labels, np.int32))
+
+        return Task(
+            settings=settings,
+            classes=tuple(map(str, numbers)),
+            train=examples(train),
+            validation=examples(validation) if settings.validation else None,
+            test=examples(test),
+            train_texts=[" ".join(filter(None, (row.text, row.pair))) for row in train],
+            test_texts=[" ".join(filter(None, (row.text, row.pair))) for row in test],
+            key=_key(settings, enc, makes_types),
+        )
+
+
+@contextmanager
+def _naming(settings: TaskSettings) -> Iterator[None]:
+    """Says of which task the trouble is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"End task {settings.name}: {error}") from error
+
+
+def _rows(
+    settings: TaskSettings, split: Literal["train", "test", "validation"], cache_dir: Path
+) -> list[_Row]:
+    table: Table | None = getattr(settings, split)
+    if table is None:
+        return []
+    rows = [_row(settings, *found) for found in tables.rows(table, cache_dir)]
+    if not rows:
+        raise UserError(f"the table `{split}` has no rows; give it at least one.")
+    return rows
+
+
+def _row(settings: TaskSettings, where: str, values: dict[str, Any]) -> _Row:
+    for setting in ("text", "pair", "label"):
+        column = getattr(settings, setting)
+        if column is not None and column not in values:
+            raise UserError(
+                f"{where}, has no column {column!r}: it has {quoted(values)}; "
+                f"set `{setting}` of this task."
+            )
+    pair = None if settings.pair is None else _text(values, settings.pair, where)
+    return _Row(
+        where, _text(values, settings.text, where), pair, _label(values, settings.label, where)
+    )
+
+
+def _text(values: dict[str, Any], column: str, where: str) -> str:
+    text = checked_text(values[column], column, where).strip()
+    if not text:
+        raise UserError(f"{where}: column {column!r} is empty; fill it or drop the row.")
+    return text
+
+
+def _label(values: dict[str, Any], column: str, where: str) -> str | int:
+    value = values[column]
+    if isinstance(value, str | bytes):
+        return _text(values, column, where)
+    if value is None:
+        raise UserError(f"{where}: column {column!r} is empty; fill it or drop the row.")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(
+            f"{where}: column {column!r} holds {type(value).__name__}, neither a text nor a whole number; "
+            "write one of the two."
+        )
+    return value
+
+
+def _class_numbers(train: Sequence[_Row]) -> dict[str | int, int]:
+    first = train[0]
+    for row in train:
+        if type(row.label) is not type(first.label):
+            raise UserError(
+                f"{row.where}: the label is {row.label!r} where {first.where}, has {first.label!r}; "
+                "make all labels texts, or all whole numbers."
+            )
+    labels = sorted({row.label for row in train})
+    if len(labels) == 1:
+        raise UserError(
+            f"every training example has the label {labels[0]!r}; a classifier needs two classes."
+        )
+    return {label: number for number, label in enumerate(labels)}
+
+
+def _number(row: _Row, numbers: dict[str | int, int]) -> int:
+    if row.label not in numbers:
+        some = quoted(list(numbers)[:10]) + (" and others" if len(numbers) > 10 else "")
+        raise UserError(
+            f"{row.where}: no training example has the label {row.label!r}; they have {some}."
+        )
+    return numbers[row.label]
+
+
+def _check_sizes(settings: TaskSettings, train: int, test: int, classes: int) -> None:
+    if settings.sizes is None:
+        return
+    found = {"train": train, "test": test, "classes": classes}
+    wrong = [
+        f"{what} is {found[what]}, not {size}"
+        for what, size in asdict(settings.sizes).items()
+        if found[what] != size
+    ]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)}; these are not the tables that `sizes` is of, mend one or the other."
+        )
+
+
+def _encode(rows: Sequence[_Row], enc: Encoder, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and token types, [N, T] each."""
+    enc.backend.enable_truncation(length, strategy="longest_first")
+    enc.backend.enable_padding(length=length, pad_id=enc.special.padding)
+    tokens_NxT = np.empty((len(rows), length), np.int32)
+    types_NxT = np.empty((len(rows), length), np.int32)
+    for start in range(0, len(rows), BATCH_TEXTS):
+        batch = rows[start : start + BATCH_TEXTS]
+        inputs = [row.text if row.pair is None else (row.text, row.pair) for row in batch]
+        for i, encoding in enumerate(enc.backend.encode_batch(inputs), start):
+            tokens_NxT[i], types_NxT[i] = encoding.ids, encoding.type_ids
+    return tokens_NxT, types_NxT
+
+
+def _key(settings: TaskSettings, enc: Encoder, makes_types: bool) -> str:
+    content = [
+        table and tables.fingerprint(table)
+        for table in (settings.train, settings.test, settings.validation)
+    ]
+    numbers = {name: value for name, value in asdict(settings).items() if name not in NOT_HASHED}
+    if settings.validation is None:
+        del numbers["metric"]  # All are measured; this one would choose the epoch.
+    parts = [FORMAT, numbers, content, enc.fingerprint, makes_types]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
