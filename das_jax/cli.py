@@ -118,6 +118,35 @@ def _parser() -> argparse.ArgumentParser:
         help="the map file, FILE.safetensors; its heat map FILE.png is written beside it",
     )
     sub = add(
+        finetune,
+        "Trains classifiers of one end task, a seed each, on one model, and tests them.",
+        "das-jax finetune configs/quickstart.yaml --task acl_roles --checkpoint runs/quickstart/03-tweets "
+        "--output classifier",
+    )
+    add_config(sub)
+    sub.add_argument("--task", required=True, metavar="NAME", help="one of evaluation.tasks")
+    sub.add_argument(
+        "--checkpoint",
+        metavar="MODEL",
+        help="a stage of a run, a HuggingFace directory or a hub name (default: model.path)",
+    )
+    sub.add_argument(
+        "--output", type=Path, metavar="DIR", help="write a classifier there, for HuggingFace"
+    )
+    sub = add(
+        evaluate,
+        "Measures the models of a run on end tasks and facts; what is done already is skipped.",
+        "das-jax evaluate runs/quickstart",
+    )
+    sub.add_argument("run", type=Path, metavar="RUN", help="the output_dir of a run")
+    sub.add_argument(
+        "--tasks",
+        type=Path,
+        metavar="CONFIG",
+        help="take evaluation.tasks and evaluation.cloze from this configuration, not from the run's",
+    )
+    sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
+    sub = add(
         export,
         "Writes a checkpoint as a HuggingFace directory.",
         "das-jax export runs/quickstart/02-reviews reviews-model",
@@ -179,13 +208,17 @@ def pretrain(options: argparse.Namespace) -> None:
     from das_jax.evaluation.report import score_table, write_report
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
+    from das_jax.training.pretrain import configurations
     from das_jax.training.pretrain import pretrain as run
 
     config = _load(options).config
     connect()
     console = Console(options.quiet)
-    scores = run(config, console, options.interruption, write_report)
-    console.rich.print(score_table(scores))
+    for each in configurations(config):
+        if config.seeds is not None:
+            console.log(f"seed {each.seed}, in {each.output_dir}")
+        scores = run(each, console, options.interruption, write_report)
+        console.rich.print(score_table(scores))
 
 
 def importance(options: argparse.Namespace) -> None:
@@ -211,6 +244,34 @@ def importance(options: argparse.Namespace) -> None:
     if measured.warning:
         console.log(f"warning: {measured.warning}")
     console.log(f"{options.output} and {picture} written")
+
+
+def finetune(options: argparse.Namespace) -> None:
+    from das_jax.evaluation.evaluate import finetune_one
+    from das_jax.evaluation.tables import finetuned_table
+    from das_jax.training.console import Console
+    from das_jax.training.distributed import connect
+
+    config = _load(options).config
+    connect()
+    console = Console(options.quiet)
+    task, finetuned = finetune_one(
+        config, console, options.task, options.checkpoint, options.output
+    )
+    console.rich.print(finetuned_table(task, finetuned))
+    if options.output is not None:
+        console.log(f"{options.output} written")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from das_jax.config.load import load_config
+    from das_jax.evaluation.evaluate import evaluate as run
+    from das_jax.training.console import Console
+    from das_jax.training.distributed import connect
+
+    tasks = load_config(options.tasks).config.evaluation if options.tasks else None
+    connect()
+    run(options.run, tasks, Console(options.quiet))
 
 
 def export(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from das_jax.continual.registry import MethodSettings
 from das_jax.data.beam import BeamSettings
+from das_jax.data.cloze import ClozeSettings
 from das_jax.data.sources import Source
 from das_jax.data.tasks import TaskSettings
 from das_jax.settings import Name, settings
@@ -102,6 +103,10 @@ class EvaluationSettings:
     tasks: tuple[TaskSettings, ...] = ()
     """The end tasks: text classification, which shows what a model knows of a domain. They may change
     between two starts of a run."""
+    cloze: tuple[ClozeSettings, ...] = ()
+    """Sets of facts, sentences with a blank, that `das-jax evaluate` asks every model for."""
+    finetune_seeds: PositiveInt = 5
+    """Classifiers per end task and model; they are trained together."""
 
 
 @settings
@@ -124,6 +129,8 @@ class Config:
     """The run directory; a run that was killed goes on from what is in it."""
     seed: NonNegativeInt = 0
     """Of everything random: masking, dropout, order and samples."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Repeats the whole sequence with each of these in place of `seed`, in output_dir/seed-N."""
     model: ModelSettings
     data: DataSettings = DataSettings()
     general: GeneralSettings | None = None

@@ -21,7 +21,7 @@ class Evaluation:
 
     {"tasks": {TASK: {"key": ..., "domain": ..., "metric": ..., "classes": [...],
                       "baselines": {NAME: {METRIC: score}},
-                      "rows": {ROW: {"weights": ..., "seeds": [...], "scores": {METRIC: [one per seed]}}}}},
+                      "rows": {ROW: {"weights": ..., "scores": {METRIC: [one per seed]}}}}},
      "cloze": {SET: {"key": ..., "knowledge": ..., "facts": ...,
                      "rows": {ROW: {"weights": ..., "precision": ...}}}}}
     """
@@ -33,10 +33,29 @@ class Evaluation:
             return {"tasks": {}, "cloze": {}}
         return json.loads(self.path.read_text(encoding="utf-8"))
 
-    def write(self, kind: str, name: str, value: dict[str, Any]) -> None:
-        """Puts one task, or one set of facts, in its place; the others stay."""
+    def begin(self, columns: dict[tuple[str, str], dict[str, Any]]) -> None:
+        """Keeps the scores of columns that are as they were, and forgets all others.
+
+        Args:
+          columns: {(kind, name): what is written beside the scores}.
+        """
+        before = self.read()
+        now: dict[str, dict[str, Any]] = {"tasks": {}, "cloze": {}}
+        for (kind, name), about in columns.items():
+            old = before[kind].get(name, {})
+            rows = old["rows"] if old.get("key") == about["key"] else {}
+            now[kind][name] = {**about, "rows": rows}
+        write_json(self.path, now)
+
+    def has(self, kind: str, name: str, row: str, weights: str) -> bool:
+        """Whether the score of a model is known, and the model is still the same."""
+        return self.read()[kind][name]["rows"].get(row, {}).get("weights") == weights
+
+    def write(self, kind: str, name: str, row: str, cell: dict[str, Any]) -> None:
+        """Puts one score in its place."""
         everything = self.read()
-        write_json(self.path, {**everything, kind: {**everything[kind], name: value}})
+        everything[kind][name]["rows"][row] = cell
+        write_json(self.path, everything)
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,15 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BxT: jax.Array, mask_BxT: jax.Array, seed_Bx2: jax.Array | None
+        self,
+        tokens_BxT: jax.Array,
+        mask_BxT: jax.Array,
+        types_BxT: jax.Array | None,
+        seed_Bx2: jax.Array | None,
     ) -> jax.Array:
         arch = self.architecture
+        if types_BxT is None:
+            types_BxT = jnp.zeros_like(tokens_BxT)
 
         def table(rows: int, name: str) -> nn.Embed:
             init = nn.initializers.normal(arch.initializer_range)
@@ -83,7 +89,7 @@ class Embeddings(nn.Module):
         summed_BxTxD = (
             table(arch.vocab_size, "word")(tokens_BxT)
             + table(arch.position_rows, "position")(position_ids(arch, mask_BxT))
-            + table(arch.type_vocab_size, "token_type")(jnp.zeros_like(tokens_BxT))
+            + table(arch.type_vocab_size, "token_type")(types_BxT)
         )
         hidden_BxTxD = layer_norm(arch, self.dtype, "layer_norm")(summed_BxTxD)
         return dropout(hidden_BxTxD, arch.hidden_dropout, seed_Bx2)
@@ -197,6 +203,7 @@ class Encoder(nn.Module):
         mask_BxT: jax.Array,
         keys_B: jax.Array | None = None,
         gates: Units | None = None,
+        types_BxT: jax.Array | None = None,
     ) -> jax.Array:
         arch = self.architecture
         layer = EncoderLayer
@@ -216,7 +223,7 @@ class Encoder(nn.Module):
         seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers)
         mask_BxT = mask_BxT.astype(bool)
         hidden_BxTxD = Embeddings(arch, self.dtype, name="embeddings")(
-            tokens_BxT, mask_BxT, seed_Bx2
+            tokens_BxT, mask_BxT, types_BxT, seed_Bx2
         )
         hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, seeds, gates)
         return hidden_BxTxD

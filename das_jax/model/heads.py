@@ -1,4 +1,4 @@
-"""What stands on the encoder: the LM head, at the masked positions only, and pooling."""
+"""What stands on the encoder: the LM head, at the masked positions only, pooling, and the classifier."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
+from das_jax.model.dropout import dropout
 from das_jax.model.encoder import layer_norm
 from das_jax.precision import at_least_float32
 
@@ -42,6 +43,29 @@ class LMHead(nn.Module):
             preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
         )
         return logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
+
+
+class ClassifierHead(nn.Module):
+    """Of the first token: dense, tanh, dense; RoBERTa also drops out before the first."""
+
+    architecture: Architecture
+    num_classes: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden_BxD: jax.Array, seeds_2xBx2: jax.Array | None) -> jax.Array:
+        """Returns logits [B, C], float32 at least."""
+        arch = self.architecture
+        init = nn.initializers.normal(arch.initializer_range)
+        first_Bx2, second_Bx2 = (None, None) if seeds_2xBx2 is None else seeds_2xBx2
+        if arch.family != "bert":
+            hidden_BxD = dropout(hidden_BxD, arch.hidden_dropout, first_Bx2)
+        dense = nn.Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, name="dense")
+        hidden_BxD = dropout(jnp.tanh(dense(hidden_BxD)), arch.hidden_dropout, second_Bx2)
+        hidden_BxD = at_least_float32(hidden_BxD)
+        return nn.Dense(self.num_classes, dtype=hidden_BxD.dtype, kernel_init=init, name="output")(
+            hidden_BxD
+        )
 
 
 class Kernel(nn.Module):

@@ -1,8 +1,11 @@
 """HuggingFace checkpoint directories, in and out: configuration, weights and tokenizer."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -13,7 +16,11 @@ from das_jax.errors import UserError
 from das_jax.files import replacing, write_json
 from das_jax.model.architecture import Architecture
 from das_jax.model.huggingface_config import architecture_of, read_config, write_config
-from das_jax.model.huggingface_weights import read_weights, to_tensors
+from das_jax.model.huggingface_weights import (
+    read_weights,
+    to_classifier_tensors,
+    to_tensors,
+)
 from das_jax.model.safetensors_files import INDEX_FILE, conversion_command
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -34,6 +41,13 @@ class Checkpoint(NamedTuple):
     params: dict[str, Any]
     config: dict[str, Any]
     notes: list[str]
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the shapes and weights."""
+        total = hashlib.sha256(self.architecture.identity().encode())
+        for array in jax.tree.leaves(self.params):
+            total.update(array.tobytes())
+        return total.hexdigest()
 
 
 def resolve(path: str, cache_dir: Path) -> Path:
@@ -107,19 +121,53 @@ def export(
     Raises:
       UserError: the directory cannot be written.
     """
-    tensors = {name: x.astype(np.float32) for name, x in to_tensors(params, architecture).items()}
     with replacing(Path(directory)) as temporary:
         temporary.mkdir()
         write_config(temporary, config)
-        write_weights(temporary, tensors, max_shard_size)
+        write_weights(temporary, to_tensors(params, architecture), max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
 
-def write_weights(
-    directory: Path, tensors: dict[str, np.ndarray], max_shard_size: int | str
+def export_classifier(
+    directory: Path,
+    params: dict[str, Any],
+    config: dict[str, Any],
+    architecture: Architecture,
+    classes: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Writes model.safetensors, or several files and their index."""
+    """Writes what `AutoModelForSequenceClassification` and `AutoTokenizer` load, labels included.
+
+    Args:
+      directory: replaced if it exists.
+      params: the classifier's parameters; written as float32.
+      config: the configuration of the checkpoint that the encoder came from.
+      architecture: of that checkpoint.
+      classes: their names, in the order of the logits.
+      tokenizer: of that checkpoint.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    labels = {
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+        "problem_type": "single_label_classification",
+    }
+    with replacing(Path(directory)) as temporary:
+        temporary.mkdir()
+        write_config(temporary, {**config, **labels}, head="SequenceClassification")
+        tensors = to_classifier_tensors(params, architecture, len(classes))
+        write_weights(temporary, tensors)
+        tokenizer.save_pretrained(temporary)
+
+
+def write_weights(
+    directory: Path, tensors: dict[str, np.ndarray], max_shard_size: int | str = "5GB"
+) -> None:
+    """Writes model.safetensors, or several files and their index, in float32."""
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.nbytes,

@@ -13,9 +13,9 @@ from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
 
 FAMILIES = {
-    "bert": (BertConfig, "BertForMaskedLM"),
-    "roberta": (RobertaConfig, "RobertaForMaskedLM"),
-    "xlm-roberta": (XLMRobertaConfig, "XLMRobertaForMaskedLM"),
+    "bert": (BertConfig, "BertFor"),
+    "roberta": (RobertaConfig, "RobertaFor"),
+    "xlm-roberta": (XLMRobertaConfig, "XLMRobertaFor"),
 }
 
 ONLY = {
@@ -59,13 +59,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(directory: Path, config: dict[str, Any]) -> None:
-    """Writes config.json for a masked LM in float32; all other keys stay as they are."""
-    _, mlm_class = FAMILIES[config["model_type"]]
+def write_config(directory: Path, config: dict[str, Any], head: str = "MaskedLM") -> None:
+    """Writes config.json for a model in float32 with that head; all other keys stay as they are."""
+    _, prefix = FAMILIES[config["model_type"]]
     config = {key: value for key, value in config.items() if key != "torch_dtype"}
     write_json(
         Path(directory) / "config.json",
-        {**config, "architectures": [mlm_class], "dtype": "float32"},
+        {**config, "architectures": [prefix + head], "dtype": "float32"},
     )
 
 

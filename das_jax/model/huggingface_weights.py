@@ -28,7 +28,7 @@ def dense(outputs: str, inputs: str) -> Leaves:
 
 LAYER_NORM: Leaves = (("scale", "weight", ("D",)), ("bias", "bias", ("D",)))
 
-# {} is the number of the layer. P are positions, Y token types; the other letters are das_jax's.
+# {} is the number of the layer. P are positions, Y token types, C classes; the other letters are das_jax's.
 ENCODER = {
     "embeddings/word": ("embeddings.word_embeddings", embedding("V")),
     "embeddings/position": ("embeddings.position_embeddings", embedding("P")),
@@ -54,6 +54,15 @@ ROBERTA_HEAD = {
     "lm_head/layer_norm": ("lm_head.layer_norm", LAYER_NORM),
     "lm_head": ("lm_head", (("bias", "bias", ("V",)),)),
     "lm_head/decoder": ("lm_head.decoder", (("kernel", "weight", ("V", "D")),)),
+}
+
+BERT_CLASSIFIER = {
+    "classifier/dense": ("bert.pooler.dense", dense("D", "D")),
+    "classifier/output": ("classifier", dense("C", "D")),
+}
+ROBERTA_CLASSIFIER = {
+    "classifier/dense": ("classifier.dense", dense("D", "D")),
+    "classifier/output": ("classifier.out_proj", dense("C", "D")),
 }
 
 NOT_MASKED_LM = re.compile(
@@ -105,6 +114,22 @@ def names_of(architecture: Architecture) -> Names:
 
 def table(architecture: Architecture) -> list[Row]:
     """Every parameter of a masked LM."""
+    head = dict(BERT_HEAD if architecture.family == "bert" else ROBERTA_HEAD)
+    if architecture.tied:
+        del head["lm_head/decoder"]
+    return _rows(architecture, head, num_classes=0)
+
+
+def classifier_table(architecture: Architecture, num_classes: int) -> list[Row]:
+    """Every parameter of a classifier."""
+    head = BERT_CLASSIFIER if architecture.family == "bert" else ROBERTA_CLASSIFIER
+    return _rows(architecture, head, num_classes)
+
+
+def _rows(
+    architecture: Architecture, head: dict[str, tuple[str, Leaves]], num_classes: int
+) -> list[Row]:
+    """Every parameter of the encoder and of a head."""
     arch = architecture
     sizes = {
         "V": arch.vocab_size,
@@ -114,14 +139,12 @@ def table(architecture: Architecture) -> list[Row]:
         "H": arch.num_heads,
         "K": arch.head_size,
         "F": arch.intermediate_size,
+        "C": num_classes,
     }
     prefix = names_of(arch).encoder
     modules = {path: (f"{prefix}.{name}", leaves) for path, (name, leaves) in ENCODER.items()}
-    modules |= BERT_HEAD if arch.family == "bert" else ROBERTA_HEAD
-    if arch.tied:
-        del modules["lm_head/decoder"]
     rows = []
-    for path, (name, leaves) in modules.items():
+    for path, (name, leaves) in {**modules, **head}.items():
         for leaf, suffix, axes in leaves:
             transposed = leaf == "kernel"
             letters = "".join(reversed(axes) if transposed else axes)
@@ -133,16 +156,28 @@ def table(architecture: Architecture) -> list[Row]:
 
 def to_tensors(params: Any, architecture: Architecture) -> dict[str, np.ndarray]:
     """Parameters, or anything shaped like them, as tensors of HuggingFace's masked LM: by name, [out, in]."""
-    leaves = flatten_dict(params, sep="/")
-    tensors: dict[str, np.ndarray] = {}
-    for row in table(architecture):
-        names = row.names(architecture.num_layers)
-        value = np.asarray(leaves[row.path]).reshape(len(names), *row.shape)
-        tensors |= {name: row.to_tensor(part) for name, part in zip(names, value, strict=True)}
+    tensors = _tensors(params, table(architecture), architecture)
     if not architecture.tied:
         # HuggingFace keeps the bias twice: only the decoder's is used, but both are asked for.
         head = names_of(architecture).head
         tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"].copy()
+    return tensors
+
+
+def to_classifier_tensors(
+    params: Any, architecture: Architecture, num_classes: int
+) -> dict[str, np.ndarray]:
+    """Parameters of a classifier as tensors of HuggingFace's: by name, [out, in]."""
+    return _tensors(params, classifier_table(architecture, num_classes), architecture)
+
+
+def _tensors(params: Any, rows: list[Row], architecture: Architecture) -> dict[str, np.ndarray]:
+    leaves = flatten_dict(params, sep="/")
+    tensors: dict[str, np.ndarray] = {}
+    for row in rows:
+        names = row.names(architecture.num_layers)
+        value = np.asarray(leaves[row.path]).reshape(len(names), *row.shape)
+        tensors |= {name: row.to_tensor(part) for name, part in zip(names, value, strict=True)}
     return tensors
 
 

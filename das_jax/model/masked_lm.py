@@ -68,6 +68,7 @@ class MaskedLM:
         mask_BxT: jax.Array,
         gates: Units | None = None,
         dropout_keys_B: jax.Array | None = None,
+        types_BxT: jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden state, [B, T, D].
 
@@ -77,11 +78,12 @@ class MaskedLM:
           mask_BxT: true at real tokens.
           gates: what multiplies the units, [L, U] or [B, L, U]; None costs nothing.
           dropout_keys_B: one random key per example; None switches dropout off.
+          types_BxT: token types, which tell the two texts of a pair apart; None is type 0 everywhere.
         """
         encoder_params = {name: params[name] for name in ("embeddings", "layers")}
         encoder_params = cast_matrices(encoder_params, self.dtype)
         return self._encoder.apply(  # type: ignore[return-value]  # one output, no state
-            {"params": encoder_params}, tokens_BxT, mask_BxT, dropout_keys_B, gates
+            {"params": encoder_params}, tokens_BxT, mask_BxT, dropout_keys_B, gates, types_BxT
         )
 
     def logits(

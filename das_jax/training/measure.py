@@ -70,7 +70,7 @@ def measure(
     check_divisible(settings.batch_size, workspace.sharding, "method.importance.batch_size")
     corpus = workspace.corpus(name, named[name])
     check_same(f"the text of {name}", corpus.key)
-    check_same(f"the model {config.model.path}", workspace.model_hash())
+    check_same(f"the model {config.model.path}", workspace.checkpoint.weights_hash())
     domain = TrainingDomain(
         index=0,
         name=name,

@@ -1,5 +1,6 @@
 """A sequence of domains, learned one after the other; killed anywhere, the same command goes on."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.continual.method import Method
 from das_jax.data.batches import train_batches
+from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
@@ -32,6 +34,26 @@ from das_jax.training.workspace import Workspace, open_workspace
 
 # Equal stages share one program.
 _compiled = functools.lru_cache(maxsize=4)(compile_train_step)
+
+
+def configurations(config: Config) -> list[Config]:
+    """One configuration, or the one of each of its `seeds`.
+
+    Raises:
+      UserError: output_dir is a run itself, without `seeds`.
+    """
+    if config.seeds is None:
+        return [config]
+    if (Path(config.output_dir).expanduser() / "config.yaml").exists():
+        raise UserError(
+            f"output_dir {config.output_dir} is a run without `seeds`; give a new --output_dir"
+        )
+    return [
+        dataclasses.replace(
+            config, seed=seed, seeds=None, output_dir=f"{config.output_dir}/seed-{seed}"
+        )
+        for seed in config.seeds
+    ]
 
 
 def pretrain(
@@ -58,7 +80,7 @@ def pretrain(
                 check_divisible(value, workspace.sharding, key, micro_batches)
         corpora = workspace.corpora()
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
-        inputs[f"the model {config.model.path}"] = workspace.model_hash()
+        inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
         directory.begin(config, inputs)
         results = Results(workspace, directory, corpora)
         stages = stages_of(config, corpora)

@@ -1,7 +1,6 @@
 """From a configuration to the parts of a run: devices, model, tokenizer, corpora."""
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,13 +90,6 @@ class Workspace:
         if self.config.general is not None:
             named.insert(0, self.config.general)
         return {settings.name: self.corpus(settings.name, settings.source) for settings in named}
-
-    def model_hash(self) -> str:
-        """SHA-256 of the checkpoint's shapes and weights."""
-        total = hashlib.sha256(self.checkpoint.architecture.identity().encode())
-        for array in jax.tree.leaves(self.checkpoint.params):
-            total.update(array.tobytes())
-        return total.hexdigest()
 
 
 def make_model(architecture: Architecture, config: Config, platform: str) -> MaskedLM:
