@@ -132,9 +132,10 @@ def _reviews(cache_dir: Path) -> Iterator[Labelled]:
 def _tweets(cache_dir: Path) -> Iterator[Labelled]:
     for row in demo.rows("tweets", cache_dir):
         outlet = row["source_id"].rpartition("-")[0]
-        text = " ".join(_anonymous(html.unescape(row["text"])).split())
-        if outlet in TWEET_OUTLETS and len(text.split()) >= 3:
-            yield text, outlet
+        if outlet in TWEET_OUTLETS:
+            words = _anonymous(html.unescape(row["text"])).split()
+            if len(words) >= 3:
+                yield " ".join(words), outlet
 
 
 def _news(cache_dir: Path) -> Iterator[Labelled]:

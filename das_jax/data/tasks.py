@@ -235,14 +235,14 @@ def _check_sizes(settings: TaskSettings, train: int, test: int, classes: int) ->
     if settings.sizes is None:
         return
     found = {"train": train, "test": test, "classes": classes}
-    wrong = [
-        f"{what} is {found[what]}, not {size}"
-        for what, size in asdict(settings.sizes).items()
-        if found[what] != size
-    ]
-    if wrong:
+    promised = asdict(settings.sizes)
+    if found != promised:
+        held, said = (
+            ", ".join(f"{what}: {size}" for what, size in sizes.items())
+            for sizes in (found, promised)
+        )
         raise UserError(
-            f"{', '.join(wrong)}; these are not the tables that `sizes` is of, mend one or the other."
+            f"the tables hold {{{held}}}, but `sizes` promises {{{said}}}; mend one or the other."
         )
 
 
