@@ -98,7 +98,7 @@ class Task:
     """As they were read, the two texts of a pair in one."""
     test_texts: list[str]
     key: str
-    """A hash of everything the scores depend on, but for the model and how it is trained."""
+    """A SHA-256 of everything the scores depend on, but for the model and the seed."""
 
 
 class _Row(NamedTuple):
