@@ -53,7 +53,7 @@ NEWS_CHARACTERS = 400
 # What the sentence splitter of acl_roles left over: "answers .".
 FRAGMENT_CHARACTERS = 15
 
-LINK_OR_HANDLE = re.compile(r"(?:https?://|@)\S*")
+LINK_OR_HANDLE = re.compile(r"(?:\bhttps?\b|@)\S*")  # Retweets end in half a link.
 GIVEN_AWAY = re.compile(
     r"""\b(?:
         abc(?:\ ?news)? | al[\ -]?jazeera | bbc\w* | china\ ?daily | cnn\w* | deutsche\ welle | dw
@@ -132,15 +132,15 @@ def _reviews(cache_dir: Path) -> Iterator[Labelled]:
 def _tweets(cache_dir: Path) -> Iterator[Labelled]:
     for row in demo.rows("tweets", cache_dir):
         outlet = row["source_id"].rpartition("-")[0]
-        text = LINK_OR_HANDLE.sub(" ", html.unescape(row["text"]))
-        text = " ".join(GIVEN_AWAY.sub(" ", text).split())
-        if outlet in TWEET_OUTLETS and len(text.split()) >= 3:
-            yield text, outlet
+        if outlet in TWEET_OUTLETS:
+            words = _anonymous(html.unescape(row["text"])).split()
+            if len(words) >= 3:
+                yield " ".join(words), outlet
 
 
 def _news(cache_dir: Path) -> Iterator[Labelled]:
     for row in demo.rows("news", cache_dir):
-        text = GIVEN_AWAY.sub(" ", f"{row['title']}. {row['text'][:NEWS_CHARACTERS]}")
+        text = _anonymous(f"{row['title']}. {row['text'][:NEWS_CHARACTERS]}")
         # Which characters got broken on the way into the table differs from outlet to outlet.
         text = re.sub(r"[^\w\s.,]+", " ", text)
         text = re.sub(r"\s*([.,])(?:\s*[.,])*", r"\1", text)  # "MOSCOW, March 1. /TASS/. The"
@@ -148,3 +148,7 @@ def _news(cache_dir: Path) -> Iterator[Labelled]:
             " ".join(text.split()),
             NEWS_OUTLETS[str(urlsplit(row["article_source_link"]).hostname)],
         )
+
+
+def _anonymous(text: str) -> str:
+    return GIVEN_AWAY.sub(" ", LINK_OR_HANDLE.sub(" ", text))

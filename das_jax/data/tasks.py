@@ -35,7 +35,7 @@ class Sizes:
     test: PositiveInt
     """Test examples."""
     classes: PositiveInt
-    """Classes of the training examples."""
+    """Classes."""
 
 
 @settings
@@ -45,7 +45,7 @@ class TaskSettings:
     domain: Name | None = None
     """The domain whose knowledge it asks for; a task without one asks for general knowledge."""
     train: Table
-    """The rows that a classifier is trained on; they say which classes there are."""
+    """The rows that a classifier is trained on."""
     test: Table
     """The rows that the scores are of."""
     validation: Table | None = None
@@ -56,6 +56,9 @@ class TaskSettings:
     """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence."""
     label: str = "label"
     """The column of the class: texts or whole numbers."""
+    unseen_classes: bool = False
+    """Whether other rows may have classes that no training row has, and that nobody can get right, as in the
+    paper's split of ChemProt."""
     metric: Literal["accuracy", "macro_f1", "micro_f1"] = "macro_f1"
     """The score that tables show, and that the best epoch is chosen by."""
     length: Annotated[int, Field(ge=8)] = 128
@@ -95,7 +98,7 @@ class Task:
     """As they were read, the two texts of a pair in one."""
     test_texts: list[str]
     key: str
-    """A hash of everything the scores depend on, but for the model and how it is trained."""
+    """A SHA-256 of everything the scores depend on, but for the model and the seed."""
 
 
 class _Row(NamedTuple):
@@ -126,7 +129,7 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
         train = _rows(settings, "train", cache_dir)
         test = _rows(settings, "test", cache_dir)
         validation = _rows(settings, "validation", cache_dir)
-        numbers = _class_numbers(train)
+        numbers = _class_numbers(train, [*test, *validation] if settings.unseen_classes else [])
         _check_sizes(settings, len(train), len(test), len(numbers))
         makes_types = "token_type_ids" in tokenizer.model_input_names
 
@@ -203,19 +206,19 @@ def _label(values: dict[str, Any], column: str, where: str) -> str | int:
     return value
 
 
-def _class_numbers(train: Sequence[_Row]) -> dict[str | int, int]:
+def _class_numbers(train: Sequence[_Row], others: Sequence[_Row]) -> dict[str | int, int]:
     first = train[0]
-    for row in train:
+    for row in [*train, *others]:
         if type(row.label) is not type(first.label):
             raise UserError(
-                f"{row.where}: the label is {row.label!r} where {first.where}, has {first.label!r}; "
+                f"{row.where}: the label is {row.label!r}, but {first.label!r} in {first.where}; "
                 "make all labels texts, or all whole numbers."
             )
-    labels = sorted({row.label for row in train})
-    if len(labels) == 1:
+    if len({row.label for row in train}) == 1:
         raise UserError(
-            f"every training example has the label {labels[0]!r}; a classifier needs two classes."
+            f"every training example has the label {first.label!r}; a classifier needs two classes."
         )
+    labels = sorted({row.label for row in [*train, *others]})
     return {label: number for number, label in enumerate(labels)}
 
 
@@ -232,14 +235,14 @@ def _check_sizes(settings: TaskSettings, train: int, test: int, classes: int) ->
     if settings.sizes is None:
         return
     found = {"train": train, "test": test, "classes": classes}
-    wrong = [
-        f"{what} is {found[what]}, not {size}"
-        for what, size in asdict(settings.sizes).items()
-        if found[what] != size
-    ]
-    if wrong:
+    promised = asdict(settings.sizes)
+    if found != promised:
+        held, said = (
+            ", ".join(f"{what}: {size}" for what, size in sizes.items())
+            for sizes in (found, promised)
+        )
         raise UserError(
-            f"{', '.join(wrong)}; these are not the tables that `sizes` is of, mend one or the other."
+            f"the tables hold {{{held}}}, but `sizes` promises {{{said}}}; mend one or the other."
         )
 
 

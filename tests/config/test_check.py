@@ -71,3 +71,40 @@ def test_an_initial_map_must_exist(load):
         load(override)
     Path("map.safetensors").touch()
     assert load(override).config.method.importance.initial == "map.safetensors"
+
+
+TASK = "name: {}, domain: {}, train: {{kind: jsonl, path: a}}, test: {{kind: jsonl, path: b}}"
+
+
+def tasks(*names_and_domains):
+    items = ", ".join("{" + TASK.format(*both) + "}" for both in names_and_domains)
+    return f"--evaluation.tasks=[{items}]"
+
+
+def test_two_end_tasks_of_a_domain_and_one_without(load):
+    found = load(tasks(("a", "two"), ("b", "two"), ("c", "null"))).config.evaluation.tasks
+    assert [(task.name, task.domain) for task in found] == [("a", "two"), ("b", "two"), ("c", None)]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            tasks(("a", "one"), ("a", "two")),
+            "command line: evaluation.tasks.1.name is a, which is also the name of evaluation.tasks.0;",
+        ),
+        (
+            tasks(("a", "law")),
+            "command line: evaluation.tasks.0.domain is law, which is no domain of this run (one, two);",
+        ),
+        (
+            tasks(("a", "general")),
+            "command line: evaluation.tasks.0.domain is general, which is no domain of this run",
+        ),
+    ],
+)
+def test_an_end_task_that_belongs_nowhere_or_takes_anothers_name_is_refused(
+    load, override, sentence
+):
+    with pytest.raises(UserError, match="^" + re.escape(sentence)):
+        load(override)

@@ -250,3 +250,50 @@ def test_several_mistakes_are_one_line_each(load):
     assert {line.split()[1] if ".yaml" in line else line.split()[2] for line in lines} == {
         "seed", "training.stepz", "training.b1", "domains.0.steps",
     }  # fmt: skip
+
+
+VALIDATED = """\
+evaluation:
+  tasks:
+    - name: a
+      train: {kind: jsonl, path: a.jsonl}
+      test: {kind: jsonl, path: b.jsonl}
+      validation: {kind: csv, path: c.csv, delimiter: ";"}
+"""
+
+
+def test_a_group_of_several_kinds_or_null(load):
+    def validation(*overrides):
+        return load(*overrides, more=VALIDATED).config.evaluation.tasks[0].validation
+
+    assert validation().delimiter == ";"
+    assert validation("--evaluation.tasks.0.validation=null") is None
+    assert validation("--evaluation.tasks.0.validation.path=d.csv").delimiter == ";"
+    # What was said of the other kind means nothing to this one.
+    assert validation("--evaluation.tasks.0.validation={kind: jsonl, path: d}").path == "d"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "validation.kind=cvs",
+            "validation.kind must be one of jsonl, csv, tfds, huggingface, demo, "
+            'got "cvs"; did you mean csv?',
+        ),
+        (
+            "validation=3",
+            "validation must be settings with kind one of jsonl, csv, tfds, huggingface, demo or null, "
+            "got 3.",
+        ),
+        (
+            "validation.delimitr=;",
+            "validation.delimitr is no setting with evaluation.tasks.0.validation.kind=csv; "
+            "did you mean evaluation.tasks.0.validation.delimiter?",
+        ),
+    ],
+)
+def test_mistakes_in_a_group_of_several_kinds_or_null(load, override, sentence):
+    with pytest.raises(UserError) as caught:
+        load(f"--evaluation.tasks.0.{override}", more=VALIDATED)
+    assert str(caught.value) == f"command line: evaluation.tasks.0.{sentence}"

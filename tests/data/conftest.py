@@ -1,5 +1,10 @@
-"""Tiny tokenizers of both families, built on the spot."""
+"""Tiny tokenizers of both families, built on the spot; how files are compressed."""
 
+import bz2
+import gzip
+import lzma
+
+import pyarrow as pa
 import pytest
 from tokenizers import (
     Tokenizer,
@@ -17,6 +22,22 @@ TEXT = [
     "a model of language learns one domain after the other",
     "gradients of the heads are scaled by what was learned before",
 ]
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESSIONS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
 
 
 @pytest.fixture(scope="session")

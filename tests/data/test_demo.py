@@ -1,14 +1,18 @@
-"""The demo's assets: checked, unpacked in part, fetched once, and every failure in one sentence."""
+"""The demo's assets: checked, unpacked in part, fetched once, and every failure in one sentence; its end
+tasks.
+"""
 
+import json
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from das_jax.data import demo
+from das_jax.data import demo, demo_tasks
 from das_jax.errors import UserError
 
 
@@ -152,3 +156,86 @@ def test_the_texts(demo_cache: Path, name: str, documents: int, characters: int)
     # Links in tweets and HTML entities in drug reviews are gone.
     unwanted = {"tweets": "http://t.co/", "drugs": "&#"}.get(name, "\0")
     assert not any(unwanted in text for text in texts)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("name", "train", "test", "classes"),
+    [
+        ("acl_roles", 2307, 1401, {"challenge", "approach", "outcome"}),
+        ("reviews_fresh", 1200, 800, {"fresh", "rotten"}),
+        ("tweets_outlet", 1200, 800, set(demo_tasks.TWEET_OUTLETS)),
+        ("news_outlet", 1200, 800, set(demo_tasks.NEWS_OUTLETS.values())),
+    ],
+)
+def test_the_end_tasks(demo_cache: Path, name: str, train: int, test: int, classes: set[str]):
+    rows = {split: list(demo_tasks.rows(name, split, demo_cache)) for split in ("train", "test")}
+    assert (len(rows["train"]), len(rows["test"])) == (train, test)
+    texts = {split: {row["text"] for row in rows[split]} for split in rows}
+    assert not texts["train"] & texts["test"]
+    assert all(text == text.strip() != "" for text in texts["train"] | texts["test"])
+    for split in rows:
+        counts = Counter(row["label"] for row in rows[split])
+        assert set(counts) == classes
+        assert min(counts.values()) >= 50  # Enough of each to learn and to measure.
+    if name.endswith("_outlet"):
+        given_away = ("http", "@", "nytimes", "reuters", "bbc", "cnn", "npr", "tass ")
+        everything = " ".join(texts["train"] | texts["test"]).lower().split()
+        assert not [word for word in everything if word.startswith(given_away)]
+
+
+def test_the_hash_of_a_text_decides_where_it_goes(monkeypatch: pytest.MonkeyPatch):
+    tweets = [{"source_id": f"npr{n}health-{n}", "text": f"a tweet number {n}"} for n in range(9)]
+    monkeypatch.setattr(demo_tasks, "TWEET_OUTLETS", tuple(f"npr{n}health" for n in range(9)))
+    monkeypatch.setattr(demo_tasks, "TEST_ROWS", 3)
+    monkeypatch.setattr(demo_tasks, "TRAIN_ROWS", 4)
+
+    def split(found: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+        monkeypatch.setattr(demo, "rows", lambda name, cache_dir: iter(found))
+        return [list(demo_tasks.rows("tweets_outlet", s, Path())) for s in ("train", "test")]
+
+    train, test = split(tweets)
+    assert (len(train), len(test)) == (4, 3)
+    # Neither order nor repetition matters.
+    assert split(tweets[::-1] + tweets) == [train, test]
+
+
+def test_what_gives_a_tweet_away_is_dropped_and_so_is_one_of_two_outlets(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    texts = {
+        "bbchealth-1": "VIDEO: What the BBC&#39;s doctor says via @bbchealth http://bbc.in/1Ab",
+        "nprhealth-1": "Flu &amp; you: ask NPR today http://n.pr/1b",
+        "nprhealth-2": "The same everywhere http://n.pr/1c",
+        "bbchealth-2": "The same everywhere http://bbc.in/1c",
+        "bbchealth-3": "BBC: soon http://bbc.in/1c",
+        "nobody-1": "A tweet of somebody else",
+    }
+    found = [{"source_id": name, "text": text} for name, text in texts.items()]
+    monkeypatch.setattr(demo, "rows", lambda name, cache_dir: iter(found))
+    rows = list(demo_tasks.rows("tweets_outlet", "test", Path()))
+    assert sorted((row["text"], row["label"]) for row in rows) == [
+        ("Flu & you: ask today", "nprhealth"),
+        ("VIDEO: What the doctor says via", "bbchealth"),
+    ]
+
+
+def test_a_sentence_with_two_roles_or_none_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    paper = {
+        "sentences": {
+            "abstract": ["Nobody can parse this .", "We do both at once .", "It is so ."]
+        },
+        "highlights": {
+            "challenge": {"abstract": [1, 0, 0]},
+            "approach": {"abstract": [0, 1, 0]},
+            "outcome": {"abstract": [0, 1, 0]},
+        },
+    }
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(paper) + "\n")
+    monkeypatch.setattr(demo, "fetch", lambda name, cache_dir: tmp_path)
+    row = {"text": "Nobody can parse this .", "label": "challenge"}
+    assert list(demo_tasks.rows("acl_roles", "test", tmp_path)) == [row]
+    assert list(demo_tasks.rows("acl_roles", "train", tmp_path)) == [row, row]

@@ -1,9 +1,6 @@
 """Reading documents: every format, every compression, every bad input."""
 
-import bz2
-import gzip
 import json
-import lzma
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,22 +23,7 @@ from das_jax.data.sources import (
     label,
 )
 from das_jax.errors import UserError
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
-
-COMPRESSIONS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstd,
-}
+from tests.data.conftest import COMPRESSIONS
 
 
 def read(source: Source) -> list[str]:

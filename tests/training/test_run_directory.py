@@ -10,6 +10,8 @@ from filelock import FileLock
 
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
+from das_jax.data.tables import JSONLTable
+from das_jax.data.tasks import TaskSettings
 from das_jax.errors import UserError
 from das_jax.training.run_directory import RunDirectory
 from tests.training.conftest import Project
@@ -75,6 +77,20 @@ def test_a_run_may_move_to_another_place_and_mesh(tmp_path: Path, config: Config
         data=dataclasses.replace(config.data, cache_dir="/elsewhere"),
     )
     begun(tmp_path / "b", moved)
+
+
+def test_end_tasks_may_come_and_go(tmp_path: Path, config: Config) -> None:
+    table = JSONLTable(kind="jsonl", path="a.jsonl")
+    task = TaskSettings(name="a", train=table, test=table)
+    evaluation = dataclasses.replace(config.evaluation, tasks=(task,))
+    asked = dataclasses.replace(config, evaluation=evaluation)
+    begun(tmp_path / "without", config)
+    begun(tmp_path / "without", asked)
+    begun(tmp_path / "with", asked)
+    begun(tmp_path / "with", config)
+    other = dataclasses.replace(evaluation, examples=config.evaluation.examples + 1)
+    with pytest.raises(UserError, match=r"evaluation\.examples was"):
+        begun(tmp_path / "with", dataclasses.replace(config, evaluation=other))
 
 
 @pytest.mark.parametrize("changed", list(INPUTS))

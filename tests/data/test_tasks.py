@@ -1,0 +1,277 @@
+"""Labelled tables become examples: tokens, classes, keys, and every mistake in one sentence."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, normalizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from das_jax.data.tables import CSVTable, DemoTable, JSONLTable
+from das_jax.data.tasks import Sizes, Task, TaskSettings, load_task
+from das_jax.errors import UserError
+
+TRAIN = [
+    {"text": "the quick brown fox", "label": "fox"},
+    {"text": "the lazy dog", "label": "dog"},
+    {"text": "the fox jumps over the dog", "label": "fox"},
+]
+TEST = [{"text": "a lazy dog", "label": "dog"}, {"text": "the fox", "label": "fox"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> JSONLTable:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return JSONLTable(kind="jsonl", path=str(path))
+
+
+Load = Callable[..., Task]
+
+
+@pytest.fixture
+def tokenizer(bert_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A BERT's: [CLS] a [SEP] b [SEP], the second text and its separator of type 1; it may be changed."""
+    backend = Tokenizer.from_str(bert_tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture
+def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Load:
+    """`load(train=ROWS, test=ROWS, validation=ROWS, **settings)`."""
+
+    def load(train: Any = TRAIN, test: Any = TEST, validation: Any = None, **more: Any) -> Task:
+        tables = {"train": train, "test": test, "validation": validation}
+        written = {
+            name: write(tmp_path / f"{name}.jsonl", rows) if isinstance(rows, list) else rows
+            for name, rows in tables.items()
+        }
+        settings = TaskSettings(**{"name": "animals", "length": 16, **written, **more})
+        return load_task(settings, tokenizer, tmp_path)
+
+    return load
+
+
+def test_tokens_are_the_tokenizers_own_and_labels_are_places_among_the_sorted_classes(
+    load: Load, tokenizer: PreTrainedTokenizerFast
+):
+    task = load(validation=TEST[:1])
+    assert task.classes == ("dog", "fox")
+    assert task.train.labels_N.tolist() == [1, 0, 1]
+    assert task.test.labels_N.tolist() == [0, 1]
+    assert task.validation is not None
+    assert task.validation.labels_N.tolist() == [0]
+    wanted = tokenizer(
+        [row["text"] for row in TRAIN], padding="max_length", truncation=True, max_length=16
+    )
+    np.testing.assert_array_equal(task.train.tokens_NxT, wanted["input_ids"])
+    assert {array.dtype for array in (*task.train, *task.test)} == {np.dtype(np.int32)}
+    assert task.train.types_NxT.shape == task.train.tokens_NxT.shape == (3, 16)
+    assert not task.train.types_NxT.any()
+    assert task.train_texts == [row["text"] for row in TRAIN]
+    assert task.test_texts == [row["text"] for row in TEST]
+
+
+def test_the_tokenizers_padding_and_truncation_stay_as_they_were(
+    load: Load, tokenizer: PreTrainedTokenizerFast
+):
+    tokenizer.backend_tokenizer.enable_truncation(7)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    before = tokenizer.backend_tokenizer.to_str()
+    load()
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_a_long_text_is_cut(load: Load):
+    task = load(test=[{"text": "dog " * 50, "label": "dog"}])
+    (tokens,) = task.test.tokens_NxT.tolist()
+    assert (tokens[0], tokens[-1], 0 in tokens) == (2, 3, False)
+
+
+PAIRS = [
+    {"aspect": "fox", "sentence": "the quick brown fox", "polarity": "+"},
+    {"aspect": "dog", "sentence": "the dog " * 20, "polarity": "-"},
+]
+COLUMNS = {"text": "aspect", "pair": "sentence", "label": "polarity"}
+
+
+def test_of_a_pair_the_second_text_has_its_own_type_and_the_longer_is_cut(
+    load: Load, tokenizer: PreTrainedTokenizerFast
+):
+    task = load(PAIRS, PAIRS, **COLUMNS)
+    wanted = tokenizer(
+        [row["aspect"] for row in PAIRS],
+        [row["sentence"].strip() for row in PAIRS],
+        padding="max_length",
+        truncation="longest_first",
+        max_length=16,
+    )
+    np.testing.assert_array_equal(task.train.tokens_NxT, wanted["input_ids"])
+    np.testing.assert_array_equal(task.train.types_NxT, wanted["token_type_ids"])
+    assert task.train.types_NxT.max() == 1
+    assert task.train_texts[0] == "fox the quick brown fox"
+
+
+def test_a_tokenizer_without_token_types_gives_zeros(
+    load: Load, tokenizer: PreTrainedTokenizerFast
+):
+    with_types = load(PAIRS, PAIRS, **COLUMNS)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    without = load(PAIRS, PAIRS, **COLUMNS)
+    np.testing.assert_array_equal(without.train.tokens_NxT, with_types.train.tokens_NxT)
+    assert not without.train.types_NxT.any()
+    assert without.key != with_types.key
+
+
+def test_whole_numbers_are_sorted_by_value(load: Load):
+    rows = [{"text": "a fox", "label": label} for label in (10, 9, 2, -1)]
+    task = load(rows, rows)
+    assert task.classes == ("-1", "2", "9", "10")
+    assert task.train.labels_N.tolist() == [3, 2, 1, 0]
+
+
+def test_more_rows_than_are_tokenised_at_once(load: Load, monkeypatch: pytest.MonkeyPatch):
+    whole = load()
+    monkeypatch.setattr("das_jax.data.tasks.BATCH_TEXTS", 2)
+    np.testing.assert_array_equal(load().train.tokens_NxT, whole.train.tokens_NxT)
+
+
+def test_promised_sizes(load: Load):
+    assert load(sizes=Sizes(train=3, test=2, classes=2)).classes == ("dog", "fox")
+    with pytest.raises(
+        UserError, match=r"\{train: 3, test: 2, classes: 2\}, .* \{train: 4, test: 2,"
+    ):
+        load(sizes=Sizes(train=4, test=2, classes=6))
+
+
+def test_classes_that_training_does_not_know_if_that_is_meant(load: Load):
+    test = [{"text": "a cat", "label": "cat"}]
+    task = load(test=test, unseen_classes=True, sizes=Sizes(train=3, test=1, classes=3))
+    assert task.classes == ("cat", "dog", "fox")
+    assert task.test.labels_N.tolist() == [0]
+
+
+# Bad input: each has a sentence that names task, file and line.
+
+
+def refused(load: Load, **changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(**changes)
+    sentence = str(caught.value)
+    assert sentence.startswith("End task animals: ")
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            {"label": "fox"},
+            r"train.jsonl, line 2, has no column 'text': it has 'label'; set `text`",
+        ),
+        ({"text": "a fox"}, r"line 2, has no column 'label': it has 'text'; set `label`"),
+        ({"text": " \n", "label": "fox"}, r"line 2: column 'text' is empty"),
+        ({"text": None, "label": "fox"}, r"line 2: field 'text' holds null, not a text"),
+        ({"text": "a", "label": None}, r"line 2: column 'label' is empty"),
+        ({"text": "a", "label": " "}, r"line 2: column 'label' is empty"),
+        ({"text": "a", "label": True}, r"line 2: column 'label' holds bool, neither a text nor a"),
+        ({"text": "a", "label": 1.0}, r"line 2: column 'label' holds float, neither"),
+        ({"text": "a", "label": ["fox"]}, r"line 2: column 'label' holds list, neither"),
+        ({"text": "a", "label": 1}, r"line 2: the label is 1, but 'fox' in .*, line 1; make all"),
+    ],
+)
+def test_a_bad_row(load: Load, row: dict[str, Any], sentence: str):
+    assert re.search(sentence, refused(load, train=[TRAIN[0], row]))
+
+
+def test_a_missing_or_empty_second_text(load: Load):
+    said = refused(load, pair="aspect")
+    assert "has no column 'aspect': it has 'text', 'label'; set `pair` of this task." in said
+    empty = [{**row, "aspect": ""} for row in TRAIN]
+    assert "line 1: column 'aspect' is empty" in refused(load, pair="aspect", train=empty)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("label", ["cat", 1])
+def test_a_label_that_training_does_not_know(load: Load, split: str, label: str | int):
+    rows = [*TEST, {"text": "a cat", "label": label}]
+    said = refused(load, **{split: rows})
+    assert f"{split}.jsonl, line 3: no training example has the label {label!r}" in said
+    assert "they have 'dog', 'fox'." in said
+
+
+def test_one_class_is_no_task(load: Load):
+    assert "every training example has the label 'fox'" in refused(load, train=TRAIN[:1])
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_table(load: Load, split: str):
+    assert f"the table `{split}` has no rows" in refused(load, **{split: []})
+
+
+def test_trouble_with_a_file_names_the_task(load: Load):
+    table = CSVTable(kind="csv", path="/nonexistent/a.csv")
+    assert "No file matches /nonexistent/a.csv" in refused(load, test=table)
+
+
+# Keys: what the numbers depend on, and nothing else.
+
+
+def test_the_key_depends_on_what_the_scores_depend_on(
+    load: Load, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+):
+    more = [*TEST, {"text": "the dog", "label": "dog"}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"train": more},
+        {"test": more},
+        {"validation": more},
+        {"validation": more, "metric": "accuracy"},
+        {"text": "label"},
+        {"pair": "label"},
+        {"unseen_classes": True},
+        {"length": 17},
+        {"epochs": 6},
+        {"batch_size": 8},
+        {"learning_rate": 1e-4},
+    ]
+    keys = [load(**change).key for change in changes]
+    assert len(set(keys)) == len(changes)
+    same: list[dict[str, Any]] = [
+        {},
+        {"name": "other"},
+        {"domain": "zoo"},
+        {"metric": "accuracy"},  # It only chooses the epoch, by the validation set.
+        {"sizes": Sizes(train=3, test=2, classes=2)},
+        {"train": write(tmp_path / "moved.jsonl", TRAIN)},
+    ]
+    assert {load(**change).key for change in same} == {keys[0]}
+    hashed_or_not = {name for change in changes + same for name in change}
+    settings = {field.name for field in dataclasses.fields(TaskSettings)}
+    assert hashed_or_not == settings - {"label"}, "a new setting belongs into one of the lists"
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert load().key not in keys
+
+
+@pytest.mark.network
+def test_a_demo_task(demo_cache: Path, bert_tokenizer: PreTrainedTokenizerFast):
+    tables = {
+        split: DemoTable(kind="demo", name="reviews_fresh", split=split)
+        for split in ("train", "test")
+    }
+    sizes = Sizes(train=1200, test=800, classes=2)
+    settings = TaskSettings(name="reviews", length=32, sizes=sizes, **tables)
+    task = load_task(settings, bert_tokenizer, demo_cache)
+    assert task.classes == ("fresh", "rotten")
+    assert task.train.tokens_NxT.shape == (1200, 32)
