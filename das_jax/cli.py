@@ -248,7 +248,7 @@ def importance(options: argparse.Namespace) -> None:
 
 def finetune(options: argparse.Namespace) -> None:
     from das_jax.evaluation.evaluate import finetune_one
-    from das_jax.evaluation.tables import finetuned_table
+    from das_jax.evaluation.finetuned_table import finetuned_table
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
 

@@ -32,6 +32,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest never parses.
 
+pytest_plugins = ["tests.project"]
+
 # The same examples every time, and no time limit on a busy machine.
 hypothesis.settings.register_profile("das_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("das_jax")

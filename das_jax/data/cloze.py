@@ -2,7 +2,7 @@
 
 import json
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -54,8 +54,8 @@ def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> F
     """
     sentences, answers, total, left_out = [], [], sha256(), 0
     for where, record in files.jsonl_records(settings.path):
-        sentence = files.text_field(record, settings.sentence, where)
-        answer = files.text_field(record, settings.answer, where).strip()
+        sentence = _text(record, settings.sentence, where)
+        answer = _text(record, settings.answer, where).strip()
         before, *after = sentence.split(settings.blank)
         if len(after) != 1:
             raise UserError(
@@ -87,3 +87,12 @@ def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> F
         left_out,
         sha256(total.digest() + tokens_NxT.tobytes()).hexdigest(),
     )
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise UserError(
+            f"{where}, has no field {field!r}: it has {files.quoted(record)}; set `sentence` and `answer` "
+            "of these facts."
+        )
+    return files.checked_text(record[field], field, where)

@@ -78,15 +78,11 @@ class Finetuning:
     def step(
         self,
         state: State,
-        tokens_BxT: jax.Array,
-        types_BxT: jax.Array,
-        labels_B: jax.Array,
+        examples: tuple[jax.Array, jax.Array, jax.Array],
         weight_B: jax.Array,
     ) -> tuple[State, jax.Array]:
-        """One step of one seed: (state, loss, nats per example)."""
-        tokens_BxT, types_BxT, labels_B, weight_B = self._split(
-            (tokens_BxT, types_BxT, labels_B, weight_B)
-        )
+        """One step of one seed, on (tokens_BxT, types_BxT, labels_B): (state, loss, nats per example)."""
+        (tokens_BxT, types_BxT, labels_B), weight_B = self._split((examples, weight_B))
         key = jax.random.fold_in(state.key, state.step)
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(weight_B)))
 
@@ -140,7 +136,9 @@ def train_epoch(
     def epoch(state: State, order_NxB: jax.Array) -> tuple[State, jax.Array]:
         def step(state: State, rows: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
             chosen_B, weight_B = rows
-            return finetuning.step(state, *(x[chosen_B] for x in examples), weight_B)
+            tokens_NxT, types_NxT, labels_N = examples
+            chosen = tokens_NxT[chosen_B], types_NxT[chosen_B], labels_N[chosen_B]
+            return finetuning.step(state, chosen, weight_B)
 
         state, losses_N = jax.lax.scan(step, state, (order_NxB, weight_NxB))
         return state, jnp.mean(losses_N)

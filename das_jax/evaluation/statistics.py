@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 
 CONFIDENCE = 0.95
@@ -22,18 +23,18 @@ class Estimate(NamedTuple):
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def estimate(samples_N: np.ndarray) -> Estimate:
+def estimate(samples_N: npt.ArrayLike) -> Estimate:
     """The mean and Student's t interval."""
-    samples_N = np.asarray(samples_N, np.float64)
-    mean, count = float(samples_N.mean()), len(samples_N)
+    values_N = np.asarray(samples_N, np.float64)
+    mean, count = float(values_N.mean()), len(values_N)
     if count < 2:
         return Estimate(mean, None, None, count)
-    error = float(samples_N.std(ddof=1)) / np.sqrt(count)
+    error = float(values_N.std(ddof=1)) / np.sqrt(count)
     half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     return Estimate(mean, mean - half, mean + half, count)
 
 
-def paired_difference(first_N: np.ndarray, second_N: np.ndarray) -> Estimate:
+def paired_difference(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Estimate:
     """The mean of `first - second` and its interval by the paired percentile bootstrap over samples.
 
     Sample n of both must be of the same seed. Few seeds give few different resamples: with three of them

@@ -28,7 +28,10 @@ Scores = dict[str, dict[str, float]]
 """Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
 of learning."""
 
-WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "data.beam", "mesh.", "evaluation.tasks")
+AFTERWARDS = ("evaluation.tasks", "evaluation.cloze", "evaluation.finetune_seeds")
+"""Settings of what is asked of a run's models afterwards."""
+
+WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "data.beam", "mesh.", *AFTERWARDS)
 """Settings that say where a run happens, or what is asked of its models afterwards; they may change, what
 is trained does not depend on them."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 
 SIZES = {
     "vocab_size": 61,
@@ -50,6 +51,16 @@ def stored(tmp_path: Path, make_model: Callable[..., Any]) -> Callable[..., Path
         return directory
 
     return save
+
+
+@pytest.fixture
+def word_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of a few words, for what only writes it down."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
 
 
 @pytest.fixture

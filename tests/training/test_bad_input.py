@@ -14,7 +14,7 @@ from das_jax.continual import importance_map
 from das_jax.continual.importance import RawImportance
 from das_jax.model import huggingface_config
 from das_jax.model.units import full_units
-from tests.training.conftest import Project, write_model
+from tests.project import Project, write_model
 
 Refused = Callable[..., str]
 

@@ -14,7 +14,7 @@ from das_jax import cli
 from das_jax.continual import importance, importance_map
 from das_jax.model import huggingface_config
 from das_jax.model.units import Units, unit_shapes
-from tests.training.conftest import Project, Start
+from tests.project import Project, Start
 
 Capture = pytest.CaptureFixture[str]
 

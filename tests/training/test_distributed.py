@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from das_jax.errors import UserError
 from das_jax.training import distributed
-from tests.training.conftest import Project, Start, write_model
+from tests.project import Project, Start, write_model
 from tests.training.test_resume import LOOP, SAVE
 
 

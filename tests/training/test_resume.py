@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tests.training.conftest import Project, Start
+from tests.project import Project, Start
 
 pytestmark = pytest.mark.slow
 

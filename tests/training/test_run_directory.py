@@ -14,7 +14,7 @@ from das_jax.data.tables import JSONLTable
 from das_jax.data.tasks import TaskSettings
 from das_jax.errors import UserError
 from das_jax.training.run_directory import RunDirectory
-from tests.training.conftest import Project
+from tests.project import Project
 
 INPUTS = {"the text of papers": "a", "the model tiny": "b"}
 

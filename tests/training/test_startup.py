@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.conftest import ENVIRONMENT, Project
+from tests.project import ENVIRONMENT, Project
 
 ROOT = Path(__file__).parents[2]
 COUNTING = """

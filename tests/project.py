@@ -67,6 +67,29 @@ def write_model(directory: Path, **changes: Any) -> Path:
     return directory
 
 
+def write_tasks(directory: Path) -> dict[str, Any]:
+    """An end task of a domain, one of general knowledge, and facts; the settings that name them."""
+    generator = np.random.default_rng(7)
+    tasks = []
+    for name, domain in (("topic", "papers"), ("tone", None)):
+        task = {"name": name, "domain": domain, "length": 16, "epochs": 2, "batch_size": 8}
+        for split, rows in (("train", 21), ("test", 13)):
+            path = directory / f"{name}-{split}.csv"
+            lines = ["text,label"]
+            for _ in range(rows):
+                words = generator.integers(len(WORDS), size=6)
+                text = " ".join(WORDS[word] for word in words)
+                lines.append(f"{text},{'low' if words[0] < len(WORDS) // 2 else 'high'}")
+            path.write_text("\n".join(lines) + "\n")
+            task[split] = {"kind": "csv", "path": str(path)}
+        tasks.append(task)
+    facts = directory / "facts.jsonl"
+    pairs = [(WORDS[i], WORDS[i + 1]) for i in range(10)]
+    lines = [json.dumps({"sentence": f"{one} [MASK] .", "answer": two}) for one, two in pairs]
+    facts.write_text("\n".join([*lines, '{"sentence": "[MASK]", "answer": "two words"}']) + "\n")
+    return {"tasks": tasks, "cloze": [{"name": "facts", "path": str(facts)}]}
+
+
 class Ended(NamedTuple):
     """What became of a command: the exit status (negative: the signal that killed it), what it printed,
     and how long it took from the blow to the end.
@@ -93,7 +116,7 @@ ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": 
 def start() -> Iterator[Start]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.training.launcher"],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -164,7 +187,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
             "contrastive": {"anchor": "masked"},
             "importance": {"examples": 24, "batch_size": 8},
         },
-        "evaluation": {"batch_size": 8},
+        "evaluation": {"batch_size": 8, "finetune_seeds": 2, **write_tasks(directory)},
     }
     config.write_text(yaml.safe_dump(values))
     return Project(directory, config)

@@ -1,0 +1,30 @@
+"""What fine-tuning on one task gave, as a table for the terminal."""
+
+from rich.table import Table
+
+from das_jax.data.tasks import Task
+from das_jax.evaluation.baselines import baselines
+from das_jax.evaluation.finetune import Finetuned
+from das_jax.evaluation.statistics import estimate
+
+
+def finetuned_table(task: Task, finetuned: Finetuned) -> Table:
+    """A row per seed, their mean with the half width of its 95 % interval, and the baselines."""
+    names = list(finetuned.scores[0])
+    table = Table(title=f"{task.settings.name}: test scores")
+    table.add_column("seed")
+    table.add_column("epoch", justify="right")
+    for name in names:
+        table.add_column(name.replace("_", "-"), justify="right")
+    for seed, (epoch, scores) in enumerate(zip(finetuned.epochs, finetuned.scores, strict=True)):
+        table.add_row(str(seed), str(epoch), *(f"{scores[name]:.3f}" for name in names))
+    table.add_section()
+    means = [estimate([scores[name] for scores in finetuned.scores]) for name in names]
+    cells = [
+        f"{mean.mean:.3f}" + ("" if mean.half_width is None else f" ± {mean.half_width:.3f}")
+        for mean in means
+    ]
+    table.add_row("mean", "", *cells, style="bold")
+    for baseline, scores in baselines(task).items():
+        table.add_row(baseline, "", *(f"{scores[name]:.3f}" for name in names), style="dim")
+    return table

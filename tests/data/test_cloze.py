@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from das_jax.data.cloze import ClozeSettings, load_facts
+from das_jax.errors import UserError
+
+
+def settings(path: Path, *facts: dict[str, Any], **more: Any) -> ClozeSettings:
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    return ClozeSettings(name="facts", path=str(path), **more)
+
+
+def test_the_blank_becomes_the_mask_and_the_answer_one_token(
+    tmp_path: Path, bert_tokenizer: Any
+) -> None:
+    words = [word for word in bert_tokenizer.get_vocab() if word.isalpha() and len(word) > 1]
+    one, two = sorted(words)[:2]
+    facts = load_facts(
+        settings(
+            tmp_path / "facts.jsonl",
+            {"q": f"{one} ___ {one} {one}", "a": two},
+            {"q": f"___ {one}", "a": one},
+            {"q": f"___ {one}", "a": f"{one} {two}"},
+            sentence="q",
+            answer="a",
+            blank="___",
+            knowledge="new",
+        ),
+        bert_tokenizer,
+    )
+    assert facts.left_out == 1
+    np.testing.assert_array_equal(
+        facts.tokens_NxT[np.arange(2), facts.position_N], [bert_tokenizer.mask_token_id] * 2
+    )
+    assert bert_tokenizer.convert_ids_to_tokens(facts.answer_N.tolist()) == [two, one]
+    assert facts.tokens_NxT[1, -1] == bert_tokenizer.pad_token_id
+
+
+def test_after_a_space_an_answer_is_the_token_with_the_space(
+    tmp_path: Path, roberta_tokenizer: Any
+) -> None:
+    vocabulary = roberta_tokenizer.get_vocab()
+    word = next(
+        token[1:] for token in sorted(vocabulary) if token[0] == "Ġ" and token[1:].isalpha()
+    )
+    facts = load_facts(
+        settings(tmp_path / "facts.jsonl", {"sentence": f"a [MASK] {word}", "answer": word}),
+        roberta_tokenizer,
+    )
+    assert facts.answer_N.tolist() == [vocabulary["Ġ" + word]]
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"sentence": "no blank", "answer": "x"}, "line 1: the sentence has 0 blanks"),
+        ({"sentence": "[MASK] [MASK]", "answer": "x"}, "line 1: the sentence has 2 blanks"),
+        ({"sentence": "[MASK]"}, "line 1, has no field 'answer'"),
+        ({"sentence": "[MASK]", "answer": 3}, "field 'answer' holds int"),
+        ({"sentence": "[MASK]", "answer": "qq ww"}, "no fact whose answer is one token"),
+    ],
+)
+def test_facts_that_need_mending(
+    fact: dict[str, Any], message: str, tmp_path: Path, bert_tokenizer: Any
+) -> None:
+    with pytest.raises(UserError, match="facts") as raised:
+        load_facts(settings(tmp_path / "facts.jsonl", fact), bert_tokenizer)
+    assert message in str(raised.value)

@@ -1,0 +1,140 @@
+"""Fine-tuning: seeds together or alone, on any mesh, with the whole vocabulary or a part of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from das_jax.data.tables import JSONLTable
+from das_jax.data.tasks import Examples, Task, TaskSettings
+from das_jax.evaluation import finetune as module
+from das_jax.evaluation.finetune import Best, Finetuned, finetune
+from das_jax.evaluation.own_words import OwnWords
+from das_jax.model.classifier import Classifier
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.training.sharding import make_sharding
+
+SEEDS = (0, 5)
+
+
+def examples(count: int, seed: int) -> Examples:
+    """Texts of ten tokens, two of them padding; most words of a class are of one half of the vocabulary."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(2, size=count).astype(np.int32)
+    tokens = generator.integers(10, 30, size=(count, 12)) + 10 * labels[:, None]
+    tokens[:, 0], tokens[:, 10:] = 0, 1
+    return Examples(tokens.astype(np.int32), np.zeros((count, 12), np.int32), labels)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    table = JSONLTable(kind="jsonl", path="unused")
+    settings = TaskSettings(
+        name="made", train=table, test=table, epochs=12, batch_size=8, learning_rate=1e-2
+    )
+    return Task(
+        settings=settings,
+        classes=("low", "high"),
+        train=examples(45, 0),  # Not a multiple of the batch size.
+        validation=None,
+        test=examples(30, 1),
+        train_texts=[],
+        test_texts=[],
+        key="",
+    )
+
+
+def logits(model: MaskedLM, params: Params, task: Task, seed: int, found: Finetuned) -> np.ndarray:
+    """What a trained classifier says of the test set. Its parameters themselves are no good to compare:
+    a key's bias has no gradient but rounding noise, which Adam makes large.
+    """
+    own = jax.tree.map(lambda x: np.asarray(x)[seed], found.params_S)
+    whole = found.words.widened(own, jax.device_get(params))
+    tokens, types, _ = map(jnp.asarray, task.test)
+    return np.asarray(Classifier(model, 2).logits(whole, tokens, types))
+
+
+@pytest.fixture(scope="module")
+def together(model: MaskedLM, params: Params, task: Task) -> Finetuned:
+    return finetune(Classifier(model, 2), params, task, SEEDS, make_sharding(1))
+
+
+def test_seeds_trained_together_are_those_trained_alone(
+    model: MaskedLM, params: Params, task: Task, together: Finetuned
+) -> None:
+    for number, seed in enumerate(SEEDS):
+        alone = finetune(Classifier(model, 2), params, task, [seed], make_sharding(1))
+        assert alone.scores == [together.scores[number]]
+        np.testing.assert_allclose(
+            logits(model, params, task, 0, alone),
+            logits(model, params, task, number, together),
+            atol=1e-3,
+        )
+    heads_S = together.params_S["classifier"]["output"]["kernel"]
+    assert not np.allclose(heads_S[0], heads_S[1])
+
+
+def test_it_learns(together: Finetuned) -> None:
+    assert min(scores["accuracy"] for scores in together.scores) > 0.75
+
+
+def test_the_mesh_changes_nothing(
+    model: MaskedLM, params: Params, task: Task, together: Finetuned
+) -> None:
+    spread = finetune(Classifier(model, 2), params, task, SEEDS, make_sharding(4))
+    assert spread.scores == together.scores
+    np.testing.assert_allclose(
+        logits(model, params, task, 1, spread), logits(model, params, task, 1, together), atol=1e-3
+    )
+
+
+def test_words_that_the_task_does_not_have_make_no_difference(
+    model: MaskedLM,
+    params: Params,
+    task: Task,
+    together: Finetuned,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vocabulary = np.arange(model.architecture.vocab_size)
+    monkeypatch.setattr(module, "own_words", lambda task, pad: OwnWords(vocabulary, pad))
+    whole = finetune(Classifier(model, 2), params, task, SEEDS, make_sharding(1))
+    assert len(together.words.tokens_W) < len(vocabulary) == 64
+    np.testing.assert_allclose(
+        logits(model, params, task, 0, whole), logits(model, params, task, 0, together), atol=1e-3
+    )
+    assert whole.scores == together.scores
+
+
+def test_every_example_is_seen_once_an_epoch_and_the_rest_counts_nothing() -> None:
+    randoms = [np.random.default_rng(seed) for seed in SEEDS]
+    order_SxNxB, weight_NxB = module._order(45, 8, randoms)
+    assert order_SxNxB.shape == (2, 6, 8)
+    for order_NxB in order_SxNxB:
+        assert sorted(order_NxB[weight_NxB == 1]) == list(range(45))
+    assert not np.array_equal(*order_SxNxB)
+
+
+def test_the_best_epoch_on_the_validation_set_is_each_seeds_own() -> None:
+    def params(*values: float) -> Params:
+        return {"x": jnp.array(values)}
+
+    best = Best(np.full(2, -np.inf), np.full(2, 9), None)
+    best = best.updated(1, [0.5, 0.7], params(1.0, 1.0))
+    best = best.updated(2, [0.6, 0.7], params(2.0, 2.0))
+    best = best.updated(3, [0.4, 0.8], params(3.0, 3.0))
+    assert best.scores_S.tolist() == [0.6, 0.8]
+    assert best.epochs_S.tolist() == [2, 3]
+    np.testing.assert_array_equal(best.params_S["x"], [2.0, 3.0])
+
+
+def test_a_validation_set_chooses_what_is_tested(
+    model: MaskedLM, params: Params, task: Task
+) -> None:
+    with_validation = dataclasses.replace(task, validation=examples(20, 2))
+    found = finetune(Classifier(model, 2), params, with_validation, SEEDS, make_sharding(1))
+    assert found.validation is not None
+    assert all(score > 0.5 for score in found.validation)
+    for number in range(len(SEEDS)):
+        assert 1 <= found.epochs[number] <= 12
