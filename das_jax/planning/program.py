@@ -1,5 +1,6 @@
 """The programs of a run, ready to be compiled for devices that are not there: nothing is loaded or run."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ class Run:
 
     def programs(self) -> Iterator[Program]:
         """The domains' train step first, then all else that takes time."""
+        repeats = len(self.config.seeds or (self.config.seed,))
+        for program in self._programs_of_a_seed():
+            yield dataclasses.replace(program, runs=repeats * program.runs)
+
+    def _programs_of_a_seed(self) -> Iterator[Program]:
         settings, domains = self.config.method, self.config.domains
         steps = sum(domain.steps or self.config.training.steps for domain in domains)
         yield self._train_step("train step", settings, steps)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from das_jax import cli
 from das_jax.continual import importance, importance_map
+from das_jax.evaluation.scores import runs_of
 from das_jax.model import huggingface_config
 from das_jax.model.units import Units, unit_shapes
 from tests.project import Project, Start
@@ -127,6 +128,24 @@ class TestRun:
         assert ended.status == 0
         assert "\x1b" not in ended.output
         assert ended.errors == ""
+
+    def test_seeds_are_runs_of_their_own(
+        self, project: Project, start: Start, reference: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        directory = tmp_path / "seeds"
+        command = ["pretrain", project.config, "--seeds=[0,3]", f"--output_dir={directory}"]
+        ended = start(*command)
+        assert ended.status == 0, ended.errors
+        scores = [
+            (path / "scores.json").read_text()
+            for path in (reference, directory / "seed-0", directory / "seed-3")
+        ]
+        assert scores[0] == scores[1] != scores[2]
+        assert runs_of(directory) == [directory / "seed-0", directory / "seed-3"]
+        again = start(*command)
+        assert again.output.count("is finished; nothing is left to do") == 2
+        assert cli.main([*map(str, command[:3]), f"--output_dir={reference}"]) == 2
+        assert "is a run without `seeds`" in capsys.readouterr().err
 
     def test_another_configuration_is_refused(
         self, project: Project, reference: Path, capsys: Capture
