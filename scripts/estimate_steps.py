@@ -91,16 +91,16 @@ def lowered(run: Run, program: str) -> jax.stages.Lowered:
     programs = {each.name: each for each in run.programs()}
     if program != "forward and backward":
         return programs[program].lower()
-    method = run._method(run.config.method)
-    state = run._state(method)
+    method = run.method(run.config.method)
+    state = run.state(method)
     plain = dataclasses.replace(method, axis_name=None)
     return jax.jit(jax.grad(lambda *x: plain.loss(*x)[0])).lower(
-        state.params, state.memory, run._batch(run.config.training.batch_size), state.rng
+        state.params, state.memory, run.batch(run.config.training.batch_size), state.rng
     )
 
 
 def _finetuning(run: Run, seeds: int) -> jax.stages.Lowered:
-    model = dataclasses.replace(run._method(run.config.method).model, attention="dense")
+    model = dataclasses.replace(run.method(run.config.method).model, attention="dense")
     finetuning = Finetuning(Classifier(model, 3), run.sharding, 1000, 16, 1e-5)
     pretrained = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(
@@ -140,7 +140,7 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
     if case.program == "train step":
         run = Run(config, whole, sharding)
         useful = train_step_flops(
-            run._method(config.method), config.training.batch_size, config.data.length
+            run.method(config.method), config.training.batch_size, config.data.length
         )
         useful /= sharding.num_shards
         figures["compiled/useful"] = step.cost.flops / useful

@@ -163,7 +163,7 @@ def finetune_checkpoint(
     # Many short texts at a time: the kernel for long ones has nothing to win.
     model = dataclasses.replace(workspace.model, attention="dense")
     classifier = Classifier(model, len(task.classes))
-    title = f"{task.settings.name}, {seeds} seeds"
+    title = f"fine-tuning on {task.settings.name}"
     with workspace.console.progress(title, task.settings.epochs, transient=True) as line:
         return finetune(
             classifier,

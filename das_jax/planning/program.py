@@ -92,12 +92,12 @@ class Run:
         batch_size, length = self.config.training.batch_size, self.config.data.length
         micro_batches = self.config.training.accumulate
         check_divisible(batch_size, self.sharding, "training.batch_size", micro_batches)
-        method = self._method(settings)
+        method = self.method(settings)
 
         def lower() -> jax.stages.Lowered:
             step = compile_train_step(method, self._optimizer, self.sharding, micro_batches)
-            batch = self._batch(batch_size, micro_batches)
-            return _jitted(step).lower(self._state(method), batch)
+            batch = self.batch(batch_size, micro_batches)
+            return _jitted(step).lower(self.state(method), batch)
 
         flops = train_step_flops(method, batch_size, length)
         return Program(name, steps, batch_size, flops, 0, lower)
@@ -106,13 +106,13 @@ class Run:
         wanted, length = settings.importance, self.config.data.length
         check_divisible(wanted.batch_size, self.sharding, "method.importance.batch_size")
         batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
-        method = self._method(settings)
-        state = self._state(method)
+        method = self.method(settings)
+        state = self.state(method)
         masked = method.masking.num_masked(length)
 
         def lower() -> jax.stages.Lowered:
             sums = compile_sums(GateGradientSums(method, losses), self.sharding)
-            return _jitted(sums).lower(state.params, self._batch(batch_size), state.rng)
+            return _jitted(sums).lower(state.params, self.batch(batch_size), state.rng)
 
         batches = maps * -(-wanted.examples // batch_size)
         flops = importance_flops(self.architecture, losses, batch_size, length, masked)
@@ -120,7 +120,8 @@ class Run:
         resident = sum(_bytes_on_a_device(x) for x in jax.tree.leaves(state.opt_state))
         return Program(name, batches, batch_size, flops, resident, lower)
 
-    def _method(self, settings: MethodSettings) -> Method:
+    def method(self, settings: MethodSettings) -> Method:
+        """The method on the model as a TPU runs it."""
         config = self.config
         model = make_model(self.architecture, config, "tpu")
         # Which ids are special changes no shape; without the tokenizer these do as well as any.
@@ -136,7 +137,9 @@ class Run:
     def _optimizer(self) -> Optimizer:
         return domain_optimizer(self.config.training, self.config.training.steps)
 
-    def _state(self, method: Method) -> TrainState:
+    def state(self, method: Method) -> TrainState:
+        """The shapes and places of a training state."""
+
         def state() -> TrainState:
             key = jax.random.key(0)
             params = method.model.init(key)
@@ -145,7 +148,8 @@ class Run:
         shapes = jax.eval_shape(state)
         return TrainState(*(self.sharding.shapes(*part) for part in shapes._asdict().items()))
 
-    def _batch(self, rows: int, micro_batches: int = 1) -> Batch:
+    def batch(self, rows: int, micro_batches: int = 1) -> Batch:
+        """The shapes and places of a batch."""
         place = self.sharding.by_row(micro_batches)
         shape = (rows,) if micro_batches == 1 else (micro_batches, rows // micro_batches)
         tokens = jax.ShapeDtypeStruct((*shape, self.config.data.length), jnp.int32, sharding=place)
