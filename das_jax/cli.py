@@ -118,6 +118,25 @@ def _parser() -> argparse.ArgumentParser:
         help="the map file, FILE.safetensors; its heat map FILE.png is written beside it",
     )
     sub = add(
+        report,
+        "Shows a run, or compares several: tables here, a page with plots, and CSV files.",
+        "das-jax report runs/quickstart runs/naive --output comparison",
+    )
+    sub.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="an output_dir of das-jax pretrain, or a directory with one per seed (seed-0, seed-1, ...); "
+        "all others are compared with the first",
+    )
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where index.html and the CSV files go (default: RUN/report, or report for several runs)",
+    )
+    sub = add(
         export,
         "Writes a checkpoint as a HuggingFace directory.",
         "das-jax export runs/quickstart/02-reviews reviews-model",
@@ -176,7 +195,10 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    from das_jax.evaluation.report import score_table, write_report
+    from das_jax.evaluation.report import write_report
+    from das_jax.evaluation.score_table import heldout_table
+    from das_jax.evaluation.scores import RunScores
+    from das_jax.evaluation.tables import score_table
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
     from das_jax.training.pretrain import pretrain as run
@@ -185,7 +207,8 @@ def pretrain(options: argparse.Namespace) -> None:
     connect()
     console = Console(options.quiet)
     scores = run(config, console, options.interruption, write_report)
-    console.rich.print(score_table(scores))
+    measured = RunScores(Path(config.output_dir), config, tuple(scores), scores, {}, {})
+    console.rich.print(score_table(heldout_table((measured,))))
 
 
 def importance(options: argparse.Namespace) -> None:
@@ -211,6 +234,22 @@ def importance(options: argparse.Namespace) -> None:
     if measured.warning:
         console.log(f"warning: {measured.warning}")
     console.log(f"{options.output} and {picture} written")
+
+
+def report(options: argparse.Namespace) -> None:
+    from das_jax.evaluation.comparison import summarise_all
+    from das_jax.evaluation.report import write_pages
+    from das_jax.evaluation.tables import report_tables
+    from das_jax.training.console import screen
+
+    several = len(options.runs) > 1
+    directory = options.output or (Path() if several else options.runs[0]) / "report"
+    summaries = summarise_all(options.runs)
+    page = write_pages(summaries, directory)
+    console = screen()
+    for table in report_tables(summaries):
+        console.print(table)
+    console.print(f"{page} written, and the same as CSV files beside it", markup=False)
 
 
 def export(options: argparse.Namespace) -> None:
