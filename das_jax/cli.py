@@ -147,6 +147,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
     sub = add(
+        report,
+        "Shows a run, or compares several: tables here, a page with plots, and CSV files.",
+        "das-jax report runs/quickstart runs/naive --output comparison",
+    )
+    sub.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="an output_dir of das-jax pretrain, or a directory with one per seed (seed-0, seed-1, ...); "
+        "all others are compared with the first",
+    )
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where index.html and the CSV files go (default: RUN/report, or report for several runs)",
+    )
+    sub = add(
         export,
         "Writes a checkpoint as a HuggingFace directory.",
         "das-jax export runs/quickstart/02-reviews reviews-model",
@@ -205,7 +224,10 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    from das_jax.evaluation.report import score_table, write_report
+    from das_jax.evaluation.report import write_report
+    from das_jax.evaluation.score_table import heldout_table
+    from das_jax.evaluation.scores import RunScores
+    from das_jax.evaluation.tables import score_table
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
     from das_jax.training.pretrain import configurations
@@ -218,7 +240,8 @@ def pretrain(options: argparse.Namespace) -> None:
         if config.seeds is not None:
             console.log(f"seed {each.seed}, in {each.output_dir}")
         scores = run(each, console, options.interruption, write_report)
-        console.rich.print(score_table(scores))
+        measured = RunScores(Path(each.output_dir), each, tuple(scores), scores, {}, {})
+        console.rich.print(score_table(heldout_table((measured,))))
 
 
 def importance(options: argparse.Namespace) -> None:
@@ -267,11 +290,32 @@ def evaluate(options: argparse.Namespace) -> None:
     from das_jax.config.load import load_config
     from das_jax.evaluation.evaluate import evaluate as run
     from das_jax.training.console import Console
-    from das_jax.training.distributed import connect
+    from das_jax.training.distributed import connect, on_first_host
 
     tasks = load_config(options.tasks).config.evaluation if options.tasks else None
     connect()
     run(options.run, tasks, Console(options.quiet))
+    on_first_host(lambda: _show([options.run], options.run / "report"))
+
+
+def report(options: argparse.Namespace) -> None:
+    several = len(options.runs) > 1
+    _show(options.runs, options.output or (Path() if several else options.runs[0]) / "report")
+
+
+def _show(runs: list[Path], directory: Path) -> None:
+    """Prints the tables of runs, and writes their page."""
+    from das_jax.evaluation.comparison import summarise_all
+    from das_jax.evaluation.report import write_pages
+    from das_jax.evaluation.tables import report_tables
+    from das_jax.training.console import screen
+
+    summaries = summarise_all(runs)
+    page = write_pages(summaries, directory)
+    console = screen()
+    for table in report_tables(summaries):
+        console.print(table)
+    console.print(f"{page} written, and the same as CSV files beside it", markup=False)
 
 
 def export(options: argparse.Namespace) -> None:

@@ -261,21 +261,23 @@ def with_floor(importance: Units, floor: float) -> Units:
     return importance if floor == 0 else Units(*map(scale, importance))
 
 
+def rank_correlation(first_LxU: Any, second_LxU: Any) -> float:
+    """Spearman correlation of two raw maps: within each layer, then the mean over layers. A layer with no
+    variation at all counts 0.
+    """
+    first, second = np.asarray(first_LxU, np.float64), np.asarray(second_LxU, np.float64)
+    varied = [i for i in range(len(first)) if np.ptp(first[i]) > 0 and np.ptp(second[i]) > 0]
+    rhos = [stats.spearmanr(first[i], second[i]).statistic for i in varied]
+    return float(np.sum(rhos) / len(first))
+
+
 def split_half_correlation(halves: Units) -> dict[str, float]:
-    """Spearman correlation of the two halves' raw maps per kind: within each layer, then the mean over
-    layers.
+    """Rank correlation of the two halves' raw maps per kind.
 
     A map that measures something has halves that agree; two maps of noise do not, although their
-    cosine is 0.78 once they are normalised. Kinds with no variation at all count 0.
+    cosine is 0.78 once they are normalised.
     """
-
-    def correlation(halves_2xLxU: Any) -> float:
-        first, second = np.asarray(halves_2xLxU, np.float64)
-        varied = [i for i in range(len(first)) if np.ptp(first[i]) > 0 and np.ptp(second[i]) > 0]
-        rhos = [stats.spearmanr(first[i], second[i]).statistic for i in varied]
-        return float(np.sum(rhos) / len(first))
-
-    return {kind: correlation(half) for kind, half in halves._asdict().items()}
+    return {kind: rank_correlation(*np.asarray(half)) for kind, half in halves._asdict().items()}
 
 
 def self_test(raw: RawImportance) -> tuple[dict[str, float], str | None]:

@@ -27,11 +27,13 @@ class ImportanceMap(NamedTuple):
 
     Attributes:
       raw: the mean |gate gradient|, before normalisation.
+      halves: the same of the two halves of the sample, [2, L, U]; NaN in a converted map.
       own: the normalised map of the domain measured.
       importance: the element-wise maximum of this and all earlier maps: what protects.
     """
 
     raw: Units
+    halves: Units
     own: Units
     importance: Units
 

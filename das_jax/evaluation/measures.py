@@ -87,8 +87,10 @@ class Matrix:
         )
 
     def general_delta(self) -> np.ndarray | None:
-        """X-Delta: the mean over general tasks of A[T][j] - A[0][j]; [N] or None."""
+        """X-Delta: the mean over general tasks of A[T][j] - A[0][j]; [N], or None before the first domain."""
         scores = self.scores_NxRxC
+        if self.last == 0:
+            return None
         return self._mean([scores[:, -1, c] - scores[:, 0, c] for c, _ in self._columns(0, 0)])
 
 

@@ -1,156 +1,154 @@
-"""What a person looks at: the table of held-out losses in the terminal, and a page with plots."""
+"""The page that shows runs to people: one file, which needs no other and no network."""
 
-import base64
-import io
-import json
+import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from rich.table import Table
-from rich.text import Text
+from markupsafe import Markup
 
+from das_jax.config.load import leaves
+from das_jax.config.show import difference
+from das_jax.evaluation import plots
+from das_jax.evaluation.comparison import rank, rankings, summarise_all
+from das_jax.evaluation.csv_files import write_csv_files
+from das_jax.evaluation.score_table import MEANINGS, MEASURES, TITLES, ScoreTable
+from das_jax.evaluation.summary import Summary
+from das_jax.evaluation.svg import Plot
 from das_jax.files import write_text
-from das_jax.training.run_directory import RunDirectory
+from das_jax.training.run_directory import WHERE_NOT_WHAT
 
-matplotlib.use("agg")
-
-Scores = dict[str, dict[str, float]]
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
- color: #222 } table { border-collapse: collapse } td, th { padding: .3rem .8rem; text-align: right;
- border-bottom: 1px solid #ddd } th:first-child, td:first-child { text-align: left } img { max-width: 100% }
- .learned { font-weight: bold } .worse { color: #b00 } .better { color: #070 }
-</style></head><body>
-<h1>{{ title }}</h1>
-<h2>Held-out masked-LM loss, nats per masked token (less is better)</h2>
-<table><tr><th>after</th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr><td>{{ row.name }}</td>{% for cell in row.cells %}
-<td class="{{ cell.kind }}">{{ "%.3f"|format(cell.value) }}{% if cell.change is not none %}
- <small>({{ "%+.3f"|format(cell.change) }})</small>{% endif %}</td>{% endfor %}</tr>{% endfor %}
-</table>
-<p>Bold: the stage learned this text. In brackets: the change since the row above.</p>
-{% for plot in plots %}<h2>{{ plot.title }}</h2><img alt="{{ plot.title }}"
-src="data:image/png;base64,{{ plot.png }}"> {% endfor %}
-</body></html>
-"""
-
-
-def score_table(scores: Scores) -> Table:
-    """Rows: the base model and every stage; columns: every corpus; the change since the row above in
-    brackets.
-    """
-    table = Table(title="held-out masked-LM loss, nats per masked token (less is better)")
-    table.add_column("after")
-    for name in next(iter(scores.values())):
-        table.add_column(name, justify="right")
-    for row, cells in score_rows(scores):
-        texts = []
-        for value, change, kind in cells:
-            style = {"learned": "bold green", "worse": "red", "better": "green", "": ""}[kind]
-            texts.append(
-                Text(f"{value:.3f}" + ("" if change is None else f" ({change:+.3f})"), style)
-            )
-        table.add_row(Text(row), *texts)
-    return table
-
-
-def score_rows(scores: Scores) -> list[tuple[str, list[tuple[float, float | None, str]]]]:
-    """For every row its cells: (loss, change since the row above, `learned`, `worse`, `better` or
-    nothing).
-    """
-    rows = []
-    previous: dict[str, float] | None = None
-    for row, losses in scores.items():
-        cells = []
-        for name, value in losses.items():
-            change = None if previous is None else value - previous[name]
-            kind = "learned" if name == row else ""
-            if not kind and change is not None and abs(change) >= 0.0005:
-                kind = "worse" if change > 0 else "better"
-            cells.append((value, change, kind))
-        rows.append((row, cells))
-        previous = losses
-    return rows
+SHADES = 5
+"""Shades of a colour in a heat map."""
 
 
 def write_report(run: Path) -> None:
-    """Writes a run's page, which needs no other file."""
-    directory = RunDirectory(run)
-    scores, stages = directory.scores(), sorted(run.glob("[0-9][0-9]-*"))
-    rows = [
-        {"name": row, "cells": [{"value": v, "change": c, "kind": k} for v, c, k in cells]}
-        for row, cells in score_rows(scores)
-    ]
-    plots = [{"title": "Held-out loss after each stage", "png": _png(_plot_scores(scores))}]
-    for metric, name in (
-        ("loss", "Training loss"),
-        ("effective_mask", "Effective mask: share of the movement that is left"),
-    ):
-        figure = _plot_metric(stages, metric)
-        if figure is not None:
-            plots.append({"title": name, "png": _png(figure)})
-    template = jinja2.Environment(autoescape=True).from_string(PAGE)
-    page = template.render(
-        title=str(run), columns=list(next(iter(scores.values()))), rows=rows, plots=plots
+    """Writes the page of one run, or of one run's seeds, into its directory."""
+    write_pages(summarise_all([run]), run / "report")
+
+
+def write_pages(summaries: Sequence[Summary], directory: Path) -> Path:
+    """Writes the page of one run, or of several and their comparison, and the same as CSV files.
+
+    Returns:
+      Where the page is.
+    """
+    page = directory / "index.html"
+    write_csv_files(summaries, directory)
+    write_text(page, render(summaries))
+    return page
+
+
+def render(summaries: Sequence[Summary]) -> str:
+    """The page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    write_text(directory.report, page)
+    numbers = itertools.count(1)
+
+    def draw(plot: Plot) -> Markup:
+        return Markup(plot.numbered(next(numbers)))  # Made here, its text escaped by matplotlib.
+
+    environment.filters |= {"minus": minus, "sentence": sentence, "draw": draw}
+    return environment.get_template("report.html").render(
+        summaries=summaries,
+        title=", ".join(summary.name for summary in summaries),
+        changed=changed_settings(summaries),
+        plots=plots,
+        rankings=rankings(summaries),
+        rank=rank,
+        shade=shade,
+        share_shade=share_shade,
+        settings=settings_that_matter,
+        versions=versions,
+        yaml=yaml_text,
+        TITLES=TITLES,
+        MEANINGS=MEANINGS,
+        MEASURES=MEASURES,
+        SHADES=SHADES,
+    )
 
 
-def _plot_scores(scores: Scores) -> Figure:
-    figure, axes = _figure()
-    for name in next(iter(scores.values())):
-        axes.plot(
-            list(scores), [losses[name] for losses in scores.values()], marker="o", label=name
-        )
-    axes.set_ylabel("nats per masked token")
-    axes.legend()
-    return figure
+def minus(text: object) -> str:
+    """Numbers with a minus sign as wide as the plus sign."""
+    return str(text).replace("-", "\N{MINUS SIGN}")
 
 
-def _plot_metric(stages: list[Path], prefix: str) -> Figure | None:
-    """All metrics named `prefix` or `prefix/...`, stage after stage along one axis."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    offset, borders = 0, []
-    for stage in stages:
-        path = stage / "metrics.jsonl"
-        records = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
-        for record in records:
-            for name, value in record.items():
-                if name == prefix or name.startswith(prefix + "/"):
-                    series.setdefault(name, []).append((offset + record["step"], value))
-        if records:
-            borders.append((offset, stage.name))
-            offset += records[-1]["step"]
-    if not series:
-        return None
-    figure, axes = _figure()
-    for name, points in series.items():
-        axes.plot(*np.asarray(points).T, label=name)
-    for start, name in borders:
-        axes.axvline(start, color="#bbb", linewidth=0.8)
-        axes.annotate(
-            name, (start, 1.0), xycoords=("data", "axes fraction"), fontsize=8, va="bottom"
-        )
-    axes.set_xlabel("step")
-    axes.legend()
-    return figure
+def sentence(text: str) -> str:
+    """With a capital letter in front; the others stay as they are."""
+    return text[:1].upper() + text[1:]
 
 
-def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    return figure, figure.subplots()
+def shade(table: ScoreTable, row: int, column: int) -> str:
+    """The classes of a cell: how much better or worse than where the first domain began, and `learned`."""
+    classes = ["learned"] if table.learned(row, column) else []
+    if row < table.start:
+        classes.append("before")
+    change = table.change(row, column)
+    if change is not None and (verdict := table.verdict(row, column)):
+        step = math.ceil(SHADES * abs(change) / table.largest_change())
+        classes.append(f"{verdict}-{min(step, SHADES)}")
+    return " ".join(classes)
 
 
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+def share_shade(share: float) -> str:
+    """The class of a cell that holds a number from 0 to 1."""
+    return f"share-{min(SHADES, max(0, round(SHADES * share)))}"
+
+
+def settings_that_matter(summary: Summary) -> dict[str, str]:
+    """What a person asks first of a run."""
+    config, training = summary.config, summary.config.training
+    domains = (f"{each.name} ({each.steps or training.steps} steps)" for each in config.domains)
+    general = config.general
+    shown = {
+        "directory": str(summary.path),
+        "method": config.method.name,
+        "model": config.model.path,
+        "domains": ", ".join(domains),
+        "general text": "none",
+        "batch": f"{training.batch_size} chunks of {config.data.length} tokens",
+        "learning rate": f"{training.learning_rate:g}, {training.warmup:.0%} of the steps to rise",
+        "preset": config.preset,
+        "seeds": ", ".join(map(str, summary.seeds)),
+    }
+    if general is not None:
+        warm_up = f"warm-up of {general.steps} steps" if general.steps else "measured, not learned"
+        shown["general text"] = f"{general.name} ({warm_up})"
+    method = [f"{key} {value}" for key, value in leaves(config.method).items() if key != "name"]
+    return shown | ({"method settings": ", ".join(method)} if method else {})
+
+
+def changed_settings(summaries: Sequence[Summary]) -> dict[str, list[str]]:
+    """The settings in which runs differ: the value of every run; a dash where it does not apply."""
+    same = (*WHERE_NOT_WHAT, "seed")
+    keys = dict.fromkeys(
+        key
+        for summary in summaries[1:]
+        for key, _, _ in difference(summaries[0].config, summary.config)
+        if not key.startswith(same)
+    )
+    values = [leaves(summary.config) for summary in summaries]
+    return {key: [str(each.get(key, "\N{EN DASH}")) for each in values] for key in keys}
+
+
+def versions(summary: Summary) -> dict[str, str]:
+    """What the run was begun with: the comments on top of config.yaml."""
+    lines = _config_lines(summary)
+    comments = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    return dict(line.removeprefix("# ").split(": ", 1) for line in comments if ": " in line)
+
+
+def yaml_text(summary: Summary) -> str:
+    """The whole configuration of the first seed."""
+    return "\n".join(line for line in _config_lines(summary) if not line.startswith("#"))
+
+
+def _config_lines(summary: Summary) -> list[str]:
+    path = summary.runs[0].directory / "config.yaml"
+    return path.read_text(encoding="utf-8").splitlines()

@@ -1,6 +1,6 @@
 """Means over seeds with their uncertainty."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,15 @@ class Estimate(NamedTuple):
     def half_width(self) -> float | None:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    def __str__(self) -> str:
+        """The mean, and half of the interval if there is one."""
+        half = "" if self.half_width is None else f" ± {self.half_width:.3f}"
+        return f"{self.mean:.3f}{half}"
+
+    def interval(self, sign: Literal["-", "+"] = "-") -> str:
+        """The interval's ends, with a plus if `sign` is one; empty if there is no interval."""
+        return "" if self.low is None else f"[{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
+
 
 def estimate(samples_N: npt.ArrayLike) -> Estimate:
     """The mean and Student's t interval."""
@@ -31,7 +40,7 @@ def estimate(samples_N: npt.ArrayLike) -> Estimate:
         return Estimate(mean, None, None, count)
     error = float(values_N.std(ddof=1)) / np.sqrt(count)
     half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    return Estimate(mean, mean - half, mean + half, count)
+    return Estimate(mean, float(mean - half), float(mean + half), count)
 
 
 def paired_difference(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Estimate:

@@ -1,82 +1,212 @@
-"""The table and the page."""
+"""The page, as far as it needs no browser."""
 
-import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from das_jax.evaluation.report import score_rows, score_table, write_report
-from das_jax.training.run_directory import RunDirectory
+from das_jax.evaluation.comparison import summarise_all
+from das_jax.evaluation.report import render, shade, share_shade, write_pages, write_report
+from das_jax.evaluation.summary import summarise
+from tests.evaluation.conftest import EVALUATION, HELDOUT, MakeRun
 
-SCORES = {
-    "base model": {"news": 4.0, "acl": 5.0, "reviews": 5.5},
-    "acl": {"news": 4.5, "acl": 3.0, "reviews": 5.5001},
-    "reviews": {"news": 4.25, "acl": 3.25, "reviews": 2.0},
-}
+VOID = {"meta", "link", "br"}
 
 
-def test_what_was_learned_what_got_worse_and_what_did_not_change() -> None:
-    assert score_rows(SCORES) == [
-        ("base model", [(4.0, None, ""), (5.0, None, ""), (5.5, None, "")]),
-        (
-            "acl",
-            [(4.5, 0.5, "worse"), (3.0, -2.0, "learned"), (5.5001, pytest.approx(1e-4), "")],
-        ),
-        (
-            "reviews",
-            [
-                (4.25, -0.25, "better"),
-                (3.25, 0.25, "worse"),
-                (2.0, pytest.approx(-3.5001), "learned"),
-            ],
-        ),
+class Page(HTMLParser):
+    """The page's elements; what is opened must be closed, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.headings: list[str] = []
+        self.cells: dict[str, list[tuple[str, str]]] = {}
+        """Of every table, by its label: (class, text) of every cell."""
+        self._open: list[str] = []
+        self._table = ""
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        known = {name: value or "" for name, value in attributes}
+        self.tags.append(tag)
+        self.attributes += known.items()
+        if known.get("role") == "region":
+            self._table = known["aria-label"]
+        if tag == "td":
+            self.cells.setdefault(self._table, []).append((known.get("class", ""), ""))
+        if tag in ("h1", "h2", "h3", "h4"):
+            self.headings.append("")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attributes]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self._open:
+            kind, text = self.cells[self._table][-1]
+            self.cells[self._table][-1] = kind, text + data
+        elif self._open and self._open[-1] in ("h1", "h2", "h3", "h4"):
+            self.headings[-1] += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for attribute, value in self.attributes if attribute == name]
+
+
+def test_the_page_of_a_run(make_run: MakeRun) -> None:
+    run = make_run("das", evaluation=EVALUATION)
+    write_report(run)
+    page = Page((run / "report" / "index.html").read_text())
+    assert page.headings == [
+        "das",
+        "What ran",
+        "End tasks",
+        "Held-out masked-LM loss",
+        "Cloze facts",
+        "Curves",
+        "What is protected",
+        "Still free, layer by layer",
+        "What maps have in common",
+    ]
+    # Training loss, held-out loss, effective mask, raw importance of three kinds.
+    assert page.values("class").count("plot") == 6
+    assert {f"#{name}" for name in page.values("id")} >= set(page.values("href")) - {"data:,"}
+
+
+def test_learned_cells_are_marked_and_changes_coloured(make_run: MakeRun) -> None:
+    page = Page(render([summarise(make_run("das"))]))
+    cells = page.cells["held-out masked-LM loss of das"]
+    assert cells[:6] == [
+        ("before", "8.000"),
+        ("before", "9.000"),
+        ("before", "8.500"),
+        ("learned", "4.000"),
+        ("", "5.000"),
+        ("", "5.500"),
+    ]
+    assert cells[6:] == [
+        ("worse-1", "4.500+0.500"),
+        ("learned better-3", "3.000−2.000"),
+        ("", "5.500+0.000"),
+        ("worse-1", "4.250+0.250"),
+        ("better-3", "3.250−1.750"),
+        ("learned better-5", "2.000−3.500"),
     ]
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    Console(width=100).print(score_table(SCORES))
-    lines = capsys.readouterr().out.splitlines()
-    assert "nats per masked token" in lines[0]
-    (row,) = (line for line in lines if line.startswith("│ acl"))
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "acl",
-        "4.500 (+0.500)",
-        "3.000 (-2.000)",
-        "5.500 (+0.000)",
+def test_of_end_tasks_more_is_better_and_baselines_stand_below(make_run: MakeRun) -> None:
+    summary = summarise(make_run("das", evaluation=EVALUATION))
+    table = summary.tables["tasks"]
+    assert shade(table, 3, 1) == "learned better-5"
+    assert shade(table, 2, 1) == "worse-1"
+    cells = [text for _, text in Page(render([summary])).cells["end tasks of das"]]
+    assert cells[-4:] == ["0.250", "0.250", "0.375", "0.375"]
+    assert cells[4] == "0.750 ± 0.124+0.350"
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(-0.2, 0), (0.0, 0), (0.51, 3), (1.0, 5), (1.001, 5)]
+)
+def test_shades_of_shares(share: float, expected: int) -> None:
+    assert share_shade(share) == f"share-{expected}"
+
+
+def test_measures_say_what_they_mean_and_where_they_start(make_run: MakeRun) -> None:
+    text = render([summarise(make_run("das", evaluation=EVALUATION))])
+    cells = Page(text).cells["Measures of held-out masked-LM loss of das"]
+    assert [cell[1] for cell in cells[3:6]] == [
+        "0.250",
+        "",
+        "forgetting: the best score before the last domain, less the last; less is better",
     ]
+    starts = re.findall(r"The first row counted is <i>(.*?)</i>(.*?)\.", text)
+    assert starts == [("news", ", the model after the warm-up and before the first domain")] * 3
+    assert "Means over 3 fine-tuning seeds (0, 1, 2)" in text
+    assert "One pre-training seed (0), so there are no intervals" in text
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    directory = RunDirectory(tmp_path / "<b>x</b>")
-    directory.write_scores(SCORES)
-    for name in ("01-acl", "02-reviews"):
-        stage = directory.path / name
-        stage.mkdir()
-        rows = [{"step": step, "loss": 5 - step, "effective_mask/heads": 0.5} for step in (1, 2)]
-        (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (directory.path / "03-not-begun").mkdir()
-    return directory
+def test_without_a_warm_up_nothing_is_said_of_one(make_run: MakeRun) -> None:
+    general = {"name": "news", "source": {"kind": "demo", "name": "news"}}
+    heldout = {row: losses for row, losses in HELDOUT.items() if row != "news"}
+    text = render([summarise(make_run("das", heldout=heldout, general=general))])
+    assert "The first row counted is <i>base model</i>." in text
+    assert "after the warm-up" not in text
 
 
-def test_the_page_needs_nothing_else(run: RunDirectory) -> None:
-    write_report(run.path)
-    text = run.report.read_text()
-    assert "&lt;b&gt;x&lt;/b&gt;" in text
-    assert "<b>x</b>" not in text
-    assert text.count("<img") == 3
-    assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}
-    assert not re.search(r"https?://|<script|<link", text)
-    assert re.findall(r"<td>([\w ]+)</td>", text) == list(SCORES)
-    assert len(re.findall(r'class="learned"', text)) == 2
+def test_a_method_without_importance_has_no_such_section(make_run: MakeRun) -> None:
+    page = render([summarise(make_run("naive", method="naive"))])
+    assert "Training loss" in page
+    for absent in ("protected", "Effective mask", "Raw importance", "End tasks", "Cloze"):
+        assert absent not in page
 
 
-def test_the_page_of_a_method_without_a_mask(run: RunDirectory) -> None:
-    for metrics in run.path.glob("*/metrics.jsonl"):
-        metrics.write_text('{"step": 1, "loss": 3.0}\n')
-    write_report(run.path)
-    text = run.report.read_text()
-    assert "Training loss" in text
-    assert "Effective mask" not in text
+def test_several_runs_are_compared(make_run: MakeRun) -> None:
+    naive = make_run("naive", method="naive", evaluation=EVALUATION)
+    page = Page(render(summarise_all([make_run("das", evaluation=EVALUATION), naive])))
+    assert page.headings[:4] == [
+        "das, naive",
+        "Comparison",
+        "By OP of end tasks",
+        "By F of held-out masked-LM loss",
+    ]
+    assert page.headings.count("What is protected") == 1
+    differing = [text for _, text in page.cells["Settings that differ"]]
+    assert differing[:2] == ["das", "naive"]
+    assert differing[2:4] == ["1.0", "–"], "a setting that only one method has"
+    ids = page.values("id")
+    assert len(ids) == len(set(ids)), "plots share no id"
+    assert {f"#{name}" for name in ids} >= set(page.values("href")) - {"data:,"}
+    assert {f"#{name}" for name in ids} >= set(page.values("xlink:href"))
+
+
+def test_names_are_text_and_not_markup(make_run: MakeRun) -> None:
+    text = render([summarise(make_run("<b>x</b> & $y_1$"))])
+    Page(text)
+    assert "<b>x" not in text
+    assert "&lt;b&gt;x&lt;/b&gt; &amp; $y_1$" in text
+    assert "1 x &lt;cpu&gt;" in text
+
+
+def test_names_in_plots_are_text_and_not_markup(make_run: MakeRun) -> None:
+    paths = [make_run(name) for name in ("<b>x</b>", "_y$")]
+    text = render(summarise_all(paths))
+    Page(text)
+    assert "<b>x" not in text
+
+
+def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
+    text = render(summarise_all([make_run(name, evaluation=EVALUATION) for name in "ab"]))
+    page = Page(text)
+    assert not {"script", "img", "iframe", "object"} & set(page.tags)
+    assert page.values("src") == []
+    addresses = page.values("href") + page.values("xlink:href")
+    assert {address for address in addresses if not address.startswith("#")} == {"data:,"}
+    assert not re.search(r"https?:|@import|url\((?!#)", text)
+
+
+def test_equal_runs_have_equal_pages(make_run: MakeRun) -> None:
+    summary = summarise(make_run("das"))
+    assert render([summary]) == render([summary])
+
+
+def test_a_run_in_its_middle_has_a_page(make_run: MakeRun) -> None:
+    for rows in (1, 2, 3):
+        heldout = dict(list(HELDOUT.items())[:rows])
+        Page(render([summarise(make_run(f"das-{rows}", heldout=heldout))]))
+
+
+def test_the_csv_files_stand_beside_the_page(make_run: MakeRun, tmp_path: Path) -> None:
+    page = write_pages([summarise(make_run("das"))], tmp_path / "out")
+    assert page == tmp_path / "out" / "index.html"
+    names = ["agreement", "costs", "importance", "measures", "metrics", "ranks", "scores"]
+    assert {path.name for path in page.parent.iterdir()} == {
+        *(f"{name}.csv" for name in names),
+        "index.html",
+    }

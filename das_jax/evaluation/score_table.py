@@ -1,0 +1,230 @@
+"""Matrices of scores over seeds, and the measures taken from them."""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from das_jax.errors import UserError
+from das_jax.evaluation.measures import Matrix
+from das_jax.evaluation.scores import RunScores
+from das_jax.evaluation.statistics import Estimate, estimate
+
+Kind = Literal["tasks", "heldout", "cloze"]
+TITLES: dict[Kind, str] = {
+    "tasks": "end tasks",
+    "heldout": "held-out masked-LM loss",
+    "cloze": "cloze facts",
+}
+
+MEASURES = {
+    "OP": Matrix.overall,
+    "F": Matrix.forgetting,
+    "forgetting rate": Matrix.forgetting_rate,
+    "BWT": Matrix.backward_transfer,
+    "FWT": Matrix.forward_transfer,
+    "plasticity": Matrix.plasticity,
+    "X-Delta": Matrix.general_delta,
+}
+MEANINGS = {
+    "OP": "overall performance: the mean over the domains after the last one",
+    "F": "forgetting: the best score before the last domain, less the last; less is better",
+    "forgetting rate": "the score right after learning a domain, less the last; less is better",
+    "BWT": "backward transfer: the last score, less the one right after learning",
+    "FWT": "forward transfer: the score before a domain is learned, less the first model's",
+    "plasticity": "the score after learning a domain, less the one before",
+    "X-Delta": "general knowledge: the last score, less the first model's",
+    "FUAR": "what was lost of kept facts for what was gained of updated and new ones; less is better",
+}
+LESS_IS_BETTER = {"F", "forgetting rate", "FUAR"}
+
+NEGLIGIBLE = 0.0005
+"""A change that three digits do not show."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One matrix, over seeds.
+
+    Attributes:
+      kind: what was measured.
+      unit: of the values.
+      larger_is_better: false for losses.
+      rows: the models: `base model`, the warm-up if there was one, and every learned domain.
+      start: the number of the row that the first domain began with.
+      columns: the tasks or texts.
+      domains: of every column the number of its domain, from 1; 0 for general knowledge, -1 for neither.
+      values_NxRxC: N samples, NaN where nothing was measured.
+      samples: what the N samples are: `pre-training` or `fine-tuning` seeds.
+      seeds: the seed of every sample.
+      baselines: scores without any language model, {name: one per column}, NaN where there is none.
+    """
+
+    kind: Kind
+    unit: str
+    larger_is_better: bool
+    rows: tuple[str, ...]
+    start: int
+    columns: tuple[str, ...]
+    domains: tuple[int, ...]
+    values_NxRxC: np.ndarray
+    samples: Literal["pre-training", "fine-tuning"]
+    seeds: tuple[int, ...]
+    baselines: dict[str, list[float]]
+
+    @property
+    def title(self) -> str:
+        """What its values are, and which are the better ones."""
+        better = "more" if self.larger_is_better else "less"
+        return f"{TITLES[self.kind]}, {self.unit} ({better} is better)"
+
+    @property
+    def warmed_up(self) -> bool:
+        """Whether the first row counted is not the base model, but the one after the warm-up."""
+        return self.start > 0
+
+    def learned(self, row: int, column: int) -> bool:
+        """Whether the row is the model that has just learned the column's domain, or warmed up on it."""
+        number = self.domains[column]
+        if number > 0:
+            return row == self.start + number
+        return row == self.start > 0 and self.columns[column] == self.rows[row]
+
+    def cell(self, row: int, column: int) -> Estimate | None:
+        """The mean over samples and its interval; None where nothing was measured."""
+        values_N = self.values_NxRxC[:, row, column]
+        return None if np.isnan(values_N).any() else estimate(values_N)
+
+    def change(self, row: int, column: int) -> float | None:
+        """What a cell is above the same column of the row that the first domain began with; None for that
+        row and those before it.
+        """
+        values_NxR = self.values_NxRxC[:, :, column]
+        change = float((values_NxR[:, row] - values_NxR[:, self.start]).mean())
+        return None if row <= self.start or np.isnan(change) else change
+
+    def largest_change(self) -> float:
+        """The size of the largest change in the table; 0 without any."""
+        changes = [self.change(r, c) for r, c in np.ndindex(len(self.rows), len(self.columns))]
+        return max((abs(change) for change in changes if change is not None), default=0.0)
+
+    def verdict(self, row: int, column: int) -> Literal["better", "worse", ""]:
+        """What to think of a cell beside the row that the first domain began with."""
+        change = self.change(row, column) or 0.0
+        if abs(change) < NEGLIGIBLE:
+            return ""
+        return "better" if (change > 0) == self.larger_is_better else "worse"
+
+    def incomplete(self) -> tuple[str, ...]:
+        """The columns that no measure counts, as a row of them was not measured."""
+        missing_C = np.isnan(self.values_NxRxC[:, self.start :]).any(axis=(0, 1))
+        return tuple(name for name, hole in zip(self.columns, missing_C, strict=True) if hole)
+
+    def less_is_better(self, measure: str) -> bool:
+        """Whether of two runs the one with the smaller value of a measure is the better."""
+        return measure in LESS_IS_BETTER or (measure == "OP" and not self.larger_is_better)
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """Every measure that is defined, [N]. The first row counted is `start`; columns that are not
+        complete are left out. OP of a loss is a loss; all others are gains or losses of score.
+        """
+        values = self.values_NxRxC[:, self.start :]
+        left_out = self.incomplete()
+        complete = [c for c, name in enumerate(self.columns) if name not in left_out]
+        sign = 1 if self.larger_is_better else -1
+        domains = tuple(self.domains[c] for c in complete)
+        matrix = Matrix(sign * values[:, :, complete], domains)
+        measured = {name: measure(matrix) for name, measure in MEASURES.items()}
+        found = {name: value for name, value in measured.items() if value is not None}
+        if "OP" in found:
+            found["OP"] = sign * found["OP"]
+        return found
+
+
+def heldout_table(runs: tuple[RunScores, ...]) -> ScoreTable:
+    """The matrix of held-out losses of the seeds of one run."""
+    first = runs[0]
+    texts = tuple(first.heldout[first.rows[0]])
+    values = [[[run.heldout[row][text] for text in texts] for row in run.rows] for run in runs]
+    return _table(runs, "heldout", "nats per masked token", texts, texts, np.array(values))
+
+
+def task_table(runs: tuple[RunScores, ...]) -> ScoreTable:
+    """The matrix of end tasks; samples are pre-training seeds if there are several, else the fine-tuning
+    seeds that all rows have.
+    """
+    first = runs[0]
+    names, tasks = tuple(first.tasks), list(first.tasks.values())
+    metrics = {task["metric"].replace("_", "-").replace("f1", "F1") for task in tasks}
+    rows = [row for run in runs for task in run.tasks.values() for row in task["rows"].values()]
+    seeds = [seed for seed in rows[0]["seeds"] if all(seed in row["seeds"] for row in rows)]
+    if not seeds:
+        raise UserError(
+            f"the end tasks of {first.directory} have no fine-tuning seed in common; measure all of them "
+            "again with das-jax evaluate"
+        )
+    values = np.full((len(runs), len(seeds), len(first.rows), len(names)), np.nan)
+    for (k, run), (c, name) in itertools.product(enumerate(runs), enumerate(names)):
+        task = run.tasks[name]
+        for r, row in enumerate(first.rows):
+            if row in task["rows"]:
+                entry = task["rows"][row]
+                by_seed = dict(zip(entry["seeds"], entry["scores"][task["metric"]], strict=True))
+                values[k, :, r, c] = [by_seed[seed] for seed in seeds]
+    baselines = {
+        baseline: [
+            task["baselines"].get(baseline, {}).get(task["metric"], np.nan) for task in tasks
+        ]
+        for baseline in dict.fromkeys(name for task in tasks for name in task["baselines"])
+    }
+    domains = tuple(task["domain"] for task in tasks)
+    unit = ", ".join(sorted(metrics))
+    if len(runs) > 1:
+        values_NxRxC = values.mean(axis=1)
+        return _table(runs, "tasks", unit, names, domains, values_NxRxC, baselines=baselines)
+    return _table(runs, "tasks", unit, names, domains, values[0], tuple(seeds), baselines)
+
+
+def cloze_table(runs: tuple[RunScores, ...]) -> ScoreTable:
+    """The matrix of cloze facts, the precision of the first guess."""
+    first, names = runs[0], tuple(runs[0].cloze)
+    values = [
+        [
+            [run.cloze[name]["rows"].get(row, {}).get("precision", np.nan) for name in names]
+            for row in first.rows
+        ]
+        for run in runs
+    ]
+    table = _table(runs, "cloze", "precision at 1", names, (None,) * len(names), np.array(values))
+    # What has changed or is new in a domain is no general knowledge; FUAR counts it.
+    learned = [first.cloze[name]["knowledge"] in ("updated", "new") for name in names]
+    return replace(table, domains=tuple(-1 if each else 0 for each in learned))
+
+
+def _table(
+    runs: tuple[RunScores, ...],
+    kind: Kind,
+    unit: str,
+    columns: tuple[str, ...],
+    domains: tuple[str | None, ...],
+    values_NxRxC: np.ndarray,
+    fine_tuning_seeds: tuple[int, ...] = (),
+    baselines: dict[str, list[float]] | None = None,
+) -> ScoreTable:
+    run = runs[0]
+    order = [domain.name for domain in run.config.domains]
+    numbers = tuple(order.index(name) + 1 if name in order else 0 for name in domains)
+    return ScoreTable(
+        kind,
+        unit,
+        kind != "heldout",
+        run.rows,
+        run.rows.index(run.start) if run.start in run.rows else 0,
+        columns,
+        numbers,
+        values_NxRxC,
+        "fine-tuning" if fine_tuning_seeds else "pre-training",
+        fine_tuning_seeds or tuple(each.config.seed for each in runs),
+        baselines or {},
+    )
