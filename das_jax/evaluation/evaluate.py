@@ -144,7 +144,8 @@ def _task_column(workspace: Workspace, task: Task, seeds: int) -> Column:
     def measure(checkpoint: Checkpoint) -> dict[str, Any]:
         result = finetune_checkpoint(workspace, checkpoint, task, seeds)
         names = result.scores[0]
-        return {"scores": {name: [seed[name] for seed in result.scores] for name in names}}
+        scores = {name: [seed[name] for seed in result.scores] for name in names}
+        return {"seeds": list(range(seeds)), "scores": scores}
 
     about = {
         "key": sha256(f"{task.key} {seeds}".encode()).hexdigest(),

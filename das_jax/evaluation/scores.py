@@ -21,7 +21,7 @@ class Evaluation:
 
     {"tasks": {TASK: {"key": ..., "domain": ..., "metric": ..., "classes": [...],
                       "baselines": {NAME: {METRIC: score}},
-                      "rows": {ROW: {"weights": ..., "scores": {METRIC: [one per seed]}}}}},
+                      "rows": {ROW: {"weights": ..., "seeds": [...], "scores": {METRIC: [one per seed]}}}}},
      "cloze": {SET: {"key": ..., "knowledge": ..., "facts": ...,
                      "rows": {ROW: {"weights": ..., "precision": ...}}}}}
     """
