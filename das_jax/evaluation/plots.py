@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from das_jax.evaluation.curves import over_seeds, starts
 from das_jax.evaluation.protection import Protection
@@ -180,7 +180,9 @@ def _plot_layers(protection: Protection, kind: str) -> Plot:
             values_L = protection.raw_MxL[kind][key.number]
             axes.plot(values_L, marker=key.marker, markersize=3, **key.line)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
 
     return plot(

@@ -9,7 +9,6 @@ import jinja2
 from markupsafe import Markup
 
 from das_jax.config.load import leaves
-from das_jax.config.show import difference
 from das_jax.evaluation import plots
 from das_jax.evaluation.comparison import rank, rankings, summarise_all
 from das_jax.evaluation.csv_files import write_csv_files
@@ -21,6 +20,7 @@ from das_jax.training.run_directory import WHERE_NOT_WHAT
 
 SHADES = 5
 """Shades of a colour in a heat map."""
+ABSENT = "\N{EN DASH}"
 
 
 def write_report(run: Path) -> None:
@@ -125,16 +125,15 @@ def settings_that_matter(summary: Summary) -> dict[str, str]:
 
 
 def changed_settings(summaries: Sequence[Summary]) -> dict[str, list[str]]:
-    """The settings in which runs differ: the value of every run; a dash where it does not apply."""
-    same = (*WHERE_NOT_WHAT, "seed")
-    keys = dict.fromkeys(
-        key
-        for summary in summaries[1:]
-        for key, _, _ in difference(summaries[0].config, summary.config)
-        if not key.startswith(same)
-    )
+    """The settings in which runs differ that have them: the value of every run, a dash where it has none."""
     values = [leaves(summary.config) for summary in summaries]
-    return {key: [str(each.get(key, "\N{EN DASH}")) for each in values] for key in keys}
+    keys = dict.fromkeys(itertools.chain(*values))
+    shown = {key: [str(each.get(key, ABSENT)) for each in values] for key in keys}
+    return {
+        key: row
+        for key, row in shown.items()
+        if not key.startswith((*WHERE_NOT_WHAT, "seed")) and len({*row} - {ABSENT}) > 1
+    }
 
 
 def versions(summary: Summary) -> dict[str, str]:

@@ -78,13 +78,14 @@ def write_run(
     parent: Path,
     name: str,
     seed: int = 0,
-    method: str = "das",
+    method: str | dict[str, Any] = "das",
     heldout: dict[str, dict[str, float]] = HELDOUT,
     evaluation: dict[str, Any] | None = None,
     inputs: dict[str, str] | None = None,
     **settings: Any,
 ) -> Path:
     directory = RunDirectory(parent / name)
+    method = {"name": method} if isinstance(method, str) else method
     sources = {name: {"kind": "demo", "name": name} for name in ("news", "acl", "reviews")}
     config = {
         "output_dir": str(directory.path),
@@ -92,7 +93,7 @@ def write_run(
         "model": {"path": "demo:bert-tiny"},
         "general": {"name": "news", "source": sources["news"], "steps": 4},
         "domains": [{"name": name, "source": sources[name]} for name in ("acl", "reviews")],
-        "method": {"name": method},
+        "method": method,
         **settings,
     }
     directory.base.mkdir(parents=True)
@@ -106,7 +107,7 @@ def write_run(
         directory.evaluation.write_text(json.dumps(evaluation))
     architecture = architecture_of(directory.base)
     for number, stage in enumerate(row for row in heldout if row != "base model"):
-        write_stage(directory.stage(number, stage), method, seed, architecture)
+        write_stage(directory.stage(number, stage), method["name"], seed, architecture)
     return directory.path
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from das_jax.evaluation.comparison import summarise_all
-from das_jax.evaluation.report import render, shade, share_shade, write_pages, write_report
+from das_jax.evaluation.report import (
+    changed_settings,
+    render,
+    shade,
+    share_shade,
+    write_pages,
+    write_report,
+)
 from das_jax.evaluation.summary import summarise
 from tests.evaluation.conftest import EVALUATION, HELDOUT, MakeRun
 
@@ -35,6 +42,8 @@ class Page(HTMLParser):
         self.attributes += known.items()
         if known.get("role") == "region":
             self._table = known["aria-label"]
+        if known.get("class") == "facts":
+            self._table = "facts"
         if tag == "td":
             self.cells.setdefault(self._table, []).append((known.get("class", ""), ""))
         if tag in ("h1", "h2", "h3", "h4"):
@@ -158,8 +167,9 @@ def test_several_runs_are_compared(make_run: MakeRun) -> None:
     ]
     assert page.headings.count("What is protected") == 1
     differing = [text for _, text in page.cells["Settings that differ"]]
-    assert differing[:2] == ["das", "naive"]
-    assert differing[2:4] == ["1.0", "–"], "a setting that only one method has"
+    assert differing == ["das", "naive"], (
+        "the method's name; other settings of it one run alone has"
+    )
     ids = page.values("id")
     assert len(ids) == len(set(ids)), "plots share no id"
     assert {f"#{name}" for name in ids} >= set(page.values("href")) - {"data:,"}
@@ -170,6 +180,7 @@ def test_names_are_text_and_not_markup(make_run: MakeRun) -> None:
     text = render([summarise(make_run("<b>x</b> & $y_1$"))])
     Page(text)
     assert "<b>x" not in text
+    assert "mathdefault" not in text, "nor is anything taken for TeX"
     assert "&lt;b&gt;x&lt;/b&gt; &amp; $y_1$" in text
     assert "1 x &lt;cpu&gt;" in text
 
@@ -189,6 +200,19 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
     addresses = page.values("href") + page.values("xlink:href")
     assert {address for address in addresses if not address.startswith("#")} == {"data:,"}
     assert not re.search(r"https?:|@import|url\((?!#)", text)
+
+
+def test_settings_in_which_runs_differ_that_have_them(make_run: MakeRun) -> None:
+    masks = [{"name": "das", "soft_mask": {"apply_to": each}} for each in ("update", "gradient")]
+    runs = [
+        make_run("a", method=masks[0]),
+        make_run("b", method=masks[1], seed=1, mesh={"data": 1}),
+        make_run("c", method="naive"),
+    ]
+    assert changed_settings(summarise_all(runs)) == {
+        "method.name": ["das", "das", "naive"],
+        "method.soft_mask.apply_to": ["update", "gradient", "–"],
+    }
 
 
 def test_equal_runs_have_equal_pages(make_run: MakeRun) -> None:
