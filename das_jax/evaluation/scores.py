@@ -31,21 +31,25 @@ class Evaluation:
     def read(self) -> dict[str, dict[str, Any]]:
         if not self.path.exists():
             return {"tasks": {}, "cloze": {}}
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"{self.path} is damaged ({error}); remove it and run das-jax evaluate again"
+            ) from error
 
     def begin(self, columns: dict[tuple[str, str], dict[str, Any]]) -> None:
-        """Keeps the scores of columns that are as they were, and forgets all others.
+        """Writes down what is measured; scores of a column that is not what it was are forgotten.
 
         Args:
           columns: {(kind, name): what is written beside the scores}.
         """
-        before = self.read()
-        now: dict[str, dict[str, Any]] = {"tasks": {}, "cloze": {}}
+        everything = self.read()
         for (kind, name), about in columns.items():
-            old = before[kind].get(name, {})
+            old = everything[kind].get(name, {})
             rows = old["rows"] if old.get("key") == about["key"] else {}
-            now[kind][name] = {**about, "rows": rows}
-        write_json(self.path, now)
+            everything[kind][name] = {**about, "rows": rows}
+        write_json(self.path, everything)
 
     def has(self, kind: str, name: str, row: str, weights: str) -> bool:
         """Whether the score of a model is known, and the model is still the same."""
