@@ -28,5 +28,5 @@ def test_scores_stay_until_their_column_or_model_changes(tmp_path: Path) -> None
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text('{"tasks": {')
-    with pytest.raises(UserError, match="is damaged .*remove it"):
+    with pytest.raises(UserError, match=r"is damaged .*remove it"):
         Evaluation(path).read()
