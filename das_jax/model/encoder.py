@@ -73,8 +73,8 @@ class Embeddings(nn.Module):
         self,
         tokens_BxT: jax.Array,
         mask_BxT: jax.Array,
-        types_BxT: jax.Array | None,
         seed_Bx2: jax.Array | None,
+        types_BxT: jax.Array | None = None,
     ) -> jax.Array:
         arch = self.architecture
         if types_BxT is None:
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
         seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers)
         mask_BxT = mask_BxT.astype(bool)
         hidden_BxTxD = Embeddings(arch, self.dtype, name="embeddings")(
-            tokens_BxT, mask_BxT, types_BxT, seed_Bx2
+            tokens_BxT, mask_BxT, seed_Bx2, types_BxT
         )
         hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, seeds, gates)
         return hidden_BxTxD
