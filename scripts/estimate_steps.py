@@ -45,9 +45,9 @@ method: {name: das, importance: {batch_size: 32}}
 PLAIN = ["--method.name=naive"]
 THREE = ["--method.contrastive.anchor=masked"]
 ECONOMY = [*THREE, "--method.contrastive.subsample=4"]
-SHORT = ["--training.batch_size=32"]
 LONG = ["--training.batch_size=8", "--data.length=512"]
 DATA_PARALLEL = ["--model.layers=scanned", "--model.remat=dots"]
+MANY = ["--training.batch_size=8192", "--method.importance.batch_size=8192"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ CASES = {
     "domain-importance": Case([], "domain importance"),
     "general-importance": Case([], "general importance"),
     "chips-1": Case(THREE + DATA_PARALLEL),
-    "chips-256": Case([*THREE, *DATA_PARALLEL, "--training.batch_size=8192"], topology="v5e:16x16"),
+    "chips-256": Case([*THREE, *DATA_PARALLEL, *MANY], topology="v5e:16x16"),
     "seeds-1": Case([], "fine-tuning 1"),
     "seeds-5": Case([], "fine-tuning 5"),
 }
