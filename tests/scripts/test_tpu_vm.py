@@ -34,8 +34,10 @@ class Cloud:
     @contextmanager
     def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         path = f"{FAKES}:{os.environ['PATH']}"
+        # Tests that run in the background, as under nohup, ignore Ctrl-C, and what they start would too.
+        as_typed = ["env", "--default-signal=INT"]
         with subprocess.Popen(
-            [self.checkout / "scripts" / "tpu_vm" / script, *arguments],
+            [*as_typed, self.checkout / "scripts" / "tpu_vm" / script, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
