@@ -137,6 +137,11 @@ def sequential_batches(
     return _finite(chunks, range(len(chunks)), examples, batch_size, process_index, process_count)
 
 
+def whole_batches(count: int, batch_size: int) -> np.ndarray:
+    """Positions 0, 1, ... in as few whole batches as hold `count`, [N, B]; from `count` on they fill up."""
+    return np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
+
+
 def _finite(
     chunks: Chunks,
     order: Any,

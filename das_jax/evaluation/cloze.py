@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from das_jax.data.batches import whole_batches
 from das_jax.data.cloze import Facts
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.sharding import Sharding
@@ -26,7 +26,7 @@ def precision(model: MaskedLM, params: Params, facts: Facts, sharding: Sharding)
     """
     count = len(facts.answer_N)
     batch_size = sharding.round_up(min(BATCH_SIZE, count))
-    places_NxB = (np.arange(-(-count // batch_size) * batch_size) % count).reshape(-1, batch_size)
+    places_NxB = whole_batches(count, batch_size) % count
     rows = facts.tokens_NxT[places_NxB], facts.position_N[places_NxB]
     filled = _fill(model, sharding, sharding.replicate(params), *sharding.replicate(rows))
     filled_N = sharding.fetch(filled).reshape(-1)[:count]
@@ -42,10 +42,9 @@ def _fill(
     position_NxB: jax.Array,
 ) -> jax.Array:
     """The most likely token at every blank, [N, B]."""
-    place = NamedSharding(sharding.mesh, PartitionSpec(sharding.batch))
 
     def fill(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens_BxT, position_B = jax.lax.with_sharding_constraint(rows, place)
+        tokens_BxT, position_B = jax.lax.with_sharding_constraint(rows, sharding.by_example)
         hidden_BxTxD = model.encode(params, tokens_BxT, model.mask(tokens_BxT))
         logits_Bx1xV = model.logits(params, hidden_BxTxD, position_B[:, None])
         return jnp.argmax(logits_Bx1xV[:, 0], axis=-1)

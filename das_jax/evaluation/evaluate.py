@@ -46,13 +46,7 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
         run = RunDirectory(directory)
         config = run.config()
         if tasks is not None:
-            evaluation = dataclasses.replace(
-                config.evaluation,
-                tasks=tasks.tasks,
-                cloze=tasks.cloze,
-                finetune_seeds=tasks.finetune_seeds,
-            )
-            config = dataclasses.replace(config, evaluation=evaluation)
+            config = dataclasses.replace(config, evaluation=tasks)
         if not config.evaluation.tasks and not config.evaluation.cloze:
             raise UserError(
                 f"{directory} has no evaluation.tasks and no evaluation.cloze; give a configuration that "
@@ -118,11 +112,21 @@ class Column:
     measure: Callable[[Checkpoint], dict[str, Any]]
 
 
-def columns_of(workspace: Workspace) -> list[Column]:
-    """The end tasks and the sets of facts of a configuration, read and checked."""
+def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[Column]:
+    """The end tasks and the sets of facts of a configuration, read and checked.
+
+    Args:
+      workspace: of the configuration.
+      known: what `Evaluation.read` gives; baselines of a task that is as it was are taken from there.
+    """
     settings = workspace.config.evaluation
     tasks = [
-        _task_column(workspace, checked_task(workspace, each), settings.finetune_seeds)
+        _task_column(
+            workspace,
+            checked_task(workspace, each),
+            settings.finetune_seeds,
+            known["tasks"].get(each.name, {}),
+        )
         for each in settings.tasks
     ]
     return tasks + [_cloze_column(workspace, each) for each in settings.cloze]
@@ -140,19 +144,20 @@ def checked_task(workspace: Workspace, settings: TaskSettings) -> Task:
     return load_task(settings, workspace.tokenizer, workspace.cache_dir)
 
 
-def _task_column(workspace: Workspace, task: Task, seeds: int) -> Column:
+def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, Any]) -> Column:
     def measure(checkpoint: Checkpoint) -> dict[str, Any]:
         result = finetune_checkpoint(workspace, checkpoint, task, seeds)
         names = result.scores[0]
         scores = {name: [seed[name] for seed in result.scores] for name in names}
         return {"seeds": list(range(seeds)), "scores": scores}
 
+    key = sha256(f"{task.key} {seeds}".encode()).hexdigest()
     about = {
-        "key": sha256(f"{task.key} {seeds}".encode()).hexdigest(),
+        "key": key,
         "domain": task.settings.domain,
         "metric": task.settings.metric,
         "classes": list(task.classes),
-        "baselines": baselines(task),
+        "baselines": known["baselines"] if known.get("key") == key else baselines(task),
     }
     return Column("tasks", task.settings.name, about, measure)
 
@@ -252,8 +257,8 @@ class RunEvaluation:
     rows: dict[str, Path | None]
 
     def measure_all(self) -> None:
-        columns, console = columns_of(self.workspace), self.workspace.console
-        scores = Evaluation(self.run.evaluation)
+        scores, console = Evaluation(self.run.evaluation), self.workspace.console
+        columns = columns_of(self.workspace, scores.read())
         on_first_host(lambda: scores.begin({(c.kind, c.name): c.about for c in columns}))
         with console.progress(f"evaluating {self.run.path}", len(columns) * len(self.rows)) as line:
             for row, path in self.rows.items():

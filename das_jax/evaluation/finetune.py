@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
+from das_jax.data.batches import whole_batches
 from das_jax.data.tasks import Examples, Task
 from das_jax.evaluation.classification import classification_scores
 from das_jax.evaluation.own_words import OwnWords, own_words
@@ -99,9 +99,7 @@ class Finetuning:
 
     def _split(self, rows: Any) -> Any:
         """Rows in their places on the devices."""
-        sharding = self.sharding
-        place = NamedSharding(sharding.mesh, PartitionSpec(sharding.batch))
-        return jax.lax.with_sharding_constraint(rows, place)
+        return jax.lax.with_sharding_constraint(rows, self.sharding.by_example)
 
     def predictions(self, params: Params, tokens_BxT: jax.Array, types_BxT: jax.Array) -> jax.Array:
         """The most likely class of every example, [B], with one seed's parameters."""
@@ -200,6 +198,7 @@ def finetune(
     settings = task.settings
     words = own_words(task, classifier.model.architecture.pad_token_id)
     train, test = words.examples(task.train), words.examples(task.test)
+    validation = None if task.validation is None else words.examples(task.validation)
     count = len(train.labels_N)
     steps = settings.epochs * -(-count // settings.batch_size)
     finetuning = Finetuning(
@@ -214,8 +213,7 @@ def finetune(
         order = sharding.replicate(_order(count, settings.batch_size, randoms))
         state_S, loss_S = train_epoch(finetuning, state_S, examples, *order)
         progress(epoch, float(np.mean(sharding.fetch(loss_S))))
-        if task.validation is not None:
-            validation = words.examples(task.validation)
+        if validation is not None:
             scores = [
                 each[settings.metric] for each in _test(finetuning, state_S.params, validation)
             ]
@@ -262,19 +260,15 @@ def _order(
     count: int, batch_size: int, randoms: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
     """An epoch's examples in every seed's order, [S, N, B], and their weights, [N, B]."""
-    places = np.arange(-(-count // batch_size) * batch_size)
-    order_SxP = np.stack([random.permutation(count)[places % count] for random in randoms])
-    shape = (-1, batch_size)
-    return (
-        order_SxP.reshape(len(randoms), *shape).astype(np.int32),
-        (places < count).reshape(shape).astype(np.float32),
-    )
+    places_NxB = whole_batches(count, batch_size)
+    order_SxNxB = np.stack([random.permutation(count)[places_NxB % count] for random in randoms])
+    return order_SxNxB.astype(np.int32), (places_NxB < count).astype(np.float32)
 
 
 def _test(finetuning: Finetuning, params_S: Params, examples: Examples) -> list[dict[str, float]]:
     """The scores of every seed."""
     count, batch_size = len(examples.labels_N), finetuning.batch_size
-    places_NxB = (np.arange(-(-count // batch_size) * batch_size) % count).reshape(-1, batch_size)
+    places_NxB = whole_batches(count, batch_size) % count
     rows = finetuning.sharding.replicate(
         (examples.tokens_NxT[places_NxB], examples.types_NxT[places_NxB])
     )

@@ -19,12 +19,8 @@ def finetuned_table(task: Task, finetuned: Finetuned) -> Table:
     for seed, (epoch, scores) in enumerate(zip(finetuned.epochs, finetuned.scores, strict=True)):
         table.add_row(str(seed), str(epoch), *(f"{scores[name]:.3f}" for name in names))
     table.add_section()
-    means = [estimate([scores[name] for scores in finetuned.scores]) for name in names]
-    cells = [
-        f"{mean.mean:.3f}" + ("" if mean.half_width is None else f" ± {mean.half_width:.3f}")
-        for mean in means
-    ]
-    table.add_row("mean", "", *cells, style="bold")
+    means = [str(estimate([scores[name] for scores in finetuned.scores])) for name in names]
+    table.add_row("mean", "", *means, style="bold")
     for baseline, scores in baselines(task).items():
         table.add_row(baseline, "", *(f"{scores[name]:.3f}" for name in names), style="dim")
     return table

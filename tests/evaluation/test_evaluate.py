@@ -58,7 +58,12 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again(
         calls.append(task.settings.name)
         return original(workspace, checkpoint, task, seeds)
 
+    def baselines(task: Any) -> dict[str, dict[str, float]]:
+        calls.append(f"baselines of {task.settings.name}")
+        return {}
+
     monkeypatch.setattr(module, "finetune_checkpoint", counting)
+    monkeypatch.setattr(module, "baselines", baselines)
     before = scores(run)
     assert main(["evaluate", str(run)]) == 0
     assert calls == []
@@ -68,7 +73,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again(
     tasks[0]["epochs"] = 1
     changed = project.write(tmp_path / "changed.yaml", evaluation__tasks=tasks)
     assert main(["evaluate", str(run), "--tasks", str(changed)]) == 0
-    assert calls == ["topic"] * len(ROWS)
+    assert calls == ["baselines of topic", *["topic"] * len(ROWS)]
     assert scores(run)["tasks"]["tone"] == before["tasks"]["tone"]
 
 
