@@ -46,7 +46,7 @@ PLAIN = ["--method.name=naive"]
 THREE = ["--method.contrastive.anchor=masked"]
 ECONOMY = [*THREE, "--method.contrastive.subsample=4"]
 LONG = ["--training.batch_size=8", "--data.length=512"]
-DATA_PARALLEL = ["--model.layers=scanned", "--model.remat=dots"]
+DATA_PARALLEL = ["--model.layers=scanned", "--model.remat=selective"]
 MANY = ["--training.batch_size=8192", "--method.importance.batch_size=8192"]
 
 

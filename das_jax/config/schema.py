@@ -23,8 +23,8 @@ class ModelSettings:
     """A HuggingFace checkpoint: a directory, a hub name, or `demo:bert-tiny`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type of the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the matrix products, or everything."""
+    remat: Literal["none", "selective", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the large matrix products, or everything."""
     layers: Literal["scanned", "unrolled"] = "scanned"
     """One program for all layers in a loop, or every layer compiled on its own: faster to run on a TPU,
     several times slower to compile."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
@@ -16,8 +17,13 @@ from das_jax.precision import at_least_float32
 
 ATTENTION = {"dense": dense_attention, "fused": fused_attention}
 
+KEPT = ("key", "value", "intermediate", "sum")
+"""What `selective` keeps of a layer, besides its input. The queries, one small product, and attention itself
+are computed again, as are LayerNorms, activations and dropout, which cost next to nothing.
+"""
+
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "selective": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -115,9 +121,8 @@ class Attention(nn.Module):
 
         def heads(name: str) -> jax.Array:
             features = (arch.num_heads, arch.head_size)
-            return nn.DenseGeneral(features, dtype=self.dtype, kernel_init=init, name=name)(
-                hidden_BxTxD
-            )
+            project = nn.DenseGeneral(features, dtype=self.dtype, kernel_init=init, name=name)
+            return checkpoint_name(project(hidden_BxTxD), name)
 
         context_BxTxHxK = ATTENTION[self.attention](
             heads("query"),
@@ -132,7 +137,8 @@ class Attention(nn.Module):
         )
         output_BxTxD = project(gated(context_BxTxHxK, gate_H))
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.attention_output)
-        return layer_norm(arch, self.dtype, "layer_norm")(hidden_BxTxD + output_BxTxD)
+        sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
+        return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)
 
 
 class FeedForward(nn.Module):
@@ -157,9 +163,11 @@ class FeedForward(nn.Module):
             return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
         before_BxTxF = gated(project(arch.intermediate_size, "intermediate")(hidden_BxTxD), gate_F)
+        before_BxTxF = checkpoint_name(before_BxTxF, "intermediate")
         output_BxTxD = gated(project(arch.hidden_size, "output")(activation(before_BxTxF)), gate_D)
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.feed_forward)
-        return layer_norm(arch, self.dtype, "layer_norm")(hidden_BxTxD + output_BxTxD)
+        sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
+        return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)
 
 
 class EncoderLayer(nn.Module):

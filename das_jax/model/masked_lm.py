@@ -26,7 +26,7 @@ class MaskedLM:
     Attributes:
       architecture: the shapes.
       dtype: the type of the matrix products; parameters are float32 and cast where they are used.
-      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products) or `full`.
+      remat: what the backward pass recomputes: `none`, `selective` (all but large products) or `full`.
       unrolled: compiles every layer on its own instead of a loop over layers: faster to run, slower to
         compile.
       attention: `dense`, or `fused`: one TPU kernel, worth it for long texts.

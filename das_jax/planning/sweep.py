@@ -22,7 +22,7 @@ CUT = (2, 4)
 RESOLUTION = 0.15
 """Speeds that differ by less than this share are taken for equal."""
 
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "selective", "full")
 STATES: tuple[State, ...] = tuple(SPLIT)
 """The one that needs the most memory first."""
 

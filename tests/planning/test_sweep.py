@@ -89,13 +89,13 @@ def test_then_other_meshes_for_the_best_and_for_what_does_not_fit(config: Config
         row(32, 10, 1),
         row(16, 9, 0.5),
         row(64, 20, 2),
-        Row(Candidate(64, "dots", "replicated"), 1, None),
+        Row(Candidate(64, "selective", "replicated"), 1, None),
     )
     found = second_stage(swept(config, *rows))
     assert sorted(found, key=str) == sorted(
         (
             Candidate(size, remat, state)
-            for size, remat in ((32, "none"), (64, "none"), (64, "dots"))
+            for size, remat in ((32, "none"), (64, "none"), (64, "selective"))
             for state in ("optimizer", "parameters")
         ),
         key=str,
@@ -143,7 +143,7 @@ def test_what_is_clearly_faster_is_recommended(config: Config) -> None:
 
 
 def test_equal_speeds_leave_the_batch_size_and_save_memory(config: Config) -> None:
-    more, less = row(32, 9, 0.9), row(32, 5, 0.88, remat="dots")
+    more, less = row(32, 9, 0.9), row(32, 5, 0.88, remat="selective")
     slow = row(32, 2, 0.8, remat="full")
     found = swept(config, row(64, 1, 1.0), more, less, slow)
     assert found.recommended is less
@@ -166,12 +166,12 @@ def test_speed_counts_the_collectives_and_all_devices(config: Config) -> None:
 
 
 def test_overrides_are_understood_and_only_what_changes(config: Config) -> None:
-    best = Candidate(64, "dots", "optimizer")
+    best = Candidate(64, "selective", "optimizer")
     words = best.overrides(with_mesh(config, state="optimizer"))
-    assert words == ["--training.batch_size=64", "--model.remat=dots"]
+    assert words == ["--training.batch_size=64", "--model.remat=selective"]
     assert parse_overrides(best.overrides(config)).plain() == {
         "training": {"batch_size": 64},
-        "model": {"remat": "dots"},
+        "model": {"remat": "selective"},
         "mesh": {"state": "optimizer"},
     }
     assert Candidate.of(best.applied(config)) == best
@@ -184,11 +184,11 @@ def made_up(config: Config, architecture: Any, topology: Topology) -> Step:
     """
     layers, wanted = architecture.num_layers, Candidate.of(config)
     assert layers in (2, 4)
-    gib = {"none": 3.0, "dots": 1.0, "full": 0.5}[wanted.remat] * wanted.batch_size / 32
+    gib = {"none": 3.0, "selective": 1.0, "full": 0.5}[wanted.remat] * wanted.batch_size / 32
     gib /= {"replicated": 1, "optimizer": 1.1, "parameters": 1.2}[wanted.state]
     if wanted.remat == "none" and wanted.batch_size == 64 and layers == 4:
         raise TooLarge("train step", "it needs 20 GiB")
-    slowness = {"none": 1.0, "dots": 1.3, "full": 1.6}[wanted.remat]
+    slowness = {"none": 1.0, "selective": 1.3, "full": 1.6}[wanted.remat]
     slowness *= {"replicated": 1, "optimizer": 1.3, "parameters": 1.6}[wanted.state]
     seconds = 1e-3 * slowness * (1 + wanted.batch_size / 32) * (layers + 8)
     return Step(gib * layers * GIB, Estimate(busy=seconds, flops=1e12 * layers))
@@ -208,7 +208,7 @@ def test_the_search_tries_both_stages(config: Config, compiler_replaced: None) -
     ]
     assert len(found.rows) == 9 + 2 * 3
     assert found.recommended is not None
-    assert found.recommended.candidate == Candidate(64, "dots", "replicated")
+    assert found.recommended.candidate == Candidate(64, "selective", "replicated")
 
 
 def test_report_and_json_tell_the_same(
