@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
 from das_jax.model.attention import dense_attention
+from das_jax.model.dense import dense
 from das_jax.model.dropout import dropout, dropout_seeds
 from das_jax.model.fused_attention import fused_attention
 from das_jax.model.units import Units
@@ -117,11 +118,9 @@ class Attention(nn.Module):
         gate_H: jax.Array | None,
     ) -> jax.Array:
         arch = self.architecture
-        init = nn.initializers.normal(arch.initializer_range)
 
         def heads(name: str) -> jax.Array:
-            features = (arch.num_heads, arch.head_size)
-            project = nn.DenseGeneral(features, dtype=self.dtype, kernel_init=init, name=name)
+            project = dense(arch, (arch.num_heads, arch.head_size), self.dtype, name)
             return checkpoint_name(project(hidden_BxTxD), name)
 
         context_BxTxHxK = ATTENTION[self.attention](
@@ -132,9 +131,7 @@ class Attention(nn.Module):
             arch.attention_dropout,
             seeds.attention,
         )
-        project = nn.DenseGeneral(
-            arch.hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=init, name="output"
-        )
+        project = dense(arch, arch.hidden_size, self.dtype, "output", axis=(-2, -1))
         output_BxTxD = project(gated(context_BxTxHxK, gate_H))
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.attention_output)
         sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
@@ -156,15 +153,12 @@ class FeedForward(nn.Module):
         gate_D: jax.Array | None,
     ) -> jax.Array:
         arch = self.architecture
-        init = nn.initializers.normal(arch.initializer_range)
         activation = ACTIVATIONS[arch.activation]
-
-        def project(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
-
-        before_BxTxF = gated(project(arch.intermediate_size, "intermediate")(hidden_BxTxD), gate_F)
+        expand = dense(arch, arch.intermediate_size, self.dtype, "intermediate")
+        contract = dense(arch, arch.hidden_size, self.dtype, "output")
+        before_BxTxF = gated(expand(hidden_BxTxD), gate_F)
         before_BxTxF = checkpoint_name(before_BxTxF, "intermediate")
-        output_BxTxD = gated(project(arch.hidden_size, "output")(activation(before_BxTxF)), gate_D)
+        output_BxTxD = gated(contract(activation(before_BxTxF)), gate_D)
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.feed_forward)
         sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
         return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
+from das_jax.model.dense import dense, dot_general_of_rows
 from das_jax.model.dropout import dropout
 from das_jax.model.encoder import layer_norm
 from das_jax.precision import at_least_float32
@@ -23,12 +24,11 @@ class LMHead(nn.Module):
     def __call__(self, hidden_BxMxD: jax.Array, word_embedding_VxD: jax.Array) -> jax.Array:
         """Returns logits [B, M, V], float32 at least."""
         arch = self.architecture
-        init = nn.initializers.normal(arch.initializer_range)
         activation = ACTIVATIONS[arch.activation if arch.family == "bert" else "gelu"]
-        dense = nn.Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, name="dense")
-        transformed_BxMxD = layer_norm(arch, self.dtype, "layer_norm")(
-            activation(dense(hidden_BxMxD))
+        transformed_BxMxD = activation(
+            dense(arch, arch.hidden_size, self.dtype, "dense")(hidden_BxMxD)
         )
+        transformed_BxMxD = layer_norm(arch, self.dtype, "layer_norm")(transformed_BxMxD)
         bias_V = self.param("bias", nn.initializers.zeros, (arch.vocab_size,))
         if arch.tied:
             kernel_DxV = word_embedding_VxD.T
@@ -36,10 +36,10 @@ class LMHead(nn.Module):
             kernel_DxV = Kernel(
                 (arch.hidden_size, arch.vocab_size), arch.initializer_range, name="decoder"
             )()
-        logits_BxMxV = jnp.einsum(
-            "BMD,DV->BMV",
+        logits_BxMxV = dot_general_of_rows(
             transformed_BxMxD,
             kernel_DxV.astype(self.dtype),
+            (((2,), (0,)), ((), ())),
             preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
         )
         return logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
@@ -56,16 +56,12 @@ class ClassifierHead(nn.Module):
     def __call__(self, hidden_BxD: jax.Array, seeds_2xBx2: jax.Array | None) -> jax.Array:
         """Returns logits [B, C], float32 at least."""
         arch = self.architecture
-        init = nn.initializers.normal(arch.initializer_range)
         first_Bx2, second_Bx2 = (None, None) if seeds_2xBx2 is None else seeds_2xBx2
         if arch.family != "bert":
             hidden_BxD = dropout(hidden_BxD, arch.hidden_dropout, first_Bx2)
-        dense = nn.Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, name="dense")
-        hidden_BxD = dropout(jnp.tanh(dense(hidden_BxD)), arch.hidden_dropout, second_Bx2)
-        hidden_BxD = at_least_float32(hidden_BxD)
-        return nn.Dense(self.num_classes, dtype=hidden_BxD.dtype, kernel_init=init, name="output")(
-            hidden_BxD
-        )
+        hidden_BxD = jnp.tanh(dense(arch, arch.hidden_size, self.dtype, "dense")(hidden_BxD))
+        hidden_BxD = at_least_float32(dropout(hidden_BxD, arch.hidden_dropout, second_Bx2))
+        return dense(arch, self.num_classes, hidden_BxD.dtype, "output")(hidden_BxD)
 
 
 class Kernel(nn.Module):
