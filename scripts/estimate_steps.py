@@ -46,7 +46,10 @@ PLAIN = ["--method.name=naive"]
 THREE = ["--method.contrastive.anchor=masked"]
 ECONOMY = [*THREE, "--method.contrastive.subsample=4"]
 LONG = ["--training.batch_size=8", "--data.length=512"]
-DATA_PARALLEL = ["--model.layers=scanned", "--model.remat=selective"]
+SELECTIVE = ["--model.remat=selective"]
+EIGHT = ["--training.batch_size=256", "--method.importance.batch_size=256"]
+ZERO = ["--mesh.state=optimizer"]
+DATA_PARALLEL = ["--model.layers=scanned", *SELECTIVE]
 MANY = ["--training.batch_size=8192", "--method.importance.batch_size=8192"]
 
 
@@ -70,6 +73,9 @@ CASES = {
     "plain": Case(PLAIN),
     "das-3": Case(THREE),
     "das-4": Case([]),
+    "das-3-selective": Case(THREE + SELECTIVE),
+    "das-4-selective": Case(SELECTIVE),
+    "das-3-zero": Case(THREE + SELECTIVE + EIGHT + ZERO, topology="v5e:2x4"),
     "economy": Case(ECONOMY),
     "plain-512": Case(PLAIN + LONG),
     "das-3-512": Case(THREE + LONG),
@@ -127,7 +133,8 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
         compiled = compile_program(case.program, lowered(Run(config, cut, sharding), case.program))
         cost = estimate(compiled.module, topology.chip, sharding.num_shards)
         steps[number] = Step(compiled.peak_bytes, cost)
-        log(f"  {number} layers: {1000 * cost.seconds(topology.chip)[1]:.2f} ms")
+        gib = compiled.peak_bytes / 2**30
+        log(f"  {number} layers: {1000 * cost.seconds(topology.chip)[1]:.2f} ms, {gib:.2f} GiB")
     step = extrapolate(steps, whole.num_layers)
     seconds = step.cost.seconds(topology.chip)[1]
     figures = {

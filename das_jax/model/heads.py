@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.dense import dense, dot_general_of_rows
+from das_jax.model.dense import dense, product
 from das_jax.model.dropout import dropout
 from das_jax.model.encoder import layer_norm
 from das_jax.precision import at_least_float32
@@ -36,11 +36,10 @@ class LMHead(nn.Module):
             kernel_DxV = Kernel(
                 (arch.hidden_size, arch.vocab_size), arch.initializer_range, name="decoder"
             )()
-        logits_BxMxV = dot_general_of_rows(
+        logits_BxMxV = product(
             transformed_BxMxD,
             kernel_DxV.astype(self.dtype),
-            (((2,), (0,)), ((), ())),
-            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
+            dtype=jnp.promote_types(self.dtype, jnp.float32),
         )
         return logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
 

@@ -1,6 +1,4 @@
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,33 +56,6 @@ def test_selective_remat_keeps_five_hidden_states_and_the_feed_forward_one(
     assert kept("selective") == 5 * arch.hidden_size + arch.intermediate_size
     assert kept("full") == arch.hidden_size
     assert kept("none") > kept("selective")
-
-
-def test_products_of_dense_layers_are_of_two_matrices(
-    model: MaskedLM, params: Params, batch: Batch
-) -> None:
-    """Forward and backward; of more axes XLA on a CPU would copy activations. Attention's have four."""
-    mask = model.mask(batch.tokens)
-
-    def scalar(params: Params) -> jax.Array:
-        hidden = model.encode(params, batch.tokens, mask)
-        return jnp.sum(jnp.sin(hidden)) + jnp.sum(jnp.sin(model.logits(params, hidden)))
-
-    equations = list(all_equations(jax.make_jaxpr(jax.grad(scalar))(params).jaxpr))
-    products = [e for e in equations if e.primitive.name == "dot_general"]
-    axes = [{x.aval.ndim for x in e.invars} for e in products]
-    dense = 6 + 2  # of a layer, which is in the loop once, and of the LM head
-    assert axes.count({2}) == 3 * dense
-    assert axes.count({4}) == len(axes) - axes.count({2}) == 2 + 4
-
-
-def all_equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a jaxpr and of those inside it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            if hasattr(value, "jaxpr"):
-                yield from all_equations(value.jaxpr)
 
 
 def test_unrolled_layers_are_the_scanned_ones(
