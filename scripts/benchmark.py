@@ -25,6 +25,9 @@ MASK_RATE, TEMPERATURE, LEARNING_RATE = 0.15, 0.05, 1e-4
 FIRST_TEXT_TOKEN, MASK_TOKEN = 4, 50264
 KINDS = ("heads", "intermediate", "output")
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""For every contender: a step's arrays are fresh memory, which the system hands out page by page."""
+
 Run = Callable[[], Any]
 
 
@@ -439,7 +442,10 @@ def measure(names: list[str], turns: int) -> dict[str, dict[str, Any]]:
 def start(name: str) -> subprocess.Popen:
     """A contender, built and warmed up, waiting for its turn."""
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, **HUGE_PAGES}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     print(f"building {name}", file=sys.stderr, flush=True)
     if process.stdout.readline() != "ready\n":
         raise SystemExit(f"{name} failed")

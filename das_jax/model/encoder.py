@@ -18,9 +18,10 @@ from das_jax.precision import at_least_float32
 
 ATTENTION = {"dense": dense_attention, "fused": fused_attention}
 
-KEPT = ("key", "value", "intermediate", "sum")
-"""What `selective` keeps of a layer, besides its input. The queries, one small product, and attention itself
-are computed again, as are LayerNorms, activations and dropout, which cost next to nothing.
+KEPT = ("key", "value", "intermediate", "output", "sum")
+"""What `selective` keeps of a layer, besides its input, as far as the backward pass needs it; `output` only a
+gate's gradient does. The queries, one small product, and attention itself are computed again, as are
+LayerNorms, activations and dropout, which cost next to nothing.
 """
 
 REMAT_POLICIES = {
@@ -156,9 +157,9 @@ class FeedForward(nn.Module):
         activation = ACTIVATIONS[arch.activation]
         expand = dense(arch, arch.intermediate_size, self.dtype, "intermediate")
         contract = dense(arch, arch.hidden_size, self.dtype, "output")
-        before_BxTxF = gated(expand(hidden_BxTxD), gate_F)
-        before_BxTxF = checkpoint_name(before_BxTxF, "intermediate")
-        output_BxTxD = gated(contract(activation(before_BxTxF)), gate_D)
+        before_BxTxF = gated(checkpoint_name(expand(hidden_BxTxD), "intermediate"), gate_F)
+        output_BxTxD = checkpoint_name(contract(activation(before_BxTxF)), "output")
+        output_BxTxD = gated(output_BxTxD, gate_D)
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.feed_forward)
         sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
         return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)

@@ -87,6 +87,21 @@ def test_compiled_products_are_the_useful_ones(planned: Plan) -> None:
 
 @compiler
 @pytest.mark.slow
+def test_selective_remat_computes_no_large_product_again(config: Config, planned: Plan) -> None:
+    """Nor where gates have gradients: queries and attention only."""
+    selective = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, remat="selective")
+    )
+    sharding = shard_over(planned.topology, selective)
+    for program in Run(selective, find_architecture(selective), sharding).programs():
+        module = compile_program(program.name, program.lower()).module
+        cost = estimate(module, planned.topology.chip, sharding.num_shards)
+        useful = program.flops / sharding.num_shards
+        assert useful < cost.flops <= 1.08 * useful, program.name
+
+
+@compiler
+@pytest.mark.slow
 def test_replicated_state_is_the_least_memory(planned: Plan) -> None:
     assert planned.phases[0].peak_bytes > 3 * 4 * PARAMETERS
 
