@@ -49,12 +49,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first; the last of them would keep one worker busy alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 class Golden(NamedTuple):
     """A tiny model and what DAS computes on it; see tests/golden/README.md."""
 
