@@ -7,16 +7,18 @@ own rows of it, so the same run on more hosts is the same run.
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
 
-# Whole batches are read by each thread, so a few are plenty.
-READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-# Of batches that another thread has got ready, so that the step does not wait for Grain's bookkeeping.
-READY_BATCHES = 4
+# Grain's bookkeeping takes as long for a group of batches as for one, and the step waits for it.
+GROUP = 8
+# Each thread reads a group, so a few are plenty; another thread gets one ready.
+READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+READY_GROUPS = 1
 
 Arrays = dict[str, np.ndarray]
 """`tokens`: tokens_BxT, int32; `index`: index_B, uint32; `weight`: weight_B, float32."""
@@ -54,8 +56,9 @@ class TrainBatches(Iterator[Arrays]):
         """Goes on as if `state` had just been returned by `state()`."""
         self._close()
         self._step = state["step"]
-        self._batches = _read_ahead(self._read, self._step, sys.maxsize)
-        self._close = weakref.finalize(self, self._batches.close)
+        groups = _groups(self._read, self._step, sys.maxsize)
+        self._batches = chain.from_iterable(groups)
+        self._close = weakref.finalize(self, groups.close)
 
 
 def train_batches(
@@ -159,7 +162,7 @@ def _finite(
         filled = [order[int(position)] for position in positions % count]
         return _arrays(chunks, filled, positions, (positions < count).astype(np.float32))
 
-    return _read_ahead(read, 0, -(-count // batch_size))
+    return chain.from_iterable(_groups(read, 0, -(-count // batch_size)))
 
 
 def _host_rows(
@@ -178,8 +181,13 @@ def _arrays(
     return {"tokens": tokens_BxT, "index": positions.astype(np.uint32), "weight": weight_B}
 
 
-def _read_ahead(
+def _groups(
     read: Callable[[int], Arrays], start: int, stop: int
-) -> grain.DatasetIterator[Arrays]:
-    batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(READ_OPTIONS)
-    return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READY_BATCHES))
+) -> grain.DatasetIterator[list[Arrays]]:
+    """The batches from `start` to `stop`, read ahead, a few at a time."""
+
+    def group(first: int) -> list[Arrays]:
+        return [read(step) for step in range(first, min(first + GROUP, stop))]
+
+    groups = grain.MapDataset.range(start, stop, GROUP).map(group).to_iter_dataset(READ_OPTIONS)
+    return iter(ThreadPrefetchIterDataset(groups, prefetch_buffer_size=READY_GROUPS))
