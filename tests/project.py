@@ -1,7 +1,6 @@
 """A tiny BERT, three tiny corpora, and the run that learns them: a warm-up and two domains with DAS."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,10 +107,6 @@ ARGUMENTS` in a process of its own and strikes it there; without `at` it is left
 """
 
 
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""Of a command in a process of its own: one device, and programs that are compiled fast."""
-
-
 @pytest.fixture(scope="session")
 def start() -> Iterator[Start]:
     with subprocess.Popen(
@@ -120,7 +115,6 @@ def start() -> Iterator[Start]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
     ) as launcher:
         assert launcher.stdin is not None
         assert launcher.stdout is not None

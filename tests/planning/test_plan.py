@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,13 +37,8 @@ def config(make_config: Callable[[int, int], Config]) -> Config:
 
 
 @pytest.fixture(scope="module")
-def planned(config: Config) -> Iterator[Plan]:
-    # The suite switches optimisations off for speed; here they are what is tested.
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        yield plan(config, "v5e:2x4", lambda sentence: None)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+def planned(config: Config, optimised: None) -> Plan:
+    return plan(config, "v5e:2x4", lambda sentence: None)
 
 
 @compiler

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -251,14 +251,6 @@ def test_when_nothing_fits_it_says_what_to_change(
     figures = json.loads((tmp_path / "sweep.json").read_text())
     assert figures["recommended"] is None
     assert len(figures["rows"]) == 9 * 3
-
-
-@pytest.fixture
-def optimised() -> Iterator[None]:
-    """The suite switches optimisations off for speed; here they are what is tested."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import ENVIRONMENT, Project
+from tests.project import Project
 
 ROOT = Path(__file__).parents[2]
 COUNTING = """
@@ -33,7 +33,6 @@ def test_a_second_start_compiles_nothing(project: Project, reference: Path, tmp_
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path / 'run'}"],
         cwd=ROOT,
-        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,
