@@ -1,4 +1,4 @@
-"""Dense layers, with a kernel gradient that suits the device."""
+"""Dense layers, with gradients that suit the device."""
 
 import functools
 import math
@@ -64,23 +64,30 @@ def _backward(
     summed: int, dtype: jnp.dtype, kept: tuple, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    rows = range(x.ndim - summed)
+    rows = tuple(range(x.ndim - summed))
     columns = tuple(range(len(rows), cotangent.ndim)), tuple(range(summed, kernel.ndim))
 
-    def of_axes(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        axes = ((tuple(rows), tuple(rows)), ((), ()))
-        return jax.lax.dot_general(x, cotangent, axes, preferred_element_type=dtype)
+    def of_axes(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple:
+        return _dot(cotangent, kernel, columns, dtype), _dot(x, cotangent, (rows, rows), dtype)
 
-    def of_matrices(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        count = math.prod(x.shape[: len(rows)])
-        to_kernel = x.reshape(count, -1).T @ cotangent.reshape(count, -1)
-        return to_kernel.reshape(kernel.shape)
+    def of_matrices(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple:
+        count, width = (math.prod(part) for part in (x.shape[: len(rows)], kernel.shape[:summed]))
+        cotangent = cotangent.reshape(count, -1)
+        to_x = cotangent @ kernel.reshape(width, -1).T
+        to_kernel = x.reshape(count, width).T @ cotangent
+        return to_x.reshape(x.shape), to_kernel.reshape(kernel.shape)
 
-    to_x = jax.lax.dot_general(cotangent, kernel, (columns, ((), ())), preferred_element_type=dtype)
-    # Of more than two axes, XLA on a CPU copies whole activations, transposed. On a TPU there is no need,
-    # and more would be kept in HBM.
-    to_kernel = jax.lax.platform_dependent(x, cotangent, cpu=of_matrices, default=of_axes)
+    # Of more than two axes, XLA on a CPU copies whole activations and kernels, transposed. On a TPU there
+    # is no need, and more would be kept in HBM.
+    to_x, to_kernel = jax.lax.platform_dependent(
+        x, kernel, cotangent, cpu=of_matrices, default=of_axes
+    )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+
+
+def _dot(one: jax.Array, other: jax.Array, axes: Any, dtype: jnp.dtype) -> jax.Array:
+    """The sum of products over `axes`, some of the one's and as many of the other's."""
+    return jax.lax.dot_general(one, other, (axes, ((), ())), preferred_element_type=dtype)
 
 
 _product.defvjp(_forward, _backward)
