@@ -1,12 +1,20 @@
 """Configurations of small models, of which there is a config.json and nothing else."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_flags_of_the_cpu_compiler() -> Iterator[None]:
+    """libtpu ends the process when `XLA_FLAGS` has one that it does not know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS")
+        yield
 
 
 @pytest.fixture(scope="session")
