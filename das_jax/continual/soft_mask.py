@@ -1,14 +1,17 @@
 """The soft mask: an optax transformation that protects important units (Ke et al., ICLR 2023, eq. 7)."""
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from pydantic import Field
 
 from das_jax.model.units import FREE as FREE
-from das_jax.model.units import OWNERS, Owner, Rules, along, owners_of
+from das_jax.model.units import OWNERS, Owner, Rules, along, owners_of, parameter_paths
 from das_jax.settings import settings
 
 TINY = 1e-30
@@ -30,7 +33,8 @@ def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransform
     the movement itself.
 
     It needs nothing else of das_jax. Importance is any object or dict that holds one array per kind of
-    unit, and a table of rules says which axes of a parameter those arrays lie along:
+    unit, and a table of rules says which axes of a parameter those arrays lie along. Importance is checked
+    here, its shapes as soon as there are parameters; what is traced has a shape only.
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -50,16 +54,38 @@ def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransform
     Traceback (most recent call last):
     ValueError: no rule claims the parameter 'weight': add one that names its owner, or FREE if it has none
 
+    A path is all keys on the way to the parameter, joined by slashes; a place in a list is its number. A
+    pattern is a regular expression that must match the whole path, so `kernel` is no rule for a `kernel`
+    further down, but `.*/kernel` is. The first rule that matches decides:
+
+    >>> nested = {"in": {"kernel": jnp.ones((2, 3))}, "rest": [{"kernel": jnp.ones((3, 1))}]}
+    >>> rules = [("rest/0/kernel", FREE), (".*/kernel", Owner("neurons", (1,)))]
+    >>> masked, _ = soft_mask(importance, rules).update(nested, optax.EmptyState())
+    >>> print(masked["in"]["kernel"][0], masked["rest"][0]["kernel"][0])
+    [1.  0.5 0. ] [1.]
+    >>> soft_mask(importance, [("kernel", Owner("neurons", (1,)))]).init(nested)
+    Traceback (most recent call last):
+    ValueError: no rule claims the parameter 'in/kernel': add one that names its owner, or FREE if it has none
+
     Args:
       importance: I, one array in [0, 1] per kind, by attribute (`Units`) or key.
-      rules: pairs of a pattern for the parameter's path and its owner; the first match decides.
+      rules: pairs of a pattern for the parameter's path and its owner.
 
     Returns:
-      A stateless gradient transformation; `init` raises ValueError for a parameter that no rule claims.
+      A stateless gradient transformation. `init` and `update` raise ValueError for a parameter that no rule
+      claims, and for importance that does not have the length of the axes it lies along.
+
+    Raises:
+      ValueError: a rule is none, or importance lacks a kind that a rule names, or holds something else than
+        numbers in [0, 1].
     """
+    for pattern, owner in rules:
+        _check_rule(pattern, owner)
+    for kind in sorted({owner.kind for _, owner in rules if owner is not None}):
+        _check_values(kind, _importance_of(kind, importance))
 
     def init(params: optax.Params) -> optax.EmptyState:
-        owners_of(params, rules)
+        factors_of(params, importance, rules)
         return optax.EmptyState()
 
     def update(
@@ -77,22 +103,91 @@ def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransform
 
 
 def factors_of(params: Any, importance: Any, rules: Rules = OWNERS) -> list[jax.Array | None]:
-    """1 - I, shaped to broadcast against every leaf of `params`; None where no unit owns it."""
+    """1 - I, shaped to broadcast against every leaf of `params`; None where no unit owns it.
 
-    def factor(leaf: jax.Array, owner: Owner | None) -> jax.Array | None:
+    Raises:
+      ValueError: no rule claims a parameter, or the importance of its owner has another length.
+    """
+
+    def factor(path: str, leaf: jax.Array, owner: Owner | None) -> jax.Array | None:
         if owner is None:
             return None
-        values = (
-            importance[owner.kind]
-            if isinstance(importance, dict)
-            else getattr(importance, owner.kind)
-        )
+        values = jnp.asarray(_importance_of(owner.kind, importance))
+        _check_axes(path, leaf.shape, owner, values.shape)
         return along(1 - values, owner, leaf.ndim).astype(leaf.dtype)
 
     return [
-        factor(*pair)
-        for pair in zip(jax.tree.leaves(params), owners_of(params, rules), strict=True)
+        factor(*each)
+        for each in zip(
+            parameter_paths(params), jax.tree.leaves(params), owners_of(params, rules), strict=True
+        )
     ]
+
+
+def _importance_of(kind: str, importance: Any) -> Any:
+    """The values of a kind, by key or attribute."""
+    try:
+        return importance[kind] if isinstance(importance, Mapping) else getattr(importance, kind)
+    except (KeyError, AttributeError):
+        raise ValueError(
+            f"a rule names units of the kind {kind!r}, but the importance given has none; add them, or "
+            "correct the rule"
+        ) from None
+
+
+def _check_rule(pattern: Any, owner: Any) -> None:
+    """Raises ValueError for what is no rule."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"the pattern {pattern!r} is no regular expression ({error})") from None
+    if owner is not FREE and not (
+        isinstance(owner, Owner)
+        and isinstance(owner.axes, tuple)
+        and all(isinstance(axis, int) for axis in owner.axes)
+    ):
+        raise ValueError(
+            f"the owner of {pattern!r} is {owner!r}; give Owner(kind, axes) with a tuple of axes, or FREE"
+        )
+
+
+def _check_values(kind: str, values: Any) -> None:
+    """Raises ValueError for importance that is not in [0, 1]; what is traced has no values yet."""
+    if isinstance(values, jax.core.Tracer):
+        return
+    try:
+        array = np.asarray(values)
+    except ValueError:  # Rows of several lengths.
+        array = np.asarray(None)
+    if not any(
+        jnp.issubdtype(array.dtype, each) for each in (jnp.floating, jnp.integer, jnp.bool_)
+    ):
+        raise ValueError(
+            f"the importance of {kind!r} is no array of numbers; give one in [0, 1] for every unit"
+        )
+    wrong = ~((array >= 0) & (array <= 1))  # NaN is on neither side.
+    if wrong.any():
+        raise ValueError(
+            f"the importance of {kind!r} holds {array[wrong][0]}; it must be in [0, 1], as 1 - I is "
+            "what scales an update"
+        )
+
+
+def _check_axes(path: str, shape: tuple[int, ...], owner: Owner, values: tuple[int, ...]) -> None:
+    """Raises ValueError unless the values of an owner have the lengths of the axes that they lie along."""
+    rank = len(shape)
+    axes = [axis % rank for axis in owner.axes if -rank <= axis < rank]
+    if len(axes) < len(owner.axes) or len(set(axes)) < len(axes):
+        raise ValueError(
+            f"the rule for {path!r} names the axes {owner.axes} of an array of the shape {shape}; "
+            "correct them"
+        )
+    wanted = tuple(shape[axis] for axis in axes)
+    if values != wanted:
+        raise ValueError(
+            f"the importance of {owner.kind!r} has the shape {values}, but axes {owner.axes} of {path!r}, "
+            f"which it owns, have the shape {wanted}"
+        )
 
 
 def effective_mask(masked: Any, unmasked: Any, rules: Rules = OWNERS) -> dict[str, jax.Array]:

@@ -1,4 +1,5 @@
 import doctest
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +95,60 @@ def test_effective_mask_is_one_without_a_mask_and_the_factor_with_a_constant_one
 def test_rules_are_tried_in_order() -> None:
     rules = [("a/.*", None), *OWNERS]
     assert owners_of({"a": {"b": jnp.ones(1)}}, rules) == [None]
+
+
+WRONG_MASKS = [
+    (
+        [0.0, 0.5],
+        "has the shape \\(2,\\), but axes \\(1,\\) of 'w', which it owns, have the shape \\(3,\\)",
+    ),
+    ([0.5], "has the shape \\(1,\\)"),
+    (0.5, "has the shape \\(\\)"),
+    ([[0.0, 0.5, 1.0]], "has the shape \\(1, 3\\)"),
+    ([0.0, 2.0, 1.0], "holds 2.0; it must be in"),
+    ([0.0, -0.5, 1.0], "holds -0.5"),
+    ([0.0, np.nan, 1.0], "holds nan"),
+    ([0.0, np.inf, 1.0], "holds inf"),
+    (["a", "b", "c"], "no array of numbers"),
+    (np.array([0, 1j, 0]), "no array of numbers"),
+    ([[1], [1, 0]], "no array of numbers"),
+    (None, "no array of numbers"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG_MASKS)
+def test_importance_that_is_none_is_refused_before_anything_moves(
+    values: Any, message: str
+) -> None:
+    params = {"w": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=message):
+        soft_mask({"neurons": values}, [("w", Owner("neurons", (1,)))]).init(params)
+
+
+WRONG_RULES = [
+    (("w", Owner("rows", (1,))), "a rule names units of the kind 'rows', but the importance given"),
+    (("w", Owner("neurons", (2,))), "names the axes \\(2,\\) of an array of the shape \\(2, 3\\)"),
+    (("w", Owner("neurons", (1, 1))), "names the axes \\(1, 1\\)"),
+    (("w", ("neurons", (1,))), "give Owner\\(kind, axes\\)"),
+    (("w", Owner("neurons", 1)), "give Owner\\(kind, axes\\)"),  # type: ignore[arg-type]
+    (("w(", Owner("neurons", (1,))), "no regular expression"),
+]
+
+
+@pytest.mark.parametrize(("rule", "message"), WRONG_RULES)
+def test_rules_that_are_none(rule: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_mask({"neurons": jnp.ones(3)}, [rule]).init({"w": jnp.ones((2, 3))})
+
+
+def test_a_traced_mask_is_checked_for_its_shape() -> None:
+    rules = [("w", Owner("neurons", (1,)))]
+
+    @jax.jit
+    def masked(values: jax.Array) -> Any:
+        updates = {"w": jnp.ones((2, 3))}
+        return soft_mask({"neurons": values}, rules).update(updates, optax.EmptyState())[0]["w"]
+
+    np.testing.assert_array_equal(masked(jnp.array([0, 0.5, 1]))[0], [1, 0.5, 0])
+    with pytest.raises(ValueError, match="has the shape"):
+        masked(jnp.ones(1))
