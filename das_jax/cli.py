@@ -101,14 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--of",
         choices=["domain", "general"],
-        default="domain",
-        help="knowledge of the corpus (masked-LM loss) or general knowledge (proxy KL)",
+        help="knowledge of the corpus (masked-LM loss, the default) or general knowledge (proxy KL)",
     )
     sub.add_argument(
         "--published",
         type=Path,
         metavar="DIR",
-        help="convert the published code's three .npy files",
+        help="convert the published code's three .npy files; --corpus and --of are ignored then",
     )
     sub.add_argument(
         "--output",
@@ -255,8 +254,15 @@ def importance(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     if options.published:
         measured = convert_published(config, console, options.published, options.output)
+        for flag in ("corpus", "of"):
+            if getattr(options, flag) is not None:
+                console.log(f"--{flag} is ignored: --published measures nothing")
+        console.log(
+            f"{options.published}: shapes and numbers fit this model; whose knowledge it is cannot be "
+            "checked, and there is no self-test, as the published code keeps no halves"
+        )
     else:
-        measured = measure(config, console, options.corpus, options.of, options.output)
+        measured = measure(config, console, options.corpus, options.of or "domain", options.output)
     picture = options.output.with_suffix(".png")
     on_first_host(lambda: write_heat_map(picture, measured.importance))
     console.rich.print(

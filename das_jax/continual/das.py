@@ -64,6 +64,11 @@ class DAS(Method):
 
     settings: DASSettings
 
+    def check(self) -> None:
+        """Looks at the file of I^(0), which is needed after the warm-up only."""
+        if (initial := self.settings.importance.initial) is not None:
+            importance_map.load(initial, self.model.architecture)
+
     def init(self, params: Params) -> DASMemory:
         return DASMemory(full_units(self.model.architecture, 0.0))
 

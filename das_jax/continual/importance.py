@@ -12,6 +12,7 @@ from scipy import stats
 
 from das_jax.continual.method import Domain, Method
 from das_jax.data.batch import Batch
+from das_jax.errors import UserError
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.collectives import per_shard
@@ -63,14 +64,14 @@ class RawImportance(NamedTuple):
 
     Attributes:
       mean: the mean over examples of |gate gradient|, [L, U].
-      standard_error: of that mean, [L, U].
-      halves: the same mean over the two halves of the sample, [2, L, U].
+      standard_error: of that mean, [L, U]; None if nobody knows it.
+      halves: the same mean over the two halves of the sample, [2, L, U]; None likewise.
       examples: how many examples.
     """
 
     mean: Units
-    standard_error: Units
-    halves: Units
+    standard_error: Units | None
+    halves: Units | None
     examples: int
 
 
@@ -192,7 +193,11 @@ def measure(
     settings: ImportanceSettings,
     purpose: str,
 ) -> RawImportance:
-    """The raw map of a model on a random sample of a domain."""
+    """The raw map of a model on a random sample of a domain.
+
+    Raises:
+      UserError: it is not finite.
+    """
     rng = jax.random.fold_in(domain.rng, 0 if losses is masked_lm_losses else 1)
     total = domain.accumulate(
         GateGradientSums(method, losses),
@@ -202,7 +207,15 @@ def measure(
         batch_size=settings.batch_size,
         purpose=purpose,
     )
-    return raw_importance(total)
+    raw = raw_importance(total)
+    for values in jax.tree.leaves(raw):
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"{purpose}: the gate gradients became infinite or NaN, so no map was written; the model "
+                f"is broken, or its numbers are too large for {np.dtype(method.model.dtype).name}: "
+                "set model.dtype to float32, or start from another checkpoint"
+            )
+    return raw
 
 
 def _paper(raw_LxU: jax.Array) -> jax.Array:
@@ -271,13 +284,14 @@ def rank_correlation(first_LxU: Any, second_LxU: Any) -> float:
     return float(np.sum(rhos) / len(first))
 
 
-def split_half_correlation(halves: Units) -> dict[str, float]:
-    """Rank correlation of the two halves' raw maps per kind.
+def split_half_correlation(halves: Units | None) -> dict[str, float]:
+    """Rank correlation of the two halves' raw maps per kind; nothing without halves.
 
     A map that measures something has halves that agree; two maps of noise do not, although their
     cosine is 0.78 once they are normalised.
     """
-    return {kind: rank_correlation(*np.asarray(half)) for kind, half in halves._asdict().items()}
+    kinds = {} if halves is None else halves._asdict()
+    return {kind: rank_correlation(*np.asarray(half)) for kind, half in kinds.items()}
 
 
 def self_test(raw: RawImportance) -> tuple[dict[str, float], str | None]:

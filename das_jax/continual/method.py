@@ -105,6 +105,9 @@ class Method:
     settings: Any
     axis_name: str | None = None
 
+    def check(self) -> None:
+        """Called before anything is prepared; raises UserError if what the settings name cannot be used."""
+
     def init(self, params: Params) -> Memory:
         """The memory before the first domain."""
         return ()

@@ -13,7 +13,7 @@ COLUMNS = 256
 """Units per heat-map row, at most; neighbours in rank are averaged beyond that."""
 
 
-def importance_table(importance: Units, raw: Units, standard_error: Units) -> Table:
+def importance_table(importance: Units, raw: Units, standard_error: Units | None) -> Table:
     """A row per layer and kind: mean importance, what the soft mask leaves, and how sure the raw map is."""
     table = Table(title="importance")
     for name in (
@@ -30,12 +30,14 @@ def importance_table(importance: Units, raw: Units, standard_error: Units) -> Ta
     layers = np.asarray(importance.heads).shape[0]
     for layer in range(layers):
         for kind in Units._fields:
-            value_U, raw_U, error_U = (
-                np.asarray(getattr(units, kind))[layer]
-                for units in (importance, raw, standard_error)
+            value_U, raw_U = (
+                np.asarray(getattr(units, kind))[layer] for units in (importance, raw)
             )
-            relative = np.median(error_U / np.maximum(raw_U, np.finfo(np.float32).tiny))
-            known = f"{relative:.1%}" if np.isfinite(relative) else "unknown"
+            known = "unknown"
+            if standard_error is not None:
+                error_U = np.asarray(getattr(standard_error, kind))[layer]
+                relative = np.median(error_U / np.maximum(raw_U, np.finfo(np.float32).tiny))
+                known = f"{relative:.1%}"
             table.add_row(
                 str(layer),
                 kind,

@@ -8,6 +8,7 @@ import numpy as np
 from das_jax.continual import importance_map
 from das_jax.continual.importance import FEWEST_UNITS, rank_correlation
 from das_jax.continual.importance_map import ImportanceMap
+from das_jax.errors import UserError
 from das_jax.evaluation.curves import stage_directories, stage_name
 from das_jax.evaluation.scores import RunScores
 from das_jax.model.huggingface_config import architecture_of
@@ -62,7 +63,11 @@ class Protection:
 
 
 def read_maps(run: RunScores) -> dict[str, ImportanceMap]:
-    """The importance maps of a run's finished stages, in order; none if its method measures none."""
+    """The importance maps of a run's finished stages, in order; none if its method measures none.
+
+    Raises:
+      UserError: a map is damaged, or not of this run.
+    """
     found = {}
     for stage in stage_directories(run.directory):
         for file, name in (
@@ -72,6 +77,11 @@ def read_maps(run: RunScores) -> dict[str, ImportanceMap]:
             if (stage / file).exists() and stage_name(stage) in run.rows:
                 architecture = architecture_of(RunDirectory(run.directory).base)
                 found[name] = importance_map.load(stage / file, architecture)
+                if found[name].halves is None:
+                    raise UserError(
+                        f"{stage / file} was converted with --published, so it is not the map of this "
+                        "stage; put that back, or remove the file"
+                    )
     return found
 
 

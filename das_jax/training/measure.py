@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from das_jax.config.schema import Config
 from das_jax.continual import importance, importance_map
@@ -29,10 +29,10 @@ class Measured:
     """A map and what its self-test says.
 
     Attributes:
-      raw: before normalisation, with standard errors and halves.
+      raw: before normalisation, with standard errors and halves if they are known.
       importance: normalised, [L, U] per kind.
       correlations: of the two halves of the sample, per kind; none if there are no halves.
-      warning: if the map is mostly noise.
+      warning: if the map is mostly noise, or protects nothing.
     """
 
     raw: RawImportance
@@ -91,16 +91,20 @@ def measure(
 def convert_published(config: Config, console: Console, directory: Path, output: Path) -> Measured:
     """Makes a map file of the three arrays of the published code.
 
-    They come without standard errors and halves, which are NaN in the file, so there is no self-test.
+    They come without standard errors and halves, so there is no self-test.
     """
     _check_output(output)
     settings = importance_settings(config)
     workspace = open_workspace(config, console)
     mean = importance_map.load_published(directory, workspace.checkpoint.architecture)
-    unknown = Units(*(jnp.full_like(value, jnp.nan) for value in mean))
-    halves = Units(*(jnp.stack([value, value]) for value in unknown))
-    raw = RawImportance(mean, unknown, halves, examples=0)
-    return Measured(raw, _save(workspace, settings, raw, output), {}, None)
+    raw = RawImportance(mean, None, None, examples=0)
+    normalised = _save(workspace, settings, raw, output)
+    empty = [kind for kind, each in normalised._asdict().items() if not np.any(each)]
+    warning = (
+        f"all units of {', '.join(empty)} are equally important, so nothing protects them; are these the "
+        "right files?"
+    )
+    return Measured(raw, normalised, {}, warning if empty else None)
 
 
 def _check_output(output: Path) -> None:

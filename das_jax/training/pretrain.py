@@ -78,6 +78,9 @@ def pretrain(
             if key.endswith(".batch_size"):
                 micro_batches = config.training.accumulate if key.startswith("training.") else 1
                 check_divisible(value, workspace.sharding, key, micro_batches)
+        first = directory.stage(1, config.domains[0].name) / "checkpoints"
+        if not on_first_host(first.is_dir):  # Later, what a method starts from is no longer needed.
+            workspace.method(config.method).check()
         corpora = workspace.corpora()
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()

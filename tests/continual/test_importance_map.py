@@ -1,6 +1,8 @@
 """Map files come back as they were, belong to one model, and are never executed."""
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -104,6 +106,77 @@ def test_safetensors_that_are_no_map(tmp_path: Path, architecture: Architecture)
         importance_map.load(path, architecture)
 
 
+Change = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def changed(name: str, value: float | np.ndarray | None) -> Change:
+    """One array replaced, one of its numbers replaced, or left out."""
+
+    def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if isinstance(value, float):
+            tensors[name].flat[3] = value
+            return tensors
+        others = {key: tensor for key, tensor in tensors.items() if key != name}
+        return others if value is None else {**others, name: value}
+
+    return change
+
+
+BAD_ARRAYS = [
+    ("importance.heads", np.nan, "holds nan, but must be in [0, 1]"),
+    ("importance.output", 5.0, "holds 5.0, but must be in [0, 1]"),
+    ("own.intermediate", -0.5, "holds -0.5, but must be in [0, 1]"),
+    ("raw.heads", np.inf, "holds inf, but must be finite and not negative"),
+    ("raw.output", -1.0, "holds -1.0"),
+    ("halves.output", np.nan, "holds nan"),
+    ("importance.heads", np.zeros((3, 2), np.float32), "has shape [3, 2], this model needs [2, 4]"),
+    ("halves.heads", np.zeros((2, 4), np.float32), "has shape [2, 4], this model needs [2, 2, 4]"),
+    ("own.output", np.zeros((2, 16), np.int8), "holds int8 where float32 belongs"),
+    ("raw.intermediate", None, "is missing"),
+    ("halves.intermediate", None, "is missing"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), BAD_ARRAYS)
+def test_a_map_that_holds_what_no_map_can(
+    stored: Path, architecture: Architecture, name: str, value: float | None, said: str
+) -> None:
+    with safe_open(stored, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(changed(name, value)(load_file(stored)), stored, metadata)
+    with pytest.raises(
+        UserError, match=re.escape(f"acl.safetensors cannot be used: {name} {said}")
+    ):
+        importance_map.load(stored, architecture)
+
+
+def test_a_map_that_does_not_say_whose_it_is(stored: Path, architecture: Architecture) -> None:
+    save_file(load_file(stored), stored, {"format": importance_map.FORMAT})
+    with pytest.raises(UserError, match="is no importance map"):
+        importance_map.load(stored, architecture)
+
+
+def test_a_directory_in_place_of_a_map(tmp_path: Path, architecture: Architecture) -> None:
+    with pytest.raises(UserError, match="is no file; make one with"):
+        importance_map.load(tmp_path, architecture)
+
+
+def test_wider_numbers_are_a_map_too(stored: Path, architecture: Architecture) -> None:
+    with safe_open(stored, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file({k: x.astype(np.float64) for k, x in load_file(stored).items()}, stored, metadata)
+    for units in importance_map.load(stored, architecture):
+        assert {x.dtype for x in units} == {np.dtype(np.float32)}
+
+
+def test_what_nobody_knows_is_left_out(tmp_path: Path, architecture: Architecture) -> None:
+    units, path = random_units(architecture, 0), tmp_path / "map.safetensors"
+    raw = RawImportance(units, None, None, examples=0)
+    importance_map.save(path, architecture, raw, units, units)
+    assert {name.split(".")[0] for name in load_file(path)} == {"raw", "own", "importance"}
+    assert importance_map.load(path, architecture).halves is None
+
+
 # The published code's arrays
 
 
@@ -143,6 +216,26 @@ def test_published_maps_of_another_shape(
     name = importance_map.PUBLISHED_FILES[kind]
     np.save(published / name, np.load(published / name)[:1])
     with pytest.raises(UserError, match=rf"{name} has shape \[1, .*\], this model needs \[2, "):
+        importance_map.load_published(published, architecture)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_published_numbers_that_are_none(
+    published: Path, architecture: Architecture, value: float
+) -> None:
+    values = np.load(published / "output_impt.npy")
+    values[1, 2] = value
+    np.save(published / "output_impt.npy", values)
+    with pytest.raises(UserError, match=rf"output_impt\.npy holds {re.escape(str(value))}"):
+        importance_map.load_published(published, architecture)
+
+
+def test_no_room_is_made_for_what_a_header_claims(
+    published: Path, architecture: Architecture
+) -> None:
+    file = published / "head_impt.npy"
+    file.write_bytes(file.read_bytes().replace(b"(2, 4), }          ", b"(2, 4000000000000)}"))
+    with pytest.raises(UserError, match=r"has shape \[2, 4000000000000\]"):
         importance_map.load_published(published, architecture)
 
 

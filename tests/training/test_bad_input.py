@@ -154,7 +154,9 @@ def test_the_importance_of_another_model(
     raw = RawImportance(units, units, full_units(architecture, 0.5, (2,)), examples=1)
     path = tmp_path / "other.safetensors"
     importance_map.save(path, architecture, raw, units, units)
-    said = refused(f"--method.importance.initial={path}", general=None)
+    # Before anything is prepared, and a warm-up of days.
+    source = {"kind": "text", "path": "nowhere"}
+    said = refused(f"--method.importance.initial={path}", domains__0__source=source)
     assert "other.safetensors belongs to another model" in said
 
 

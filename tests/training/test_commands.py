@@ -325,11 +325,14 @@ def test_published_importance(project: Project, tmp_path: Path, capsys: Capture)
     for kind, name in importance_map.PUBLISHED_FILES.items():
         np.save(tmp_path / name, published[kind])
     output = tmp_path / "published.safetensors"
-    arguments = [f"--published={tmp_path}", f"--output={output}"]
+    arguments = [f"--published={tmp_path}", f"--output={output}", "--corpus=papers"]
     assert cli.main(["importance", str(project.config), *arguments]) == 0
     shown = capsys.readouterr().out
     assert "unknown" in shown
-    assert "self-test" not in shown, "there are no halves to compare"
+    assert "self-test:" not in shown, "there are no halves to compare"
+    assert "there is no self-test" in " ".join(shown.split())
+    assert "--corpus is ignored" in shown
+    assert all(np.isfinite(array).all() for array in load_file(output).values())
     found = importance_map.load(output, architecture)
     raw = Units(**{kind: np.abs(x).astype(np.float32) for kind, x in published.items()})
     for actual, expected in zip(found.importance, importance.normalise(raw), strict=True):
