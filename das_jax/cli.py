@@ -204,16 +204,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> "Resolved":
+    """Before what is heavy is imported, so that a mistake is answered at once."""
     from das_jax.config.load import load_config
 
     return load_config(options.config, options.overrides)
 
 
 def prepare(options: argparse.Namespace) -> None:
+    config = _load(options).config
+
     from das_jax.training.console import Console
     from das_jax.training.workspace import open_workspace
 
-    config, console = _load(options).config, Console(options.quiet)
+    console = Console(options.quiet)
     for name, corpus in open_workspace(config, console).corpora().items():
         console.log(
             f"{name}: {corpus.documents:,} documents, {corpus.tokens:,} tokens, "
@@ -223,6 +226,8 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def pretrain(options: argparse.Namespace) -> None:
+    config = _load(options).config
+
     from das_jax.evaluation.report import write_report
     from das_jax.evaluation.score_table import heldout_table
     from das_jax.evaluation.scores import RunScores
@@ -232,7 +237,6 @@ def pretrain(options: argparse.Namespace) -> None:
     from das_jax.training.pretrain import configurations
     from das_jax.training.pretrain import pretrain as run
 
-    config = _load(options).config
     connect()
     console = Console(options.quiet)
     for each in configurations(config):
@@ -244,12 +248,13 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def importance(options: argparse.Namespace) -> None:
+    config = _load(options).config
+
     from das_jax.evaluation.importance_report import importance_table, write_heat_map
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect, on_first_host
     from das_jax.training.measure import convert_published, measure
 
-    config = _load(options).config
     connect()
     console = Console(options.quiet)
     if options.published:
@@ -276,12 +281,13 @@ def importance(options: argparse.Namespace) -> None:
 
 
 def finetune(options: argparse.Namespace) -> None:
+    config = _load(options).config
+
     from das_jax.evaluation.evaluate import finetune_one
     from das_jax.evaluation.finetuned_table import finetuned_table
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
 
-    config = _load(options).config
     connect()
     console = Console(options.quiet)
     task, finetuned = finetune_one(
@@ -294,11 +300,13 @@ def finetune(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from das_jax.config.load import load_config
+
+    tasks = load_config(options.tasks).config.evaluation if options.tasks else None
+
     from das_jax.evaluation.evaluate import evaluate as run
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect, on_first_host
 
-    tasks = load_config(options.tasks).config.evaluation if options.tasks else None
     connect()
     run(options.run, tasks, Console(options.quiet))
     on_first_host(lambda: _show([options.run], options.run / "report"))
@@ -331,17 +339,21 @@ def export(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
+    config = _load(options).config
+
     from das_jax.planning import report, sweep_report
 
     report_of = sweep_report.report if options.sweep else report.report
-    report_of(_load(options).config, options.topology, options.json)
+    report_of(config, options.topology, options.json)
 
 
 def config(options: argparse.Namespace) -> None:
+    resolved = _load(options) if options.config else None
+
     from das_jax.config.show import render, render_settings
     from das_jax.training.console import screen
 
-    screen().print(render(_load(options)) if options.config else render_settings())
+    screen().print(render(resolved) if resolved else render_settings())
 
 
 if __name__ == "__main__":

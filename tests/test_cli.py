@@ -79,6 +79,38 @@ def test_help_comes_at_once() -> None:
     assert not {"jax", "numpy", "rich", "transformers"} & set(done.stdout.split())
 
 
+def test_a_configuration_is_checked_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """In every verb that takes one: a typo is answered in half a second of processor time."""
+    (tmp_path / "typo.yaml").write_text("output_dir: x\ntrainin: {}\n")
+    script = """
+import sys
+from das_jax import cli
+for words in ("prepare", "pretrain", "importance", "finetune --task=a", "plan --topology=v5e:2x4",
+              "config", "evaluate runs/x --tasks"):
+    assert cli.main([*words.split(), "typo.yaml"]) == 2
+print(*sys.modules)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr.count("typo.yaml:2: trainin is no setting; did you mean training?\n") == 7
+    heavy = {
+        "jax",
+        "numpy",
+        "transformers",
+        "tensorflow_datasets",
+        "orbax",
+        "pyarrow",
+        "matplotlib",
+    }
+    assert not heavy & set(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from das_jax.config.schema import Config
-from das_jax.continual.das import DASSettings
+from das_jax.continual.settings import DASSettings
 from das_jax.errors import UserError
 
 

@@ -7,11 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from das_jax.continual.registry import MethodSettings
-from das_jax.data.beam import BeamSettings
-from das_jax.data.cloze import ClozeSettings
-from das_jax.data.sources import Source
-from das_jax.data.tasks import TaskSettings
+from das_jax.continual.settings import MethodSettings
+from das_jax.data.settings import BeamSettings, ClozeSettings, Source, TaskSettings
 from das_jax.settings import Name, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]

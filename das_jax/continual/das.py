@@ -1,16 +1,17 @@
 """DAS: soft-masked gradients and a contrastive loss (Ke et al., ICLR 2023)."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from das_jax.continual import importance, importance_map
-from das_jax.continual.importance import ImportanceSettings, Losses, RawImportance
+from das_jax.continual.importance import Losses, RawImportance
 from das_jax.continual.method import Domain, Method, Metrics, Transforms, UpdateTrace
-from das_jax.continual.soft_mask import SoftMaskSettings, effective_mask, factors_of, soft_mask
+from das_jax.continual.settings import ContrastiveSettings as ContrastiveSettings
+from das_jax.continual.settings import DASSettings
+from das_jax.continual.soft_mask import effective_mask, factors_of, soft_mask
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
 from das_jax.errors import UserError
@@ -18,30 +19,6 @@ from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.contrastive import contrastive_loss
-from das_jax.settings import settings
-
-
-@settings
-class ContrastiveSettings:
-    weight: NonNegativeFloat = 1.0
-    """lambda of the paper's loss: MLM + lambda * contrastive."""
-    temperature: PositiveFloat = 0.05
-    anchor: Literal["clean", "masked"] = "clean"
-    """The first view: the clean text under a dropout mask of its own (the paper), or the masked-LM
-    pass, which saves one pass."""
-    subsample: PositiveInt = 1
-    """The views are made of every n-th example of a batch only, and contrasted with each other: 1 for all
-    of them (the paper); with 4 and a masked anchor the encoder runs 1.5 times an example."""
-
-
-@settings
-class DASSettings:
-    """DAS (Ke et al., ICLR 2023)."""
-
-    name: Literal["das"] = "das"
-    contrastive: ContrastiveSettings = ContrastiveSettings()
-    soft_mask: SoftMaskSettings = SoftMaskSettings()
-    importance: ImportanceSettings = ImportanceSettings()
 
 
 class DASMemory(NamedTuple):

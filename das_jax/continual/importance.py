@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import PositiveInt
 from scipy import stats
 
 from das_jax.continual.method import Domain, Method
+from das_jax.continual.settings import ImportanceSettings, Normalization
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.model.masked_lm import Params
@@ -18,9 +18,7 @@ from das_jax.model.units import Units, full_units
 from das_jax.objectives.collectives import per_shard
 from das_jax.objectives.masked_lm import masked_lm_loss_per_example
 from das_jax.objectives.proxy_kl import proxy_kl_per_example
-from das_jax.settings import settings
 
-Normalization = Literal["paper", "one_sided", "rank"]
 Losses = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
 """(method, params, batch, rng, gates_BxLxU) -> the loss of every example, [B]."""
 
@@ -29,20 +27,6 @@ FEWEST_UNITS = 8
 """A rank correlation of fewer units says nothing: of two it is 1 or -1, whatever they are."""
 ROUNDING_NOISE = 1e-8
 """Gate gradients of a loss in nats that are all smaller are what float32 leaves of zero."""
-
-
-@settings
-class ImportanceSettings:
-    examples: PositiveInt = 10_000
-    """Chunks sampled at random from the corpus for one map."""
-    batch_size: PositiveInt = 256
-    normalization: Normalization = "paper"
-    """|tanh z| (the paper), max(0, tanh z), or the rank within layer and kind, in [0, 1]."""
-    proxy: Literal["hidden", "vocabulary"] = "hidden"
-    """The distribution of the proxy KL: softmax over the features of the last hidden state, or over the
-    vocabulary of the LM head."""
-    initial: str | None = None
-    """A map file to start from, in place of the proxy-KL map of the first domain."""
 
 
 class Sums(NamedTuple):

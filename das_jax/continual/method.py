@@ -1,5 +1,5 @@
-"""The contract between a continual-learning method and the engine; a new method is a file and a line
-in `registry.py`.
+"""The contract between a continual-learning method and the engine; a new method is a file, its settings in
+`settings.py`, and a line in `registry.py`.
 """
 
 from collections.abc import Callable

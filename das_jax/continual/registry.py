@@ -1,14 +1,11 @@
 """Every method: its settings and its class."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from das_jax.continual.das import DAS, DASSettings
+from das_jax.continual.das import DAS
 from das_jax.continual.method import Method
-from das_jax.continual.naive import Naive, NaiveSettings
-
-MethodSettings = Annotated[DASSettings | NaiveSettings, Field(discriminator="name")]
+from das_jax.continual.naive import Naive
+from das_jax.continual.settings import DASSettings, NaiveSettings
 
 METHODS: dict[type, type[Method]] = {DASSettings: DAS, NaiveSettings: Naive}
 

@@ -2,27 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import Field
 
+from das_jax.continual.settings import SoftMaskSettings as SoftMaskSettings
 from das_jax.model.units import FREE as FREE
 from das_jax.model.units import OWNERS, Owner, Rules, along, owners_of, parameter_paths
-from das_jax.settings import settings
 
 TINY = 1e-30
-
-
-@settings
-class SoftMaskSettings:
-    apply_to: Literal["gradient", "update"] = "update"
-    """Scale the gradient before Adam (the paper) or the finished update, weight decay included."""
-    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The least mean of 1 - I over the units of a layer and kind; 0 switches it off."""
 
 
 def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransformation:

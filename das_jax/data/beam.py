@@ -19,26 +19,16 @@ from etils import epath
 from tokenizers import Tokenizer
 
 from das_jax.data import sources
+from das_jax.data.settings import BeamSettings, Source
 from das_jax.data.tokenization import SPLITS, Encoder, Part, SpecialTokens, Stream, write_parts
 from das_jax.errors import UserError
-from das_jax.settings import settings
 
 # A worker keeps one shard in memory while it writes it.
 MAX_SHARD_BYTES = 256 << 20
 
 
-@settings
-class BeamSettings:
-    runner: str = "DirectRunner"
-    """What runs it, by Apache Beam's name: DirectRunner (this machine), DataflowRunner, FlinkRunner, ..."""
-    options: str = ""
-    """The runner's options, as on a command line: `--project=mine --region=europe-west4`."""
-    directory: str | None = None
-    """Where workers write and this machine reads, such as gs://bucket/das; `data.cache_dir` when absent."""
-
-
 def write_streams(
-    source: sources.Source,
+    source: Source,
     encoder: Encoder,
     heldout: float,
     cache_dir: epath.Path,
@@ -145,7 +135,7 @@ def _library() -> Any:
 
 
 def _write_part(
-    piece: tuple[int, sources.Source],
+    piece: tuple[int, Source],
     special: SpecialTokens,
     heldout: float,
     cache_dir: str,

@@ -2,30 +2,14 @@
 
 import json
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import files
+from das_jax.data.settings import ClozeSettings
 from das_jax.errors import UserError
-from das_jax.settings import Name, settings
-
-
-@settings
-class ClozeSettings:
-    name: Name
-    """What the scores and the report call it."""
-    path: str
-    """A JSONL file or a glob: a sentence with a blank, and the one word that belongs there."""
-    sentence: str = "sentence"
-    """The field with the sentence."""
-    answer: str = "answer"
-    """The field with the answer."""
-    blank: str = "[MASK]"
-    """What stands for the blank, once in every sentence."""
-    knowledge: Literal["kept", "updated", "new"] | None = None
-    """Whether training should keep these facts, change them or bring them; FUAR needs a set of each."""
 
 
 class Facts(NamedTuple):

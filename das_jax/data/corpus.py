@@ -17,8 +17,9 @@ from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from das_jax.data import sources
-from das_jax.data.beam import BeamSettings, download_config, explaining_failure, write_streams
+from das_jax.data.beam import download_config, explaining_failure, write_streams
 from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, chunk_count, copy
+from das_jax.data.settings import BeamSettings, Source
 from das_jax.data.tokenization import (
     Encoder,
     Progress,
@@ -77,7 +78,7 @@ class Corpus:
 
 
 def prepare(
-    source: sources.Source,
+    source: Source,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     heldout: float,
@@ -139,7 +140,7 @@ def load(directory: Path) -> Corpus:
 
 
 def _build(
-    source: sources.Source,
+    source: Source,
     enc: Encoder,
     length: int,
     heldout: float,

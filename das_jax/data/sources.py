@@ -5,66 +5,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, assert_never
-
-from pydantic import Field
+from typing import Any, assert_never
 
 from das_jax.data import demo, files, hubs
-from das_jax.settings import settings
-
-
-@settings
-class TextSource:
-    kind: Literal["text"]
-    path: str
-    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed."""
-    documents: Literal["line", "blank_line"] = "line"
-    """What separates documents: every line is one, or blank lines stand between them."""
-
-
-@settings
-class JSONLSource:
-    kind: Literal["jsonl"]
-    path: str
-    field: str = "text"
-
-
-@settings
-class ParquetSource:
-    kind: Literal["parquet"]
-    path: str
-    field: str = "text"
-
-
-@settings
-class TFDSSource:
-    kind: Literal["tfds"]
-    name: str
-    """As in `tfds.load`: `name`, `name/config`, `name:version`."""
-    split: str = "train"
-    field: str = "text"
-    data_dir: str | None = None
-
-
-@settings
-class HuggingFaceSource:
-    kind: Literal["huggingface"]
-    name: str
-    config: str | None = None
-    split: str = "train"
-    field: str = "text"
-
-
-@settings
-class DemoSource:
-    kind: Literal["demo"]
-    name: Literal["news", "acl", "reviews", "tweets", "drugs"]
-
-
-Source = Annotated[
-    TextSource | JSONLSource | ParquetSource | TFDSSource | HuggingFaceSource | DemoSource,
-    Field(discriminator="kind"),
-]
+from das_jax.data.settings import (
+    DemoSource,
+    HuggingFaceSource,
+    JSONLSource,
+    ParquetSource,
+    Source,
+    TextSource,
+    TFDSSource,
+)
 
 
 def documents(source: Source, cache_dir: Path) -> Iterator[str]:

@@ -2,58 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, assert_never
-
-from pydantic import Field
+from typing import Any, assert_never
 
 from das_jax.data import demo, demo_tasks, files, hubs
+from das_jax.data.settings import (
+    CSVTable,
+    DemoTable,
+    HuggingFaceTable,
+    JSONLTable,
+    Table,
+    TFDSTable,
+)
 from das_jax.data.sources import identity
-from das_jax.settings import settings
-
-
-@settings
-class JSONLTable:
-    kind: Literal["jsonl"]
-    path: str
-    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. Every line is an object."""
-
-
-@settings
-class CSVTable:
-    kind: Literal["csv"]
-    path: str
-    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. The first line names the columns."""
-    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
-    """What stands between columns; when absent, a tab in .tsv files and a comma in others."""
-
-
-@settings
-class TFDSTable:
-    kind: Literal["tfds"]
-    name: str
-    """As in `tfds.load`: `name`, `name/config`, `name:version`."""
-    split: str
-    data_dir: str | None = None
-
-
-@settings
-class HuggingFaceTable:
-    kind: Literal["huggingface"]
-    name: str
-    config: str | None = None
-    split: str
-
-
-@settings
-class DemoTable:
-    kind: Literal["demo"]
-    name: Literal["acl_roles", "reviews_fresh", "tweets_outlet", "news_outlet"]
-    split: Literal["train", "test"]
-
-
-Table = Annotated[
-    JSONLTable | CSVTable | TFDSTable | HuggingFaceTable | DemoTable, Field(discriminator="kind")
-]
 
 
 def rows(table: Table, cache_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,18 +6,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
 from das_jax.data import tables
 from das_jax.data.files import checked_text, quoted
-from das_jax.data.tables import Table
+from das_jax.data.settings import Sizes as Sizes
+from das_jax.data.settings import Table, TaskSettings
 from das_jax.data.tokenization import Encoder, encoder
 from das_jax.errors import UserError
-from das_jax.settings import Name, settings
 
 # Part of every key: raise it when the same input would give other examples.
 FORMAT = 1
@@ -26,51 +25,6 @@ FORMAT = 1
 NOT_HASHED = ("name", "domain", "sizes", "train", "test", "validation")
 
 BATCH_TEXTS = 1024
-
-
-@settings
-class Sizes:
-    train: PositiveInt
-    """Training examples."""
-    test: PositiveInt
-    """Test examples."""
-    classes: PositiveInt
-    """Classes."""
-
-
-@settings
-class TaskSettings:
-    name: Name
-    """What files and reports call it."""
-    domain: Name | None = None
-    """The domain whose knowledge it asks for; a task without one asks for general knowledge."""
-    train: Table
-    """The rows that a classifier is trained on."""
-    test: Table
-    """The rows that the scores are of."""
-    validation: Table | None = None
-    """The rows on which the best epoch is chosen. Without them the last epoch counts, as in the paper."""
-    text: str = "text"
-    """The column of the text."""
-    pair: str | None = None
-    """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence."""
-    label: str = "label"
-    """The column of the class: texts or whole numbers."""
-    unseen_classes: bool = False
-    """Whether other rows may have classes that no training row has, and that nobody can get right, as in the
-    paper's split of ChemProt."""
-    metric: Literal["accuracy", "macro_f1", "micro_f1"] = "macro_f1"
-    """The score that tables show, and that the best epoch is chosen by."""
-    length: Annotated[int, Field(ge=8)] = 128
-    """Tokens of an example, special tokens included; longer texts are cut, of a pair the longer one first."""
-    epochs: PositiveInt = 5
-    """How often each training example is seen."""
-    batch_size: PositiveInt = 16
-    """Examples per step, over all devices."""
-    learning_rate: PositiveFloat = 3e-5
-    """The highest learning rate."""
-    sizes: Sizes | None = None
-    """What the tables must hold; others are refused."""
 
 
 class Examples(NamedTuple):

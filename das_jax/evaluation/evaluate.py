@@ -13,8 +13,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from das_jax.config.schema import Config, EvaluationSettings
-from das_jax.data.cloze import ClozeSettings, load_facts
-from das_jax.data.tasks import Task, TaskSettings, load_task
+from das_jax.data.cloze import load_facts
+from das_jax.data.settings import ClozeSettings, TaskSettings
+from das_jax.data.tasks import Task, load_task
 from das_jax.errors import UserError
 from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.cloze import precision

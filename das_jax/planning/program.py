@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from das_jax.config.schema import Config
 from das_jax.continual import importance
-from das_jax.continual.das import DASSettings
 from das_jax.continual.importance import GateGradientSums, Losses
 from das_jax.continual.method import Method
-from das_jax.continual.naive import NaiveSettings
-from das_jax.continual.registry import MethodSettings, method_class
+from das_jax.continual.registry import method_class
+from das_jax.continual.settings import DASSettings, MethodSettings, NaiveSettings
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError

@@ -9,8 +9,8 @@ import numpy as np
 
 from das_jax.config.schema import Config
 from das_jax.continual import importance, importance_map
-from das_jax.continual.das import DASSettings
-from das_jax.continual.importance import ImportanceSettings, RawImportance
+from das_jax.continual.importance import RawImportance
+from das_jax.continual.settings import DASSettings, ImportanceSettings
 from das_jax.errors import UserError
 from das_jax.files import check_writable
 from das_jax.model.units import Units

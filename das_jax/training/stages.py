@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from das_jax.config.schema import Config
 from das_jax.continual.method import Memory
-from das_jax.continual.naive import NaiveSettings
-from das_jax.continual.registry import MethodSettings
+from das_jax.continual.settings import MethodSettings, NaiveSettings
 from das_jax.data.corpus import Corpus
 from das_jax.model.masked_lm import Params
 

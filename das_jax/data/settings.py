@@ -1,0 +1,181 @@
+"""What a configuration says of text, end tasks and facts.
+
+Apart from the modules that do what they say, so that a configuration is checked before these import what is
+heavy.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from das_jax.settings import Name, settings
+
+
+@settings
+class TextSource:
+    kind: Literal["text"]
+    path: str
+    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed."""
+    documents: Literal["line", "blank_line"] = "line"
+    """What separates documents: every line is one, or blank lines stand between them."""
+
+
+@settings
+class JSONLSource:
+    kind: Literal["jsonl"]
+    path: str
+    field: str = "text"
+
+
+@settings
+class ParquetSource:
+    kind: Literal["parquet"]
+    path: str
+    field: str = "text"
+
+
+@settings
+class TFDSSource:
+    kind: Literal["tfds"]
+    name: str
+    """As in `tfds.load`: `name`, `name/config`, `name:version`."""
+    split: str = "train"
+    field: str = "text"
+    data_dir: str | None = None
+
+
+@settings
+class HuggingFaceSource:
+    kind: Literal["huggingface"]
+    name: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+
+
+@settings
+class DemoSource:
+    kind: Literal["demo"]
+    name: Literal["news", "acl", "reviews", "tweets", "drugs"]
+
+
+Source = Annotated[
+    TextSource | JSONLSource | ParquetSource | TFDSSource | HuggingFaceSource | DemoSource,
+    Field(discriminator="kind"),
+]
+
+
+@settings
+class JSONLTable:
+    kind: Literal["jsonl"]
+    path: str
+    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. Every line is an object."""
+
+
+@settings
+class CSVTable:
+    kind: Literal["csv"]
+    path: str
+    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. The first line names the columns."""
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    """What stands between columns; when absent, a tab in .tsv files and a comma in others."""
+
+
+@settings
+class TFDSTable:
+    kind: Literal["tfds"]
+    name: str
+    """As in `tfds.load`: `name`, `name/config`, `name:version`."""
+    split: str
+    data_dir: str | None = None
+
+
+@settings
+class HuggingFaceTable:
+    kind: Literal["huggingface"]
+    name: str
+    config: str | None = None
+    split: str
+
+
+@settings
+class DemoTable:
+    kind: Literal["demo"]
+    name: Literal["acl_roles", "reviews_fresh", "tweets_outlet", "news_outlet"]
+    split: Literal["train", "test"]
+
+
+Table = Annotated[
+    JSONLTable | CSVTable | TFDSTable | HuggingFaceTable | DemoTable, Field(discriminator="kind")
+]
+
+
+@settings
+class Sizes:
+    train: PositiveInt
+    """Training examples."""
+    test: PositiveInt
+    """Test examples."""
+    classes: PositiveInt
+    """Classes."""
+
+
+@settings
+class TaskSettings:
+    name: Name
+    """What files and reports call it."""
+    domain: Name | None = None
+    """The domain whose knowledge it asks for; a task without one asks for general knowledge."""
+    train: Table
+    """The rows that a classifier is trained on."""
+    test: Table
+    """The rows that the scores are of."""
+    validation: Table | None = None
+    """The rows on which the best epoch is chosen. Without them the last epoch counts, as in the paper."""
+    text: str = "text"
+    """The column of the text."""
+    pair: str | None = None
+    """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence."""
+    label: str = "label"
+    """The column of the class: texts or whole numbers."""
+    unseen_classes: bool = False
+    """Whether other rows may have classes that no training row has, and that nobody can get right, as in the
+    paper's split of ChemProt."""
+    metric: Literal["accuracy", "macro_f1", "micro_f1"] = "macro_f1"
+    """The score that tables show, and that the best epoch is chosen by."""
+    length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of an example, special tokens included; longer texts are cut, of a pair the longer one first."""
+    epochs: PositiveInt = 5
+    """How often each training example is seen."""
+    batch_size: PositiveInt = 16
+    """Examples per step, over all devices."""
+    learning_rate: PositiveFloat = 3e-5
+    """The highest learning rate."""
+    sizes: Sizes | None = None
+    """What the tables must hold; others are refused."""
+
+
+@settings
+class ClozeSettings:
+    name: Name
+    """What the scores and the report call it."""
+    path: str
+    """A JSONL file or a glob: a sentence with a blank, and the one word that belongs there."""
+    sentence: str = "sentence"
+    """The field with the sentence."""
+    answer: str = "answer"
+    """The field with the answer."""
+    blank: str = "[MASK]"
+    """What stands for the blank, once in every sentence."""
+    knowledge: Literal["kept", "updated", "new"] | None = None
+    """Whether training should keep these facts, change them or bring them; FUAR needs a set of each."""
+
+
+@settings
+class BeamSettings:
+    runner: str = "DirectRunner"
+    """What runs it, by Apache Beam's name: DirectRunner (this machine), DataflowRunner, FlinkRunner, ..."""
+    options: str = ""
+    """The runner's options, as on a command line: `--project=mine --region=europe-west4`."""
+    directory: str | None = None
+    """Where workers write and this machine reads, such as gs://bucket/das; `data.cache_dir` when absent."""
