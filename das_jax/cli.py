@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from das_jax.errors import UserError
-from das_jax.training.interruption import Interrupted, Interruption
+from das_jax.training.interruption import Interrupted, Interruption, status
 
 if TYPE_CHECKING:  # What is heavy is imported by the verb that needs it.
     from das_jax.config.load import Resolved
@@ -24,6 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0 if all went well or SIGTERM ended it in order, 2 for what the user can mend,
       130 after Ctrl-C.
     """
+    interruption = Interruption()
+    # The entry point gives no arguments: when it returns, the process ends.
+    with interruption.watched(to_the_end=arguments is None):
+        return _main(arguments, interruption)
+
+
+def _main(arguments: Sequence[str] | None, interruption: Interruption) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     stray = [word for word in overrides if not word.startswith("--")]
@@ -32,23 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{(stray or overrides)[0]} is not understood; settings are given as --key=value"
         )
     options.overrides = overrides
-    options.interruption = interruption = Interruption()
+    options.interruption = interruption
     try:
-        with interruption.watched():
-            options.verb(options)
+        options.verb(options)
     except UserError as error:
         _say(f"das-jax: {error}", sys.stderr)
         return 2
     except Interrupted as stopped:
         _say(str(stopped), sys.stdout)
-        return 130 if interruption.requested == signal.SIGINT else 0
+        return status(interruption.requested)
     return 0
 
 
 def _say(sentence: str, stream: TextIO) -> None:
     try:
         print(sentence, file=stream, flush=True)
-    except BrokenPipeError:  # Ctrl-C ended the other end of the pipe too.
+    except OSError:  # Ctrl-C ended the other end of the pipe too, or the disk is full.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+from das_jax import stopping
 from das_jax.data.tokenization import SpecialTokens, Stream
 
 # TFDS keeps one shard in memory while it writes it.
@@ -155,6 +156,7 @@ def examples(numbers: range, stream: Stream, special: SpecialTokens, length: int
     """Cuts the chunks of these numbers out of a stream, a block at a time."""
     body = length - 2
     for start in range(numbers.start, numbers.stop, 1024):
+        stopping.check()
         stop = min(start + 1024, numbers.stop)
         tokens = stream.read(start * body, stop * body)
         for number, chunk in enumerate(pack(tokens, special, length), start):

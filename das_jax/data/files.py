@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from etils import epath
 
+from das_jax import stopping
 from das_jax.errors import UserError
 
 # What the decompressors raise for a file that is cut short or damaged.
@@ -68,6 +69,7 @@ def digest(pattern: str) -> str:
     """SHA-256 over the content of all files of a glob, in order, and their compression."""
     total = sha256()
     for path in matching(pattern):
+        stopping.check()
         with path.open("rb") as stream:
             total.update(f"{path.suffix} {file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

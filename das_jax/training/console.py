@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from das_jax import stopping
+
 T = TypeVar("T")
 
 PIPE_WIDTH = 240
@@ -58,7 +60,12 @@ class Line:
             self._bar.start()
 
     def update(self, done: int, note: str | None = None) -> None:
-        """Shows that `done` of the total are done; the note stays until there is another."""
+        """Shows that `done` of the total are done; the note stays until there is another.
+
+        Raises:
+          Interrupted: somebody asked the command to stop.
+        """
+        stopping.check()
         if self._judged_from is None and done > self._done:
             self._judged_from = done, time.monotonic()
         self._done = done
@@ -104,6 +111,7 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False) -> None:
+        stopping.check()  # What a verb imports took seconds.
         self.awaits_first_step = True
         first_host = jax.process_index() == 0
         self.rich = screen(quiet=not first_host)
@@ -120,12 +128,18 @@ class Console:
 
     @contextmanager
     def counter(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Yields a function that shows how many documents and tokens are done, of a number nobody knows."""
+        """Yields a function that shows how many documents and tokens are done, of a number nobody knows.
+
+        Raises:
+          Interrupted: somebody asked the command to stop; the function raises it too.
+        """
+        stopping.check()
         start = last = time.monotonic()
         status = self.rich.status(title) if self.live else contextlib.nullcontext()
 
         def count(documents: int, tokens: int) -> None:
             nonlocal last
+            stopping.check()
             now = time.monotonic()
             rate = documents / max(now - start, 1e-3)
             text = f"{title}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f} documents/s"
@@ -142,7 +156,12 @@ class Console:
     def progress(
         self, title: str, total: int, done: int = 0, transient: bool = False
     ) -> Iterator[Line]:
-        """A line that counts to `total`; a transient bar vanishes at its end."""
+        """A line that counts to `total`; a transient bar vanishes at its end.
+
+        Raises:
+          Interrupted: somebody asked the command to stop.
+        """
+        stopping.check()
         line = Line(self, title, total, done, transient)
         try:
             yield line
@@ -152,6 +171,7 @@ class Console:
 
 def screen(quiet: bool = False) -> rich.console.Console:
     """Standard output; lines are never wrapped, and tables only as wide as a terminal if there is one."""
+    stopping.check()
     console = rich.console.Console(soft_wrap=True, highlight=False, quiet=quiet)
     if not console.is_terminal:
         console.width = PIPE_WIDTH

@@ -160,7 +160,10 @@ class Run:
         """
         method, sharding = self.workspace.method(stage.method_settings), self.workspace.sharding
         domain = self._domain(stage)
-        with self._checkpoints(stage) as checkpoints:
+        with (
+            self._checkpoints(stage) as checkpoints,
+            self.interruption.finishing(checkpoints.wait),
+        ):
             state = resumed
             if state is None:
                 state = self._first_state(stage, method, learned, domain)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from das_jax import stopping
 from das_jax.config.schema import TrainingSettings
 from das_jax.data.batch import Batch
 from das_jax.training.checkpoint import Checkpoints
@@ -198,5 +199,5 @@ def test_a_signal_that_nobody_looked_at_takes_effect_at_the_end() -> None:
             work()
         assert reached == ["the end"]
         with pytest.raises(Interrupted):
-            os.kill(os.getpid(), signal.SIGTERM)
+            stopping.check()
     assert signal.getsignal(signal.SIGTERM) is old
