@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -18,6 +19,9 @@ from das_jax.errors import UserError
 
 TEMPORARY = ".tmp"
 """How the hidden names end under which things are written."""
+
+_LEFT = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{32}}(?P<old>\.old)?{re.escape(TEMPORARY)}")
+"""The hidden names that `replacing` gives, and nobody else."""
 
 
 @contextlib.contextmanager
@@ -70,10 +74,21 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def sweep(directory: Path) -> None:
-    """Removes what killed processes left under temporary names; nobody else may be writing there."""
-    for left in list(directory.rglob(f".*{TEMPORARY}")):
-        _remove(left)
+def sweep(directory: Path, *names: str) -> None:
+    """Removes what killed processes left of `replacing` in a directory; nobody else may be writing there.
+
+    Args:
+      directory: it alone, and nothing below it.
+      names: what was to be written there; without any, whatever it was.
+    """
+    for left in list(directory.iterdir()) if directory.is_dir() else []:
+        found = _LEFT.fullmatch(left.name)
+        if found is None or (names and found["name"] not in names):
+            continue
+        if found["old"] and not (directory / found["name"]).exists():
+            left.rename(directory / found["name"])  # Killed before the new took its place.
+        else:
+            _remove(left)
 
 
 @contextlib.contextmanager

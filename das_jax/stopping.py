@@ -6,7 +6,7 @@ stages. `das_jax.training.interruption` handles the signals.
 
 import threading
 
-_asked = False
+_asked = _begun = False
 
 
 class Interrupted(BaseException):
@@ -22,11 +22,18 @@ def ask(stop: bool) -> None:
     _asked = stop
 
 
+def begun() -> bool:
+    """Whether a safe place was reached yet: until then a command only imports what it needs."""
+    return _begun
+
+
 def check() -> None:
     """A safe place: raises Interrupted if somebody asked the command to stop.
 
     Threads beside the main one go on: who waits for them would wait for ever.
     """
+    global _begun
+    _begun = True
     if _asked and threading.current_thread() is threading.main_thread():
         raise Interrupted(
             "stopped; what is finished is kept, and the same command goes on from there"

@@ -187,7 +187,14 @@ with replacing(Path(sys.argv[1])) as temporary:
     assert len(list((tmp_path / "run").rglob("half"))) == 2
     sweep(tmp_path / "run")
     left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*")}
-    assert left == {"mine.tmp", ".hidden", "deep", "deep/kept"}
+    (half,) = (tmp_path / "run").glob("deep/.base.*/half")
+    deep = {str(path.relative_to(tmp_path / "run")) for path in (half, half.parent)}
+    assert left == {"mine.tmp", ".hidden", "deep", "deep/kept", *deep}
+    sweep(tmp_path / "run" / "deep", "other")
+    assert half.exists(), "not one of the names"
+    sweep(tmp_path / "run" / "deep", "base")
+    assert {path.name for path in (tmp_path / "run" / "deep").iterdir()} == {"kept"}
+    sweep(tmp_path / "nowhere")
 
 
 def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:

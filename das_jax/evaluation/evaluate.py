@@ -21,6 +21,7 @@ from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.cloze import precision
 from das_jax.evaluation.finetune import Finetuned, finetune
 from das_jax.evaluation.scores import Evaluation, runs_of
+from das_jax.files import sweep
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
 from das_jax.model.huggingface import Checkpoint
@@ -53,8 +54,9 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
                 f"{directory} has no evaluation.tasks and no evaluation.cloze; give a configuration that "
                 "has them with --tasks=CONFIG"
             )
+        rows = rows_of(run, config)
         with _locked(directory):
-            rows = rows_of(run, config)
+            on_first_host(lambda: sweep(directory, "evaluation.json"))  # noqa: B023
             workspace = open_workspace(config, console)
             RunEvaluation(workspace, run, rows).measure_all()
 

@@ -13,8 +13,9 @@ from types import FrameType
 from das_jax import stopping
 from das_jax.stopping import Interrupted as Interrupted
 
-GRACE = 10.0
-"""Seconds after a signal in which a safe place has to be reached, or the process is ended where it is."""
+GRACE, START_GRACE = 10.0, 1.0
+"""Seconds after a signal in which a safe place has to be reached, or the process is ended where it is; the
+second while there was none yet."""
 
 AGAIN = 1.0
 """Seconds after which another Ctrl-C is a person's second, and not the first one told twice."""
@@ -114,7 +115,8 @@ class Interruption:
                 if first is not None and told[0] == signal.SIGINT and now - first >= AGAIN:
                     self._end()
                 first = now if first is None else first
-            overdue = self.requested and time.monotonic() - self._since >= GRACE
+            grace = GRACE if stopping.begun() else START_GRACE
+            overdue = self.requested and time.monotonic() - self._since >= grace
             if overdue and not self._deferred and not self._ending:
                 self._ending = True
                 # In a thread of its own, so that a second Ctrl-C is heard.

@@ -40,7 +40,7 @@ def configurations(config: Config) -> list[Config]:
     """One configuration, or the one of each of its `seeds`.
 
     Raises:
-      UserError: output_dir is a run itself, without `seeds`.
+      UserError: output_dir is a run itself, without `seeds`, or that of a seed cannot be its run.
     """
     if config.seeds is None:
         return [config]
@@ -48,12 +48,19 @@ def configurations(config: Config) -> list[Config]:
         raise UserError(
             f"output_dir {config.output_dir} is a run without `seeds`; give a new --output_dir"
         )
-    return [
+    found = [
         dataclasses.replace(
             config, seed=seed, seeds=None, output_dir=f"{config.output_dir}/seed-{seed}"
         )
         for seed in config.seeds
     ]
+    for each in found:  # The last one's turn comes after days.
+        on_first_host(lambda each=each: _directory(each).check(each))  # type: ignore[misc]
+    return found
+
+
+def _directory(config: Config) -> RunDirectory:
+    return RunDirectory(Path(config.output_dir).expanduser())
 
 
 def pretrain(
@@ -71,7 +78,7 @@ def pretrain(
       UserError: something in the configuration or the data needs mending.
       Interrupted: somebody asked the run to stop; what matters is saved.
     """
-    directory = RunDirectory(Path(config.output_dir).expanduser())
+    directory = _directory(config)
     with directory.claimed(config):
         workspace = open_workspace(config, console)
         for key, value in leaves(config).items():

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ is trained does not depend on them."""
 
 
 LOCK = ".lock"
+PROBE = "shared"
+RUN_FILES = ("config.yaml", "inputs.json", "scores.json", "base", PROBE)
+"""What a run writes in its own directory; `evaluation.json` is the evaluation's, which may go on beside it."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,72 @@ class RunDirectory:
         with contextlib.ExitStack() as stack:
 
             def claim() -> None:
+                self.check(config)  # Before anything is written: what is refused is left as it was.
                 stack.enter_context(self._locked())
-                sweep(self.path)
-                if self._config.exists():
-                    self._check_same(config)
-                elif any(path.name != LOCK for path in self.path.iterdir()):
-                    raise UserError(
-                        f"output_dir {self.path} holds other files and is no run; "
-                        "give an empty or a new one"
-                    )
+                self.check(config)  # Another process may have begun a run since.
+                self._sweep()
 
             on_first_host(claim)
             check_same("the configuration", to_yaml(config))
             self._check_shared()
             yield
 
+    def check(self, config: Config) -> None:
+        """Looks whether this configuration's run may be begun there, or go on; changes nothing.
+
+        Raises:
+          UserError: it is another configuration's run, or it holds other files.
+        """
+        try:
+            if self._config.exists():
+                self._check_same(config)
+                self._check_stages()
+            elif self.path.exists():
+                self._check_empty()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _check_empty(self) -> None:
+        """Raises UserError unless there is no more than a start leaves that was killed at once."""
+        others = [path for path in self.path.iterdir() if not _START.fullmatch(path.name)]
+        runs = sorted(path.name for path in others if (path / "config.yaml").exists())
+        if runs:
+            raise UserError(
+                f"output_dir {self.path} holds other runs ({', '.join(runs)}) and is none itself; give a "
+                f"directory of its own, such as {self.path / 'NAME'}"
+            )
+        if any(path.name == "inputs.json" for path in others):
+            raise UserError(
+                f"output_dir {self.path} holds a run, but its config.yaml is gone; put it back "
+                "(report/index.html shows it), or give a new --output_dir"
+            )
+        if others:
+            raise UserError(
+                f"output_dir {self.path} holds other files and is no run; give an empty or a new one"
+            )
+
+    def _check_stages(self) -> None:
+        """Raises UserError if a file lies where a directory of checkpoints belongs."""
+        for stage in self._stages():
+            for path in (stage, stage / "checkpoints"):
+                if path.exists() and not path.is_dir():
+                    raise UserError(
+                        f"{path} is a file where a directory of the run belongs; move it away"
+                    )
+
+    def _stages(self) -> list[Path]:
+        """Whatever lies where the stages are."""
+        return sorted(self.path.glob("[0-9][0-9]*-*"))
+
+    def _sweep(self) -> None:
+        """Removes what the run itself left half-written when it was killed."""
+        sweep(self.path, *RUN_FILES)
+        for directory in (*self._stages(), self.report.parent):
+            sweep(directory)
+
     def _check_shared(self) -> None:
         """Raises UserError unless all hosts see the same directory."""
-        name = on_first_host(lambda: f".{uuid.uuid4().hex}{TEMPORARY}")
+        name = on_first_host(lambda: f".{PROBE}.{uuid.uuid4().hex}{TEMPORARY}")
         on_first_host(lambda: (self.path / name).touch())
         seen = on_every_host((self.path / name).exists())
         on_first_host(lambda: (self.path / name).unlink())
@@ -95,14 +147,17 @@ class RunDirectory:
                 "or give another with --output_dir=DIR"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"output_dir {self.path} cannot be written ({error.strerror}); "
-                "give another with --output_dir=DIR"
-            ) from error
+            raise self._unwritable(error) from error
         try:
             yield
         finally:
             lock.release()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"output_dir {self.path} cannot be written ({error.strerror}); "
+            "give another with --output_dir=DIR"
+        )
 
     def begin(self, config: Config, inputs: dict[str, str]) -> None:
         """Writes down what the run is of, once all is known to be good; checks it when the run goes on.
@@ -136,9 +191,17 @@ class RunDirectory:
             )
 
     def _check_same(self, config: Config) -> None:
+        try:
+            begun = self.config()
+        except UserError as error:
+            raise UserError(
+                f"output_dir {self.path}: its config.yaml is damaged, or another program's "
+                f"({str(error).splitlines()[0].rstrip('.')}); put it back as it was (report/index.html "
+                "shows it), or give a new --output_dir"
+            ) from error
         changes = [
             change
-            for change in difference(self.config(), config)
+            for change in difference(begun, config)
             if not change[0].startswith(WHERE_NOT_WHAT)
         ]
         if changes:
@@ -192,6 +255,12 @@ class RunDirectory:
             self.path / "scores.json",
             {"unit": "nats per masked token", "heldout_masked_lm_loss": scores},
         )
+
+
+_START = re.compile(
+    rf"{re.escape(LOCK)}|\.({re.escape(RUN_FILES[0])}|{PROBE})\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}"
+)
+"""What a run leaves that was killed before it had a configuration."""
 
 
 def _versions() -> str:

@@ -60,7 +60,7 @@ def test_other_threads_go_on() -> None:
 SCRIPT = """
 import hashlib, os, signal, sys, threading, time
 from das_jax.training import interruption
-interruption.GRACE, interruption.AGAIN = 0.2, 0.2
+interruption.GRACE = interruption.START_GRACE = interruption.AGAIN = 0.2
 watched = interruption.Interruption()
 
 def strike(*numbers):

@@ -13,6 +13,7 @@ from das_jax.config.schema import Config
 from das_jax.data.tables import JSONLTable
 from das_jax.data.tasks import TaskSettings
 from das_jax.errors import UserError
+from das_jax.training.pretrain import configurations
 from das_jax.training.run_directory import RunDirectory
 from tests.project import Project
 
@@ -102,12 +103,17 @@ def test_what_the_configuration_names_may_not_change(
         directory.begin(config, {**INPUTS, changed: "other"})
 
 
-@pytest.mark.parametrize("left", [[], [".lock"], [".config.yaml.0a.tmp"], [".lock", ".a.b.tmp/c"]])
+HEX = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    "left",
+    [[], [".lock"], [f".config.yaml.{HEX}.tmp"], [".lock", f".shared.{HEX}.tmp"]],
+)
 def test_what_a_killed_start_left_is_no_hindrance(
     tmp_path: Path, config: Config, left: list[str]
 ) -> None:
     for name in left:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     begun(tmp_path, config)
     assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"config.yaml", "inputs.json"}
@@ -120,14 +126,105 @@ def test_killed_between_its_two_files(tmp_path: Path, config: Config) -> None:
     assert (tmp_path / "inputs.json").exists()
 
 
-def test_other_files_are_not_touched(tmp_path: Path, config: Config) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with (
-        pytest.raises(UserError, match="holds other files and is no run; give an empty"),
-        RunDirectory(tmp_path).claimed(config),
-    ):
+def refused(path: Path, config: Config, match: str) -> None:
+    """It is refused, and afterwards holds what it held."""
+    before = {each: each.is_file() and each.read_bytes() for each in path.rglob("*")}
+    with pytest.raises(UserError, match=match), RunDirectory(path).claimed(config):
         pass
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert {each: each.is_file() and each.read_bytes() for each in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thesis.tex",
+        "notes/.draft.tmp",
+        ".draft.tmp",
+        ".a.b.tmp/c",
+        f".thesis.{HEX}.tmp",
+        ".lockfile",
+        "config.yaml",
+    ],
+)
+@pytest.mark.parametrize("locked", [False, True])
+def test_other_files_are_not_touched(
+    tmp_path: Path, config: Config, name: str, locked: bool
+) -> None:
+    if locked:
+        (tmp_path / ".lock").touch()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("years: of work")
+    match = "holds other files and is no run; give an empty"
+    refused(tmp_path, config, "another program's" if name == "config.yaml" else match)
+
+
+def test_the_directory_above_runs_is_refused_and_they_are_left_alone(
+    tmp_path: Path, config: Config
+) -> None:
+    for name in ("a", "seed-0"):
+        begun(tmp_path / name, config)
+        (tmp_path / name / f".scores.json.{HEX}.tmp").write_text("being written")
+    refused(tmp_path, config, r"holds other runs \(a, seed-0\) and is none itself")
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path, config: Config) -> None:
+    directory = begun(tmp_path, config)
+    own = [
+        f".scores.json.{HEX}.tmp",
+        f".base.{HEX}.tmp/config.json",
+        f"01-papers/.huggingface.{HEX}.tmp/model.safetensors",
+        f"01-papers/.importance.safetensors.{HEX}.tmp",
+        f"report/.index.html.{HEX}.tmp",
+    ]
+    kept = [
+        ".draft.tmp",
+        f".evaluation.json.{HEX}.tmp",  # Being evaluated.
+        f".thesis.{HEX}.tmp",
+        f"notes/.index.html.{HEX}.tmp",
+        f"01-papers/huggingface/.weights.{HEX}.tmp",
+        f"01-papers/.base.{HEX}.tm",
+        f"02-reviews/.huggingface.{HEX}.old.tmp/model.safetensors",
+    ]
+    for name in own + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with directory.claimed(config):
+        pass
+    kept[-1] = "02-reviews/huggingface/model.safetensors"  # The new one never took its place.
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*kept, "config.yaml", "inputs.json", ".lock"}
+
+
+def test_a_run_without_its_configuration(tmp_path: Path, config: Config) -> None:
+    begun(tmp_path, config)
+    (tmp_path / "config.yaml").unlink()
+    refused(tmp_path, config, r"its config\.yaml is gone; put it back")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"steps: [", b"- 1", b"a: 1", b"seed: x"]
+)
+def test_a_damaged_configuration(tmp_path: Path, config: Config, content: bytes) -> None:
+    begun(tmp_path, config)
+    (tmp_path / "config.yaml").write_bytes(content)
+    refused(tmp_path, config, r"its config\.yaml is damaged, or another program's \(.*put it back")
+
+
+@pytest.mark.parametrize("name", ["01-papers", "01-papers/checkpoints"])
+def test_a_file_where_a_directory_belongs(tmp_path: Path, config: Config, name: str) -> None:
+    begun(tmp_path, config)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    refused(tmp_path, config, f"{name} is a file where a directory of the run belongs; move it")
+
+
+def test_the_directories_of_all_seeds_are_looked_at_first(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "thesis.tex").touch()
+    seeds = dataclasses.replace(config, seeds=(0, 1), output_dir=str(tmp_path))
+    with pytest.raises(UserError, match="seed-1 holds other files and is no run"):
+        configurations(seeds)
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-1"]
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, config: Config) -> None:
