@@ -211,7 +211,7 @@ class Run:
             micro_batches=training.accumulate,
             start=done,
         )
-        with MetricsWriter(self._writable(stage), resume_step=done) as writer:
+        with MetricsWriter(self._writable(stage), done, self.console.log) as writer:
             return train(
                 stage.name,
                 state,

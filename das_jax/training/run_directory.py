@@ -40,7 +40,7 @@ is trained does not depend on them."""
 LOCK = ".lock"
 PROBE = "shared"
 RUN_FILES = ("config.yaml", "inputs.json", "scores.json", "base", PROBE)
-"""What a run writes in its own directory; `evaluation.json` is the evaluation's, which may go on beside it."""
+"""What a run writes in its own directory; `evaluation.json` is the evaluation's, which may go on beside."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,21 @@ import pytest
 
 from das_jax import stopping
 from das_jax.stopping import Interrupted
+from das_jax.training import interruption
 from das_jax.training.interruption import Interruption
 from tests.project import Project
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets no slow machine end the process of the tests."""
+    monkeypatch.setattr(interruption, "START_GRACE", 600.0)
+    monkeypatch.setattr(interruption, "GRACE", 600.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_signal_in_a_destructor_or_a_collection_is_not_lost() -> None:
     class Struck:
         def __del__(self) -> None:
@@ -29,27 +38,28 @@ def test_a_signal_in_a_destructor_or_a_collection_is_not_lost() -> None:
         sum(range(1000))
 
     for strike in (Struck, lambda: gc.callbacks.append(collected)):
-        interruption = Interruption()
-        with interruption.watched():
+        watched = Interruption()
+        with watched.watched():
             strike()
             gc.collect()
             if collected in gc.callbacks:
                 gc.callbacks.remove(collected)
-            assert interruption.requested is not None
+            assert watched.requested is not None
             with pytest.raises(Interrupted, match="the same command goes on from there"):
                 stopping.check()
         stopping.check()
 
 
+@pytest.mark.usefixtures("patient")
 def test_other_threads_go_on() -> None:
-    interruption = Interruption()
+    watched = Interruption()
     went_on = []
 
     def work() -> None:
         stopping.check()
         went_on.append(True)
 
-    with interruption.watched():
+    with watched.watched():
         os.kill(os.getpid(), signal.SIGTERM)
         thread = threading.Thread(target=work)
         thread.start()
