@@ -150,14 +150,9 @@ def export_classifier(
     Raises:
       UserError: the directory cannot be written.
     """
-    labels = {
-        "id2label": {str(number): name for number, name in enumerate(classes)},
-        "label2id": {name: number for number, name in enumerate(classes)},
-        "problem_type": "single_label_classification",
-    }
     with replacing(Path(directory)) as temporary:
         temporary.mkdir()
-        write_config(temporary, {**config, **labels}, head="SequenceClassification")
+        write_config(temporary, config, classes)
         tensors = to_classifier_tensors(params, architecture, len(classes))
         write_weights(temporary, tensors)
         tokenizer.save_pretrained(temporary)

@@ -1,6 +1,7 @@
 """config.json of a HuggingFace checkpoint, and the architecture that it describes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,26 @@ ONLY = {
     "add_cross_attention": False,
     "position_embedding_type": "absolute",
     "auto_map": None,  # The model's own Python code, which is never run.
+    "pruned_heads": {},
 }
 """Keys that make another model of the same family, and the one value that is supported."""
+
+HEAD = (
+    "num_labels",
+    "_num_labels",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "finetuning_task",
+    "classifier_dropout",
+)
+"""Keys that describe a classifier's head."""
+
+WEIGHTS = ("dtype", "torch_dtype", "quantization_config")
+"""Keys that say how weights are stored: here, as float32."""
+
+MOST_LABELS = 100_000
+"""More are taken for a mistake: transformers names every single one."""
 
 SIZES = (
     "vocab_size",
@@ -59,13 +78,31 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(directory: Path, config: dict[str, Any], head: str = "MaskedLM") -> None:
-    """Writes config.json for a model in float32 with that head; all other keys stay as they are."""
+def write_config(
+    directory: Path, config: dict[str, Any], classes: Sequence[str] | None = None
+) -> None:
+    """Writes config.json of a masked LM, or of a classifier, in float32.
+
+    All keys of `config` stay as they are but those that describe other weights or a classifier's other head.
+
+    Args:
+      directory: where.
+      config: of the checkpoint that the encoder came from.
+      classes: of the classifier, in the order of its logits; None for a masked LM.
+    """
     _, prefix = FAMILIES[config["model_type"]]
-    config = {key: value for key, value in config.items() if key != "torch_dtype"}
+    stale, head, labels = WEIGHTS, "MaskedLM", {}
+    if classes is not None:
+        stale, head = WEIGHTS + HEAD, "SequenceClassification"
+        labels = {
+            "id2label": {str(number): name for number, name in enumerate(classes)},
+            "label2id": {name: number for number, name in enumerate(classes)},
+            "problem_type": "single_label_classification",
+        }
+    kept = {key: value for key, value in config.items() if key not in stale}
     write_json(
         Path(directory) / "config.json",
-        {**config, "architectures": [prefix + head], "dtype": "float32"},
+        {**kept, **labels, "architectures": [prefix + head], "dtype": "float32"},
     )
 
 
@@ -78,17 +115,19 @@ def architecture_of(directory: Path) -> Architecture:
     file = Path(directory) / "config.json"
     raw = read_config(directory)
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{file}: model_type is {family!r}; supported are {', '.join(FAMILIES)}")
     for key, value in ONLY.items():
         if raw.get(key, value) != value:
             raise UserError(
                 f"{file}: {key} is {raw[key]!r}; only {value!r} is supported, so use another checkpoint"
             )
+    if isinstance(labels := raw.get("num_labels"), int) and labels > MOST_LABELS:
+        raise UserError(f"{file}: num_labels is {labels}; remove it, as a masked LM has no labels")
     config_class, _ = FAMILIES[family]
     try:
-        config = config_class.from_dict(raw)
-    except (StrictDataclassError, TypeError, ValueError) as error:
+        config = config_class.from_dict({key: raw[key] for key in raw if key not in WEIGHTS})
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{file} is no valid {family} configuration ({reason}); correct it"
@@ -122,6 +161,15 @@ def check_values(config: Any, file: Path) -> None:
     for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= (rate := getattr(config, key)) < 1:
             raise UserError(f"{file}: {key} is {rate}; it must be in [0, 1)")
+    if not 1e-30 <= config.layer_norm_eps < 1:
+        raise UserError(
+            f"{file}: layer_norm_eps is {config.layer_norm_eps}; it must be a small positive number, such as "
+            "1e-12 in BERT and 1e-5 in RoBERTa"
+        )
+    if not 0 < config.initializer_range <= 1:
+        raise UserError(
+            f"{file}: initializer_range is {config.initializer_range}; it must be in (0, 1], such as 0.02"
+        )
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"{file}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "

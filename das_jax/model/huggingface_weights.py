@@ -1,6 +1,7 @@
 """HuggingFace tensors to the parameter tree and back: one table for both directions."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,7 @@ def _rows(
         for leaf, suffix, axes in leaves:
             transposed = leaf == "kernel"
             letters = "".join(reversed(axes) if transposed else axes)
-            tensor_shape = tuple(int(np.prod([sizes[letter] for letter in axis])) for axis in axes)
+            tensor_shape = tuple(math.prod(sizes[letter] for letter in axis) for axis in axes)
             shape = tuple(sizes[letter] for letter in letters)
             rows.append(Row(f"{path}/{leaf}", f"{name}.{suffix}", tensor_shape, shape, transposed))
     return rows
@@ -202,6 +203,11 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
       UserError: a file or tensor is missing, damaged, unknown or of the wrong shape.
     """
     source, tensors = open_tensors(directory)
+    if architecture.num_layers > len(tensors):
+        raise UserError(
+            f"{source} holds {len(tensors)} tensors, too few for the {architecture.num_layers} layers of "
+            "config.json; the two files are not of one checkpoint"
+        )
     tensors = usual_names(tensors, names_of(architecture).encoder)
     dropped = [name for name in tensors if NOT_MASKED_LM.fullmatch(name)]
     dropped_as = [tensors.pop(name).name for name in dropped]
@@ -261,6 +267,8 @@ def read_parameter(
             f"{source} lacks {shortened(missing)}, which a {architecture.family} masked LM needs; "
             "the checkpoint is incomplete or of another kind"
         )
+    for name in names:  # Before room is made for what config.json claims.
+        tensors[name].check(row.tensor_shape)
     value = np.empty((len(names), *row.shape), np.float32)
     for part, name in zip(value, names, strict=True):
         part[...] = row.from_tensor(tensors.pop(name).read(row.tensor_shape))

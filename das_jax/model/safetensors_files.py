@@ -22,12 +22,8 @@ class StoredTensor(NamedTuple):
     name: str
     handle: Any
 
-    def read(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor in float32.
-
-        Raises:
-          UserError: it has another shape, or a type that float32 does not contain.
-        """
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless it has that shape, and a type that float32 contains."""
         stored = self.handle.get_slice(self.name)
         if tuple(stored.get_shape()) != shape:
             raise UserError(
@@ -38,7 +34,23 @@ class StoredTensor(NamedTuple):
             raise UserError(
                 f"{self.file}: {self.name} is stored as {stored.get_dtype()}; save the checkpoint as float32"
             )
-        return self.handle.get_tensor(self.name).astype(np.float32)
+
+    def read(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor in float32.
+
+        Raises:
+          UserError: it has another shape, a type that float32 does not contain, or holds NaN or infinity.
+        """
+        self.check(shape)
+        tensor = self.handle.get_tensor(self.name).astype(np.float32)
+        finite = np.isfinite(tensor)
+        if not finite.all():
+            raise UserError(
+                f"{self.file}: {self.name} holds {tensor[~finite][0]} ({np.sum(~finite):,} of "
+                f"{tensor.size:,} numbers are infinite or NaN); the model was spoilt before it was saved, "
+                "so use another checkpoint"
+            )
+        return tensor
 
 
 def open_tensors(directory: Path) -> tuple[Path, dict[str, StoredTensor]]:

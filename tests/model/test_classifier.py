@@ -20,12 +20,25 @@ CLASSES = ("rotten", "fresh", "so so")
 TOKENS = np.array([[2, 5, 9, 3, 11, 12, 3], [2, 7, 3, 20, 3, 0, 0]])
 TYPES = np.array([[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]])
 
+STALE = {
+    "num_labels": 2,
+    "id2label": {"0": "entailment", "1": "other"},
+    "label2id": {"entailment": 0, "other": 1},
+    "problem_type": "multi_label_classification",
+    "finetuning_task": "rte",
+    "classifier_dropout": 0.9,
+    "torch_dtype": "float16",
+    "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+}
+
 
 @pytest.fixture(params=["bert", "roberta", "xlm-roberta"])
 def trained(
     request: pytest.FixtureRequest, stored: Callable[..., Path], word_tokenizer: Any
 ) -> tuple[huggingface.Checkpoint, Classifier, Params, Path]:
-    """A classifier with random parameters everywhere, and where it was exported."""
+    """A classifier with random parameters everywhere, and where it was exported; the configuration that it
+    started from says a lot about another head and other weights.
+    """
     directory = stored(request.param)
     checkpoint = huggingface.load(directory)
     classifier = Classifier(MaskedLM(checkpoint.architecture), len(CLASSES))
@@ -38,7 +51,7 @@ def trained(
     huggingface.export_classifier(
         exported,
         jax.device_get(params),
-        checkpoint.config,
+        {**checkpoint.config, **STALE},
         checkpoint.architecture,
         CLASSES,
         word_tokenizer,
@@ -53,6 +66,10 @@ def test_the_exported_classifier_has_equal_logits_and_its_labels(
     model = transformers.AutoModelForSequenceClassification.from_pretrained(exported).eval()
     assert not transformers_log
     assert model.config.id2label == dict(enumerate(CLASSES))
+    assert model.config.num_labels == len(CLASSES)
+    assert model.config.problem_type == "single_label_classification"
+    assert model.config.classifier_dropout is None, "it was trained with the encoder's dropout"
+    assert model.dtype == torch.float32
     assert model.config.label2id == {name: number for number, name in enumerate(CLASSES)}
     tokens = np.where(TOKENS == 0, checkpoint.architecture.pad_token_id, TOKENS)
     with torch.no_grad():
