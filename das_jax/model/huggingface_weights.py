@@ -239,13 +239,20 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
 def settle_decoder(
     tensors: dict[str, StoredTensor], architecture: Architecture, notes: list[str]
 ) -> Architecture:
-    """Leaves one bias and one decoder in `tensors`; the architecture is tied if that is what they are."""
+    """Leaves one bias and one decoder in `tensors`; the architecture is tied if that is what they are.
+
+    What is tied may be stored under either name, or under both. Where these differ, it is not tied, as in
+    transformers.
+    """
     prefix, head = names_of(architecture)
     if (bias := tensors.pop(f"{head}.decoder.bias", None)) is not None:
         # Where there are two, this is the one that the model adds.
         tensors[f"{head}.bias"] = bias
     decoder, words = f"{head}.decoder.weight", f"{prefix}.embeddings.word_embeddings.weight"
-    if not (architecture.tied and decoder in tensors and words in tensors):
+    if not (architecture.tied and decoder in tensors):
+        return architecture
+    if words not in tensors:
+        tensors[words] = tensors.pop(decoder)
         return architecture
     shape = (architecture.vocab_size, architecture.hidden_size)
     if np.array_equal(tensors[decoder].read(shape), tensors[words].read(shape)):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from das_jax.errors import UserError
 from das_jax.model import huggingface
+from das_jax.model.masked_lm import MaskedLM
 from das_jax.model.safetensors_files import conversion_command
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
@@ -195,6 +196,34 @@ def test_a_decoder_stored_beside_an_equal_word_embedding_stays_tied(stored: Stor
     checkpoint = huggingface.load(directory)
     assert checkpoint.architecture.tied
     assert checkpoint.notes == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_tied_may_be_stored_under_its_other_name(
+    family: str, stored: Stored, make_model: Callable[..., Any]
+) -> None:
+    directory = stored(family)
+    expected = load_file(directory / WEIGHTS)
+    # It keeps one name of every tensor, of RoBERTa's word embedding that of the decoder.
+    save_model(make_model(family), str(directory / WEIGHTS), metadata={"format": "pt"})
+    if family == "bert":
+        decoder = "cls.predictions.decoder.weight"
+        edit_tensors(directory, lambda tensors: {decoder: tensors.pop(WORDS), **tensors})
+    assert not any(
+        name.endswith("word_embeddings.weight") for name in load_file(directory / WEIGHTS)
+    )
+    checkpoint = huggingface.load(directory)
+    assert checkpoint.architecture.tied
+    assert checkpoint.notes == []
+    theirs = AutoModelForMaskedLM.from_pretrained(directory).eval()
+    tokens = torch.tensor([[5, 9, 11, 40, 7]])
+    model = MaskedLM(checkpoint.architecture)
+    hidden = model.encode(checkpoint.params, tokens.numpy(), np.ones((1, 5), bool))
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            model.logits(checkpoint.params, hidden), theirs(tokens).logits, atol=2e-5
+        )
+    assert_same_bits(load_file(exported(directory) / WEIGHTS), expected)
 
 
 def test_a_decoder_that_differs_is_kept_whatever_the_configuration_says(stored: Stored) -> None:
