@@ -1,16 +1,12 @@
 """Documents and records in files: text, JSONL, CSV and Parquet, compressed or not, read as a stream."""
 
-import bz2
-import csv
+import fnmatch
 import glob
-import gzip
 import json
-import lzma
-import zlib
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from hashlib import file_digest, sha256
-from io import BufferedIOBase, BufferedReader
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +15,93 @@ import pyarrow.parquet
 from etils import epath
 
 from das_jax import stopping
+from das_jax.data import delimited
+from das_jax.data.compression import (
+    DAMAGED,
+    HEAD,
+    check_head,
+    encoding_of,
+    format_of,
+    opened,
+    opened_raw,
+    unreadable,
+)
+from das_jax.data.settings import Quoting
 from das_jax.errors import UserError
 
-# What the decompressors raise for a file that is cut short or damaged.
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 def matching(pattern: str) -> list[epath.Path]:
     """The files that a path or a glob means, sorted; `**` goes into folders.
 
+    A file to which several paths lead, over links, is one file: the first path counts.
+
     Args:
         pattern: On this machine, or in a bucket: gs://bucket/texts/*.txt.
 
     Raises:
-        UserError: There is none, or the bucket cannot be reached.
+        UserError: There is none, or it or the bucket cannot be reached.
     """
     if "://" in pattern:
         return _matching_in_bucket(pattern)
-    expanded = Path(pattern).expanduser()
-    paths = (
-        [expanded] if expanded.is_file() else map(Path, glob.glob(str(expanded), recursive=True))
-    )
-    found = sorted(epath.Path(path) for path in paths if path.is_file())
-    if not found:
-        raise _no_match(pattern)
-    return found
+    try:
+        expanded = Path(pattern).expanduser()
+        found = [expanded] if expanded.is_file() else list(_expanded(expanded))
+        files = {_identity(path): path for path in sorted(found, reverse=True) if path.is_file()}
+    except OSError as error:
+        raise unreadable(pattern, error) from error
+    except (RuntimeError, ValueError) as error:  # ~nobody, and a NUL.
+        raise UserError(f"{pattern!r} is no path ({error}): correct it.") from error
+    if not files:
+        raise _no_match(pattern, found)
+    return [epath.Path(path) for path in sorted(files.values())]
+
+
+def _identity(path: Path) -> object:
+    status = path.stat()
+    # Some file systems do not number their files.
+    return (status.st_dev, status.st_ino) if status.st_ino else path
+
+
+def _expanded(pattern: Path) -> Iterator[Path]:
+    """What `glob.glob` finds with `recursive`, but no directory twice, however many links lead to it."""
+    parts = pattern.parts[1:] if pattern.anchor else pattern.parts
+    ahead: list[tuple[Path, tuple[str, ...]]] = [(Path(pattern.anchor), parts)]
+    entered = set()
+    while ahead:
+        place, parts = ahead.pop()
+        if not parts:
+            yield place
+            continue
+        first, *others = parts
+        rest = tuple(others)
+        if not glob.has_magic(first):
+            if os.path.lexists(place / first):
+                ahead.append((place / first, rest))
+            continue
+        try:
+            here = (_identity(place), parts)
+            if here in entered:
+                continue
+            entered.add(here)
+            with os.scandir(place) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError:  # No directory, or not ours to read.
+            continue
+        shown = [entry for entry in entries if first[0] == "." or entry.name[0] != "."]
+        if first == "**":
+            found = [(place / e.name, parts) for e in shown if _is_directory(e)]
+            found += [(place, rest)] if rest else [(place / e.name, ()) for e in shown]
+        else:
+            found = [(place / e.name, rest) for e in shown if fnmatch.fnmatchcase(e.name, first)]
+        ahead.extend(reversed(found))
+
+
+def _is_directory(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 def _matching_in_bucket(pattern: str) -> list[epath.Path]:
@@ -57,21 +115,37 @@ def _matching_in_bucket(pattern: str) -> list[epath.Path]:
             "gs:// needs `pip install gcsfs`, s3:// `pip install s3fs`."
         ) from error
     if not found:
-        raise _no_match(pattern)
+        raise _no_match(pattern, [])
     return found
 
 
-def _no_match(pattern: str) -> UserError:
+def _no_match(pattern: str, found: list[Path]) -> UserError:
+    if any(path.is_dir() for path in found):
+        what = "matches directories only" if glob.has_magic(pattern) else "is a directory"
+        return UserError(f"{pattern} {what}: name the files in it, {pattern.rstrip('/')}/*.")
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            return UserError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: correct the link."
+            )
+    if found:
+        return UserError(
+            f"{found[0]} is not a regular file, and must be read more than once: write a file."
+        )
     return UserError(f"No file matches {pattern}: correct the path.")
 
 
 def digest(pattern: str) -> str:
-    """SHA-256 over the content of all files of a glob, in order, and their compression."""
+    """SHA-256 over the content of all files of a glob, in order, and the ends of their names."""
     total = sha256()
     for path in matching(pattern):
         stopping.check()
-        with path.open("rb") as stream:
-            total.update(f"{path.suffix} {file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        with opened_raw(path) as stream:
+            try:
+                content = file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise unreadable(path, error) from error
+        total.update(f"{path.suffix} {content}\n".encode())
     return total.hexdigest()
 
 
@@ -135,60 +209,76 @@ def jsonl_records(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", str(error))
-                raise UserError(
-                    f"{where}, is not JSON ({reason}): mend or drop the line."
-                ) from error
+                remedy = "mend or drop the line"
+                if line.strip() in ("[", "{"):
+                    remedy = "JSONL is one object a line, no list and no object over several lines"
+                raise UserError(f"{where}, is not JSON ({reason}): {remedy}.") from error
             if not isinstance(record, dict):
                 raise UserError(f"{where}, is not a JSON object: give every line one.")
             yield where, record
 
 
-def csv_records(pattern: str, delimiter: str | None) -> Iterator[tuple[str, dict[str, str]]]:
+def csv_records(
+    pattern: str, delimiter: str | None, quoting: Quoting = "auto"
+) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of CSV files by the names in their first lines, each with its place: `FILE, line N`.
 
     Args:
         pattern: A path or a glob.
-        delimiter: What stands between columns; None: see `csv_delimiter`.
+        delimiter: What stands between columns; None: see `csv_form`.
+        quoting: Whether quotes hold a field together; see `csv_form`.
 
     Raises:
         UserError: No such file, a damaged one, bytes that are not UTF-8, a line that is not CSV, a
             name that two columns have, or a row that has not as many columns as the first line.
     """
     for path in matching(pattern):
-        lines = (line for _, line in _lines(path))
-        reader = csv.reader(lines, delimiter=delimiter or csv_delimiter(path), strict=True)
+        separator, in_quotes = csv_form(path, delimiter, quoting)
+        lines = _lines(path)
+        found = (
+            delimited.quoted(lines, separator, path)
+            if in_quotes
+            else delimited.plain(lines, separator)
+        )
         names: list[str] = []
-        start = 1
-        try:
-            for row in reader:
-                where, start = f"{path}, line {start}", reader.line_num + 1
-                if not row:
-                    continue
-                if not names:
-                    names = _header(row, where)
-                elif len(row) != len(names):
-                    raise UserError(
-                        f"{where}, has {len(row)} columns where the first line names {len(names)}: "
-                        "mend the line, or set `delimiter` of this table."
-                    )
-                else:
-                    yield where, dict(zip(names, row, strict=True))
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {start}, is not CSV ({error}): mend the line; quotes in a text are "
-                'doubled and the text is put in quotes, "like ""this""".'
-            ) from error
+        for row in found:
+            where = f"{path}, line {row.line}"
+            if row.fields == [""]:
+                continue
+            if not names:
+                names = _header(row.fields, where)
+            elif len(row.fields) != len(names):
+                until = "" if row.last_line == row.line else f" up to line {row.last_line}"
+                raise UserError(
+                    f"{where}, has {len(row.fields)} columns{until} where the first line names {len(names)}: "
+                    "mend the line, or set `delimiter` or `quoting` of this table."
+                )
+            else:
+                yield where, dict(zip(names, row.fields, strict=True))
 
 
-def csv_delimiter(path: epath.Path) -> str:
-    """A tab for .tsv, compressed or not, and otherwise a comma."""
-    return "\t" if ".tsv" in path.suffixes[-2:] else ","
+def csv_form(path: epath.Path, delimiter: str | None, quoting: Quoting) -> tuple[str, bool]:
+    """What stands between the columns of a file, and whether quotes hold a field together.
+
+    Args:
+        path: The file.
+        delimiter: None for a tab in .tsv, compressed or not, and otherwise a comma.
+        quoting: `auto` for no quotes where tabs stand between columns, and quotes elsewhere.
+    """
+    if delimiter is None:
+        suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+        delimiter = "\t" if ".tsv" in suffixes else ","
+    return delimiter, quoting == "quoted" or (quoting == "auto" and delimiter != "\t")
 
 
 def _header(names: list[str], where: str) -> list[str]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{where}, names two columns {twice[0]!r}: give each its own name.")
+    if any("\r" in name for name in names):
+        raise UserError(
+            f"{where}, holds a carriage return alone, which ends no line here: end lines with a line feed."
+        )
     return names
 
 
@@ -200,7 +290,7 @@ def parquet(pattern: str, field: str) -> Iterator[str]:
     """
     for path in matching(pattern):
         try:
-            with path.open("rb") as stream, pa.parquet.ParquetFile(stream) as table:
+            with opened_raw(path) as stream, _parquet_file(path, stream) as table:
                 columns = table.schema_arrow.names
                 if field not in columns:
                     raise UserError(
@@ -212,8 +302,22 @@ def parquet(pattern: str, field: str) -> Iterator[str]:
                     for value in batch.column(0):
                         row += 1
                         yield _parquet_text(value, field, f"{path}, row {row}")
-        except DAMAGED as error:
+        except (*DAMAGED, pa.ArrowException) as error:
             raise _damaged(path, error) from error
+
+
+def _parquet_file(path: epath.Path, stream: Any) -> pa.parquet.ParquetFile:
+    head = stream.peek(HEAD)
+    packed = format_of(head)
+    if packed is not None:
+        raise UserError(
+            f"{path} is compressed with {packed.name} as a whole, which Parquet is not: unpack it."
+        )
+    if not head:
+        raise UserError(f"{path} is empty: give a whole Parquet file.")
+    if not head.startswith(b"PAR1"):
+        check_head(path, head)
+    return pa.parquet.ParquetFile(stream)
 
 
 def checked_text(value: object, field: str, where: str) -> str:
@@ -261,7 +365,11 @@ def _parquet_text(value: pa.Scalar, field: str, where: str) -> str:
 
 def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
     try:
-        with _opened(path) as stream:
+        with opened(path) as stream:
+            encoding = encoding_of(stream.peek(HEAD))
+            if encoding is not None:
+                yield from _wide_lines(path, stream, encoding)
+                return
             for number, line in enumerate(stream, 1):
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -271,24 +379,17 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
         raise _damaged(path, error) from error
 
 
-@contextmanager
-def _opened(path: epath.Path) -> Iterator[BufferedIOBase]:
-    with path.open("rb") as stream, _decompressed(stream, path.suffix) as text:
-        yield text
-
-
-def _decompressed(stream: Any, suffix: str) -> BufferedIOBase:
-    match suffix:
-        case ".gz":
-            return gzip.open(stream, "rb")
-        case ".bz2":
-            return bz2.open(stream, "rb")
-        case ".xz":
-            return lzma.open(stream, "rb")
-        case ".zst":
-            return BufferedReader(pa.input_stream(stream, compression="zstd"))
-        case _:
-            return stream
+def _wide_lines(path: epath.Path, stream: Any, encoding: str) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with TextIOWrapper(stream, encoding, newline="\n") as text:
+            for number, line in enumerate(text, 1):
+                yield number, line
+    except UnicodeError as error:
+        raise UserError(
+            f"{path} begins as {encoding.upper()} and is not that after line {number} ({error}): "
+            "convert the text to UTF-8."
+        ) from error
 
 
 def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
@@ -299,4 +400,5 @@ def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
 
 
 def _damaged(path: epath.Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read to its end ({error}): is the file complete?")
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return UserError(f"{path} cannot be read to its end ({reason}): is the file complete?")

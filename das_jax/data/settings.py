@@ -10,12 +10,15 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from das_jax.settings import Name, settings
 
+Quoting = Literal["auto", "quoted", "none"]
+"""Of a table's fields; `auto` is none where tabs stand between them and quoted elsewhere."""
+
 
 @settings
 class TextSource:
     kind: Literal["text"]
     path: str
-    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed."""
+    """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name."""
     documents: Literal["line", "blank_line"] = "line"
     """What separates documents: every line is one, or blank lines stand between them."""
 
@@ -69,16 +72,21 @@ Source = Annotated[
 class JSONLTable:
     kind: Literal["jsonl"]
     path: str
-    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. Every line is an object."""
+    """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name. Every line is an object."""
 
 
 @settings
 class CSVTable:
     kind: Literal["csv"]
     path: str
-    """A file or a glob; .gz, .bz2, .xz and .zst are decompressed. The first line names the columns."""
+    """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name. The first line names the
+    columns."""
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
     """What stands between columns; when absent, a tab in .tsv files and a comma in others."""
+    quoting: Quoting = "auto"
+    """`quoted`: quotes hold a field with delimiters and line ends together, and are doubled inside it.
+    `none`: quotes are characters like any other, and every line is a row. `auto`: none where tabs stand
+    between columns, quoted elsewhere."""
 
 
 @settings

@@ -103,8 +103,11 @@ def fingerprint(source: Source) -> str:
 
 
 def identity(settings: Any, *content: str) -> str:
-    """A SHA-256 over a content and how it is read: all settings but those that say where it lies."""
-    reading = {k: v for k, v in asdict(settings).items() if k not in ("path", "data_dir")}
+    """A SHA-256 over a content and how it is read: all settings but those that say where it lies, and
+    those that the content says already.
+    """
+    elsewhere = ("path", "data_dir", "quoting")
+    reading = {k: v for k, v in asdict(settings).items() if k not in elsewhere}
     return sha256(json.dumps([reading, *content], sort_keys=True).encode()).hexdigest()
 
 

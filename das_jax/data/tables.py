@@ -35,7 +35,7 @@ def rows(table: Table, cache_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         case JSONLTable():
             return files.jsonl_records(table.path)
         case CSVTable():
-            return files.csv_records(table.path, table.delimiter)
+            return files.csv_records(table.path, table.delimiter, table.quoting)
         case TFDSTable():
             return hubs.tfds_records(table.name, table.split, table.data_dir)
         case HuggingFaceTable():
@@ -66,8 +66,12 @@ def fingerprint(table: Table) -> str:
             return identity(table, files.digest(table.path))
         case CSVTable():
             # A digest does not tell .tsv.gz from .csv.gz.
-            delimiters = map(files.csv_delimiter, files.matching(table.path))
-            return identity(table, files.digest(table.path), *delimiters)
+            said = []
+            for path in files.matching(table.path):
+                ending, _ = files.csv_form(path, None, table.quoting)
+                _, quoted = files.csv_form(path, table.delimiter, table.quoting)
+                said.append(ending if quoted else f"{ending} unquoted")
+            return identity(table, files.digest(table.path), *said)
         case TFDSTable():
             return identity(table, hubs.tfds_fingerprint(table.name, table.split, table.data_dir))
         case HuggingFaceTable():

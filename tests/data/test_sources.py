@@ -1,7 +1,10 @@
 """Reading documents: every format, every compression, every bad input."""
 
+import gzip
+import io
 import json
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+import zstandard
+from etils import epath
 
 from das_jax.data.sources import (
     HuggingFaceSource,
@@ -49,6 +54,35 @@ def test_lines_are_documents_in_every_compression(tmp_path: Path, suffix: str):
     compress = COMPRESSIONS[suffix]
     path.write_bytes(compress("one\r\n\n  zwei ü \n".encode()) + compress(b"three"))
     assert read(text_source(path)) == ["one", "zwei ü", "three"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT.GZ", "a.bz2", "a.xz", "a.zst", "a"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_the_first_bytes_say_how_a_file_is_compressed_not_its_name(
+    tmp_path: Path, suffix: str, name: str
+):
+    (tmp_path / name).write_bytes(COMPRESSIONS[suffix]("one\nzwei ü\n".encode()))
+    assert read(text_source(tmp_path / name)) == ["one", "zwei ü"]
+
+
+def test_zstd_with_the_largest_window_and_frames_to_skip(tmp_path: Path):
+    settings = zstandard.ZstdCompressionParameters(window_log=31)
+    frames = []
+    for text in (b"one\n", b"two\n"):
+        writer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+        frames.append(writer.compress(text) + writer.flush())
+        assert zstandard.get_frame_parameters(frames[-1]).window_size == 1 << 31
+    skipped = b"\x50\x2a\x4d\x18" + b"\4\0\0\0" + b"skip"
+    (tmp_path / "a.zst").write_bytes(skipped + frames[0] + skipped + frames[1])
+    assert read(text_source(tmp_path / "a.zst")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_says_how_a_text_is_written(tmp_path: Path, encoding: str, suffix: str):
+    text = '{"text": "ein ü und ein 😀"}\r\n{"text": "two"}\n'
+    (tmp_path / "a.jsonl").write_bytes(COMPRESSIONS[suffix](text.encode(encoding)))
+    assert read(jsonl_source(tmp_path / "a.jsonl")) == ["ein ü und ein 😀", "two"]
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
@@ -191,6 +225,12 @@ def test_broken_json_names_file_and_line(tmp_path: Path, line: str):
         read(jsonl_source(tmp_path / "a.jsonl"))
 
 
+def test_a_json_list_over_several_lines_is_no_jsonl(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('[\n  {"text": "a"}\n]\n')
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1, is not JSON .*one object a line"):
+        read(jsonl_source(tmp_path / "a.jsonl"))
+
+
 def test_json_that_is_no_object(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('"text"\n')
     with pytest.raises(UserError, match=r"a\.jsonl, line 1, is not a JSON object"):
@@ -240,10 +280,85 @@ def test_compressed_file_cut_short(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESSIONS if suffix])
-def test_file_that_is_not_compressed_as_its_name_says(tmp_path: Path, suffix: str):
-    (tmp_path / f"a.txt{suffix}").write_text("plain text, longer than any header of any format\n")
+def test_damage_to_the_first_bytes_is_not_taken_for_another_encoding(tmp_path: Path, suffix: str):
+    whole = COMPRESSIONS[suffix](b"a text\n" * 100)
+    (tmp_path / f"a.txt{suffix}").write_bytes(bytes([whole[0] ^ 255]) + whole[1:])
     with pytest.raises(UserError, match=r"a\.txt\S+ cannot be read to its end"):
         read(text_source(tmp_path / f"a.txt{suffix}"))
+
+
+def tar(data: bytes) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as members:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(data)
+        members.addfile(member, io.BytesIO(data))
+    return archive.getvalue()
+
+
+def parquet(text: str) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": [text]}), file)
+    return file.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"PK\x03\x04\x14\0\0\0", "is a zip archive, not text: unpack it"),
+        (tar(b"text\n"), "is a tar archive, not text: unpack it"),
+        (gzip.compress(tar(b"text\n")), "is a tar archive, not text: unpack it"),
+        (gzip.compress(gzip.compress(b"text\n")), "is gzip inside gzip"),
+        (parquet("text"), "is a Parquet file, not text: read it with kind: parquet"),
+        (POINTER, "is only the pointer of Git LFS"),
+        (
+            "text without a mark\n".encode("utf-16-le"),
+            "is text in UTF-16 or UTF-32 without the mark",
+        ),
+        ("text\n".encode("utf-16")[:-1], "begins as UTF-16 and is not that after line 0"),
+        (b"text\ncaf\xe9\n", "line 2: byte 0xe9 at position 4 is not UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, sentence: str):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.txt,? {sentence}"):
+        read(text_source(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (gzip.compress(parquet("text")), "is compressed with gzip as a whole"),
+        (POINTER, "is only the pointer of Git LFS"),
+        (parquet("text")[:-1], "cannot be read to its end"),
+    ],
+)
+def test_what_is_no_parquet_is_called_what_it_is(tmp_path: Path, content: bytes, sentence: str):
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.parquet {sentence}"):
+        read(parquet_source(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("text", ["PAR1 is a receptor", "BZh9 and 1AY", "ORCA whales", "%PDF-1.4"])
+def test_a_text_may_begin_as_other_files_do(tmp_path: Path, text: str):
+    (tmp_path / "a.txt").write_text(text)
+    assert read(text_source(tmp_path / "a.txt")) == [text]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.txt").write_text("one")
+    monkeypatch.setattr(type(epath.Path()), "open", forbidden)
+    source = text_source(tmp_path / "a.txt")
+    for use in (read, fingerprint):
+        with pytest.raises(UserError, match=r"a\.txt cannot be read \(Permission denied\)"):
+            use(source)
 
 
 def test_unknown_tfds_dataset(tmp_path: Path):

@@ -74,6 +74,52 @@ def test_quoted_values_hold_anything_and_places_count_lines(tmp_path: Path):
     ]
 
 
+GLUE = 'text\tlabel\n"a said\t1\nb\t0\n"c\t1\nd "x"\t0\n"""e""" f\t1\n"g"\t0\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("a.tsv", {}),
+        ("a.TSV", {}),
+        ("a.tsv.gz", {}),
+        ("a.txt", {"delimiter": "\t"}),
+        ("a.csv", {"delimiter": "\t", "quoting": "none"}),
+    ],
+)
+def test_between_tabs_a_quote_is_a_character_like_any_other(
+    tmp_path: Path, name: str, settings: dict[str, str]
+):
+    compress = COMPRESSIONS[".gz" if name.endswith(".gz") else ""]
+    (tmp_path / name).write_bytes(compress(GLUE.encode()))
+    found = read(csv_table(tmp_path / name, **settings))
+    assert [(row["text"], row["label"]) for _, row in found] == [
+        ('"a said', "1"),
+        ("b", "0"),
+        ('"c', "1"),
+        ('d "x"', "0"),
+        ('"""e""" f', "1"),
+        ('"g"', "0"),
+    ]
+
+
+def test_quoting_can_be_set_for_any_delimiter(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"one\ttwo\n""three"""\t1\n')
+    ((_, row),) = read(csv_table(tmp_path / "a.tsv", quoting="quoted"))
+    assert row == {"text": 'one\ttwo\n"three"', "label": "1"}
+    (tmp_path / "a.csv").write_text('text,label\n"one,1\n')
+    ((_, row),) = read(csv_table(tmp_path / "a.csv", quoting="none"))
+    assert row == {"text": '"one', "label": "1"}
+
+
+def test_fields_may_be_long_and_hold_quotes_that_do_not_open_them(tmp_path: Path):
+    long, quotes = "x" * 200_000, '"' * 70_000
+    doubled = quotes.replace('"', '""')
+    (tmp_path / "a.csv").write_text(f'text,label\n{long},1\n"{doubled}",2\n5" disk,3\n"",4\n')
+    found = read(csv_table(tmp_path / "a.csv"))
+    assert [row["text"] for _, row in found] == [long, quotes, '5" disk', ""]
+
+
 def test_every_file_of_a_glob_names_its_columns(tmp_path: Path):
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
     (tmp_path / "b.csv").write_text("label,text\n2,b\n")
@@ -165,6 +211,10 @@ def test_no_file_matches(tmp_path: Path):
         ("text,label,text\na,1,b\n", r"line 1, names two columns 'text'"),
         ('text,label\na,1\n"b,2\nc,3\n', r"line 3, is not CSV \(unexpected end of data\)"),
         ('text,label\n"b" he said,2\n', r"line 2, is not CSV \(',' expected after '\"'\)"),
+        ('text,label\na,1\n"b\nc"d,2\n', r"line 3, is not CSV .*closes it in line 4"),
+        ('text,label\na,1\nb,"c\nd,2\n', r"line 3, is not CSV .*the quote that opens column 2"),
+        ('text,label\n"b\nc",2,3\n', r"line 2, has 3 columns up to line 3"),
+        ("text,label\ra,1\rb,2\r", r"line 1, holds a carriage return alone"),
         ("text,label\na,1\n\n\xff,1\n", r"line 4: byte 0xff at position 1 is not UTF-8"),
     ],
 )
@@ -189,6 +239,8 @@ def test_fingerprint_depends_on_content_and_reading_alone(tmp_path: Path):
         csv_table(tmp_path / "a.csv.gz"),
         csv_table(tmp_path / "a.tsv.gz"),
         csv_table(tmp_path / "a.csv.gz", delimiter=";"),
+        csv_table(tmp_path / "a.csv.gz", quoting="none"),
+        csv_table(tmp_path / "a.tsv.gz", quoting="quoted"),
         csv_table(tmp_path / "b.csv.gz"),
         jsonl_table(tmp_path / "a.csv.gz"),
         DemoTable(kind="demo", name="tweets_outlet", split="train"),
