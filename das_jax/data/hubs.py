@@ -1,8 +1,10 @@
 """Documents and records of datasets known by name: TensorFlow Datasets and HuggingFace."""
 
+import re
+import struct
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,44 @@ def tfds_records(
         for field, feature in features.items()
         if isinstance(feature, tfds.features.ClassLabel)
     }
-    for number, record in enumerate(builder.as_data_source(split)):
+    examples, number = _tfds_examples(builder, split), 0
+    while True:
+        try:
+            record = next(examples, None)
+        except Exception as error:  # Of the readers and of the decoders of any feature.
+            raise UserError(
+                f"The TFDS dataset {name} cannot be read after {split} example {number} "
+                f"({_reason(error)}): its files in {builder.data_dir} are damaged; remove them, and prepare "
+                "it again."
+            ) from error
+        if record is None:
+            return
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in record.items()}
         yield f"TFDS dataset {name}, {split} example {number}", _with_class_names(plain, classes)
+        number += 1
+
+
+def _tfds_examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        yield from builder.as_data_source(split)
+        return
+    for part in builder.info.splits[split].file_instructions:
+        stop = None if part.take == -1 else part.skip + part.take
+        for record in islice(_tfrecords(Path(part.filename)), part.skip, stop):
+            yield builder.info.features.deserialize_example_np(record)
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: each stands between its length, with a checksum, and its checksum."""
+    with path.open("rb") as stream:
+        while head := stream.read(12):
+            (size,) = struct.unpack("<Qxxxx", head)
+            if size > path.stat().st_size:
+                raise ValueError(f"a record of {size} bytes")
+            record = stream.read(size + 4)
+            if len(record) < size + 4:
+                raise EOFError(f"{path.name} ends inside a record")
+            yield record[:-4]
 
 
 def tfds_fingerprint(name: str, split: str, data_dir: str | None) -> str:
@@ -75,15 +112,26 @@ def tfds_splits(name: str, split: str, data_dir: str | None) -> list[str]:
 def _tfds_builder(name: str, split: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     folder = None if data_dir is None else Path(data_dir).expanduser()
     try:
-        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-        builder.download_and_prepare()
+        # Prepared, it is read as it is.
+        builder = tfds.builder(name, data_dir=folder)
+        if not builder.is_prepared():
+            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            builder.download_and_prepare()
     except Exception as error:  # Datasets run code of their own, which may raise anything.
         raise _unavailable("TFDS", name, error) from error
+    form = builder.info.file_format
+    if form not in (*tfds.core.FileFormat.with_random_access(), tfds.core.FileFormat.TFRECORD):
+        raise UserError(
+            f"The TFDS dataset {name} is prepared as {form.value} in {builder.data_dir}, which is not read "
+            "here: prepare it as array_record, in another `data_dir`."
+        )
     try:
         builder.info.splits[split]
     except (KeyError, ValueError) as error:
+        reason = _reason(error)
+        why = "" if reason.startswith("Unknown split") else f" ({reason})"
         raise UserError(
-            f"The TFDS dataset {name} has no split {split!r}: it has {quoted(builder.info.splits)}; "
+            f"The TFDS dataset {name} has no split {split!r}{why}: it has {quoted(builder.info.splits)}; "
             "set `split`."
         ) from error
     return builder
@@ -175,8 +223,63 @@ def _datasets() -> Any:
     return datasets
 
 
+# What is found in the names and words of an error, and what to do then; the first that is found counts.
+REMEDIES = (
+    (r"No space left on device", "free some space on the disk of its cache"),
+    (r"Bad split", "set `split`"),
+    (r"BuilderConfig|Config name is missing", "set `config`, with TFDS as a part of the name"),
+    (r"at version|Parsing builder name|HFValidationError", "correct its name"),
+    (
+        r"is a gated dataset|GatedRepoError",
+        "ask for access on its page, then log in with `hf auth login` or set HF_TOKEN",
+    ),
+    (
+        r"[Ss]cripts are no longer supported",
+        "scripts of others are never run; take it as Parquet or JSONL files",
+    ),
+    (
+        r"EmptyDatasetError|DataFilesNotFoundError",
+        "give one with Parquet, JSONL, CSV or text files",
+    ),
+    (
+        r"OfflineModeIsEnabled",
+        "the library is told to stay off the network, by HF_HUB_OFFLINE or HF_DATASETS_OFFLINE",
+    ),
+    (r"Couldn't find any data file at", "there is no such directory"),
+    (r"Dataset \S+ not found", "check its name, and `data_dir` if it was prepared elsewhere"),
+    (
+        r"DatasetNotFoundError|RepositoryNotFoundError",
+        "check its name, and set HF_TOKEN if it is not public",
+    ),
+    (
+        r"ConnectionError|ConnectError|Timeout|NameResolution|getaddrinfo|URLError|HTTPError|DownloadError",
+        "check the network",
+    ),
+    (r"ImportError|ModuleNotFoundError", "install the package that its own code needs"),
+    (
+        r"ArrowInvalid|ArrowException|JSONDecodeError|ParseError|UnicodeDecodeError|BadGzipFile|EOFError",
+        "a file of it is damaged, or not what its name says",
+    ),
+    (r"OSError", "check the path and your rights"),
+)
+
+
 def _unavailable(hub: str, name: str, error: Exception) -> UserError:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return UserError(
-        f"The {hub} dataset {name} cannot be had ({first_line}): check its name and the network."
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    words = "\n".join(
+        f"{' '.join(kind.__name__ for kind in type(cause).__mro__)} {cause}" for cause in causes
     )
+    found = (remedy for sign, remedy in REMEDIES if re.search(sign, words))
+    remedy = next(found, f"that is what the library of {hub} says")
+    return UserError(f"The {hub} dataset {name} cannot be had ({_reason(error)}): {remedy}.")
+
+
+def _reason(error: Exception) -> str:
+    text = re.sub(
+        r"^Failed to construct dataset .*?\}\": ", "", str(error).strip(), flags=re.DOTALL
+    )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return first.partition(". Here are")[0].rstrip(".:")

@@ -3,10 +3,13 @@
 import gzip
 import io
 import json
+import struct
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 import zstandard
+from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from das_jax.data.sources import (
@@ -168,6 +172,57 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
 def tfds_source(data_dir: Path, *texts: str, **changes: str) -> TFDSSource:
     TinyTexts(texts, data_dir=data_dir, file_format="array_record").download_and_prepare()
     return TFDSSource(kind="tfds", name="tiny_texts", data_dir=str(data_dir), **changes)
+
+
+def as_tfrecord(source: TFDSSource) -> Path:
+    """Makes a prepared dataset one as TensorFlow would have written it; the checksums are left out."""
+    directory = Path(source.data_dir) / "tiny_texts" / "1.0.0"
+    (file,) = directory.glob("*.array_record*")
+    reader = ArrayRecordReader(str(file))
+    records = reader.read(0, reader.num_records())
+    reader.close()
+    file.unlink()
+    file = file.with_name(file.name.replace("array_record", "tfrecord"))
+    file.write_bytes(
+        b"".join(struct.pack("<QI", len(each), 0) + each + bytes(4) for each in records)
+    )
+    facts = directory / "dataset_info.json"
+    facts.write_text(facts.read_text().replace("array_record", "tfrecord"))
+    return file
+
+
+def test_tfds_prepared_as_tfrecord(tmp_path: Path):
+    source = tfds_source(tmp_path, "one", "zwei ü", "three")
+    texts = read(source)
+    as_tfrecord(source)
+    assert read(source) == texts
+    assert read(replace(source, split="train[1:2]")) == texts[1:2]
+    assert read(replace(source, split="train[2:]+train[:1]")) == [texts[2], texts[0]]
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_cut_short(tmp_path: Path):
+    source = tfds_source(tmp_path, "one", "two")
+    file = as_tfrecord(source)
+    file.write_bytes(file.read_bytes()[:-5])
+    said = (
+        r"tiny_texts cannot be read after train example 1 \(.* ends inside a record\): .* damaged"
+    )
+    with pytest.raises(UserError, match=said):
+        read(source)
+
+
+def test_tfds_damaged(tmp_path: Path):
+    source = tfds_source(tmp_path, "one", "two")
+    (file,) = tmp_path.rglob("*.array_record*")
+    content = bytearray(file.read_bytes())
+    for place in range(40, len(content)):
+        content[place] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"tiny_texts cannot be read after train example 0 .*damaged"
+    ):
+        read(source)
 
 
 def test_huggingface_dataset_is_streamed(huggingface_directory: Path):
@@ -377,9 +432,34 @@ def test_tfds_field_that_is_no_text(tmp_path: Path):
         read(tfds_source(tmp_path, "one", field="stars"))
 
 
-def test_unknown_tfds_split(tmp_path: Path):
-    with pytest.raises(UserError, match=r"tiny_texts has no split 'test': it has 'train'"):
-        read(tfds_source(tmp_path, "one", split="test"))
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ("test", "'test': it has 'train'; set `split`"),
+        ("train+test", "'train\\+test': it has 'train'; set `split`"),
+        ("train[5:9]", r"\(Requested slice \[5:9\] incompatible with 1 examples\): it has 'train'"),
+        ("train[:10", r"\(Error parsing split .*\): it has 'train'; set `split`"),
+    ],
+)
+def test_unknown_tfds_split(tmp_path: Path, split: str, sentence: str):
+    with pytest.raises(UserError, match=rf"tiny_texts has no split .*{sentence}"):
+        read(tfds_source(tmp_path, "one", split=split))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("tiny_texts:9.9.9", r"only: 1\.0\.0\): correct its name"),
+        ("tiny_texts/no", "set `config`"),
+        ("no texts!", "correct its name"),
+        ("no_such_texts", r"check its name, and `data_dir`"),
+    ],
+)
+def test_unknown_tfds_version_configuration_or_name(tmp_path: Path, name: str, sentence: str):
+    source = replace(tfds_source(tmp_path, "one"), name=name)
+    with pytest.raises(UserError, match=sentence) as raised:
+        read(source)
+    assert "network" not in str(raised.value)
 
 
 def test_unknown_huggingface_dataset(tmp_path: Path):
@@ -390,8 +470,64 @@ def test_unknown_huggingface_dataset(tmp_path: Path):
 
 def test_unknown_huggingface_split(huggingface_directory: Path):
     source = HuggingFaceSource(kind="huggingface", name=str(huggingface_directory), split="test")
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(
+        UserError, match=r"cannot be had \(Bad split: test.*'train'.*\): set `split`"
+    ):
         read(source)
+
+
+def test_unknown_huggingface_configuration(huggingface_directory: Path):
+    source = HuggingFaceSource(kind="huggingface", name=str(huggingface_directory), config="c")
+    for use in (read, fingerprint):
+        with pytest.raises(UserError, match=r"'c' not found.*\): set `config`"):
+            use(source)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "doesn't contain any data files.*: give one with Parquet, JSONL"),
+        ({"a.bin": "a"}, "data files found .*: give one with Parquet, JSONL"),
+        ({"texts.py": "import datasets"}, "scripts of others are never run"),
+        ({"train.jsonl": "{no json\n"}, "a file of it is damaged"),
+        ({"train.parquet": "PAR1 no"}, "a file of it is damaged"),
+        (None, "there is no such directory"),
+    ],
+)
+def test_huggingface_directories_without_data(
+    huggingface_directory: Path, files: dict[str, str] | None, sentence: str
+):
+    (huggingface_directory / "train.jsonl").unlink()
+    for name, content in (files or {}).items():
+        (huggingface_directory / name).write_text(content)
+    if files is None:
+        huggingface_directory.rmdir()
+    source = HuggingFaceSource(kind="huggingface", name=str(huggingface_directory))
+    with pytest.raises(UserError, match=sentence) as raised:
+        read(source)
+    assert "\n" not in str(raised.value)
+    assert "network" not in str(raised.value)
+
+
+def test_the_hubs_own_reasons_have_remedies_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    missing = datasets.exceptions.DatasetNotFoundError
+    reasons = {
+        missing(
+            "Dataset 'a/aggregated' doesn't exist on the Hub"
+        ): "check its name, and set HF_TOKEN",
+        missing("Dataset 'a/b' is a gated dataset on the Hub.\nVisit its page"): "ask for access",
+        ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectTimeout)"): "check the network",
+        ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"): "HF_HUB_OFFLINE",
+        OSError(28, "No space left on device"): "free some space",
+        ModuleNotFoundError("No module named 'soundfile'"): "install the package",
+        ZeroDivisionError(): r"\(ZeroDivisionError\): that is what the library of HuggingFace says",
+    }
+    for error, sentence in reasons.items():
+        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
+        with pytest.raises(UserError, match=sentence) as raised:
+            read(HuggingFaceSource(kind="huggingface", name="a/b"))
+        assert "\n" not in str(raised.value)
 
 
 def test_unknown_huggingface_field(huggingface_directory: Path):
