@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from das_jax import cli
+from das_jax import cli, stopping
 from das_jax.config.fields import describe
 from das_jax.config.load import load_config
 from das_jax.errors import UserError
@@ -84,7 +84,7 @@ def test_a_configuration_is_checked_before_anything_heavy_is_imported(tmp_path: 
     (tmp_path / "typo.yaml").write_text("output_dir: x\ntrainin: {}\n")
     script = """
 import sys
-from das_jax import cli
+from das_jax import cli, stopping
 for words in ("prepare", "pretrain", "importance", "finetune --task=a", "plan --topology=v5e:2x4",
               "config", "evaluate runs/x --tasks"):
     assert cli.main([*words.split(), "typo.yaml"]) == 2
@@ -168,7 +168,11 @@ def test_signals(
     replaced: Callable[..., Options],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    replaced("prepare", lambda: os.kill(os.getpid(), number))
+    def work() -> None:
+        os.kill(os.getpid(), number)
+        stopping.check()
+
+    replaced("prepare", work)
     before = signal.getsignal(number)
     assert cli.main(["prepare", QUICKSTART]) == status
     shown = capsys.readouterr()

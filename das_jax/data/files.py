@@ -30,7 +30,6 @@ from das_jax.data.settings import Quoting
 from das_jax.errors import UserError
 
 
-
 def matching(pattern: str) -> list[epath.Path]:
     """The files that a path or a glob means, sorted; `**` goes into folders.
 
