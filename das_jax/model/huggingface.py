@@ -22,6 +22,7 @@ from das_jax.model.huggingface_weights import (
     to_tensors,
 )
 from das_jax.model.safetensors_files import INDEX_FILE, conversion_command
+from das_jax.model.tokenizer_fit import check_tokenizer as check_tokenizer
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 WANTED = ("*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model")
@@ -205,22 +206,3 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     return tokenizer
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> None:
-    """Checks that a tokenizer and a model belong together.
-
-    Raises:
-      UserError: the tokenizer has ids beyond the word embedding, or another padding token.
-    """
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= architecture.vocab_size:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} has ids up to {largest}, but the model's word "
-            f"embedding has {architecture.vocab_size} rows; use the tokenizer that the model was trained with"
-        )
-    if tokenizer.pad_token_id != architecture.pad_token_id:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} pads with id {tokenizer.pad_token_id}, but "
-            f"config.json says pad_token_id {architecture.pad_token_id}; correct the one that is wrong"
-        )

@@ -142,7 +142,8 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     for note in checkpoint.notes:
         console.log(f"{config.model.path}: {note}")
     tokenizer = huggingface.load_tokenizer(directory)
-    huggingface.check_tokenizer(tokenizer, checkpoint.architecture)
+    pairs = any(task.pair is not None for task in config.evaluation.tasks)
+    huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs)
     check_length(config, checkpoint)
     if tokenizer.mask_token_id is None:
         raise UserError(

@@ -2,16 +2,27 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from das_jax.errors import UserError
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
+from das_jax.model.classifier import Classifier
+from das_jax.model.masked_lm import MaskedLM
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c")
 
@@ -91,7 +102,92 @@ def test_the_tokenizer_must_fit_the_model(directory: Path, architecture: Archite
 def test_an_added_token_counts(directory: Path, architecture: Architecture) -> None:
     tokenizer = huggingface.load_tokenizer(directory)
     tokenizer.add_tokens(["new"])
-    with pytest.raises(UserError, match="ids up to 8"):
+    said = (
+        r"ids up to 8, but the model's word embedding has 8 rows: it was not resized after tokens were "
+        r"added \(new\); .*resize_token_embeddings\(9\)"
+    )
+    with pytest.raises(UserError, match=said):
         huggingface.check_tokenizer(
             tokenizer, dataclasses.replace(architecture, vocab_size=len(WORDS))
         )
+
+
+def test_the_line_that_resizes_an_embedding(
+    directory: Path, make_model: Any, transformers_log: list[str]
+) -> None:
+    make_model("bert", vocab_size=len(WORDS)).save_pretrained(directory)
+    tokenizer = huggingface.load_tokenizer(directory)
+    tokenizer.add_tokens(["new", "newer"])
+    with pytest.raises(UserError, match=r"\(new, newer\)") as refusal:
+        huggingface.check_tokenizer(tokenizer, huggingface.load(directory).architecture)
+    (code,) = re.findall(r'python -c "(.*)"', str(refusal.value))
+    exec(code)
+    huggingface.check_tokenizer(tokenizer, huggingface.load(directory).architecture)
+
+
+def with_template(directory: Path, single: str, pair: str, *names: str) -> Any:
+    """A tokenizer that gives token types as a template says, if they are among its outputs."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    file = directory / "tokenizer_config.json"
+    names = ("input_ids", *names, "attention_mask")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
+    return huggingface.load_tokenizer(directory)
+
+
+BERT = "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
+
+
+@pytest.mark.parametrize(
+    ("template", "rows", "said"),
+    [
+        (
+            BERT,
+            1,
+            "gives pairs of texts token types up to 1, but type_vocab_size of config.json is 1",
+        ),
+        ((BERT[0], "$A:0 $B:2"), 2, "gives pairs of texts token types up to 2"),
+        (("[CLS]:2 $A:0", "$A:0 $B:0"), 2, "gives texts the token type 2"),
+    ],
+)
+def test_token_types_that_the_model_does_not_have(
+    directory: Path, architecture: Architecture, template: tuple[str, str], rows: int, said: str
+) -> None:
+    few, more = (dataclasses.replace(architecture, type_vocab_size=n) for n in (rows, rows + 1))
+    tokenizer = with_template(directory, *template, "token_type_ids")
+    huggingface.check_tokenizer(tokenizer, more)
+    with pytest.raises(UserError, match=said):
+        huggingface.check_tokenizer(tokenizer, few)
+    if "pairs" in said:
+        huggingface.check_tokenizer(tokenizer, few, pairs=False)
+    # What is never said to the model need not be known to it.
+    silent = with_template(directory, *template)
+    huggingface.check_tokenizer(silent, few)
+
+
+@pytest.mark.parametrize(("names", "rows"), [(["token_type_ids"], 2), ([], 1)])
+def test_an_exported_classifier_takes_pairs_from_its_tokenizer(
+    directory: Path, make_model: Any, names: list[str], rows: int
+) -> None:
+    tokenizer = with_template(directory, *BERT, *names)
+    make_model("bert", vocab_size=len(WORDS), type_vocab_size=rows).save_pretrained(directory)
+    checkpoint = huggingface.load(directory)
+    huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs=True)
+    classifier = Classifier(MaskedLM(checkpoint.architecture), 2)
+    params = jax.device_get(classifier.init(checkpoint.params, jax.random.key(0)))
+    target = directory / "classifier"
+    huggingface.export_classifier(
+        target, params, checkpoint.config, checkpoint.architecture, ["low", "high"], tokenizer
+    )
+    inputs = AutoTokenizer.from_pretrained(target)("a b", "c", return_tensors="pt")
+    theirs = AutoModelForSequenceClassification.from_pretrained(target).eval()
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.numpy()
+    types = np.array([[0, 0, 0, 0, 1, 1]]) * (rows - 1)
+    tokens = jnp.asarray(inputs["input_ids"].numpy())
+    np.testing.assert_allclose(
+        classifier.logits(params, tokens, jnp.asarray(types)), expected, atol=2e-5
+    )

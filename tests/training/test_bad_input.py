@@ -1,5 +1,6 @@
 """Mistakes of the user's, through the command line: one sentence, status 2, no traceback."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_a_tokenizer_larger_than_the_embedding(
     assert "has ids up to 95, but the model's word embedding has 90 rows" in refused(
         model__path=str(small)
     )
+
+
+def test_pairs_for_a_model_that_cannot_tell_two_texts_apart(
+    refused: Refused, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model", type_vocab_size=1)
+    file = model / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
+    said = refused(model__path=str(model), evaluation__tasks__0__pair="text")
+    assert "gives pairs of texts token types up to 1, but type_vocab_size" in said
 
 
 def test_no_model(refused: Refused) -> None:
