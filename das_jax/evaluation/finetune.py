@@ -23,6 +23,7 @@ from das_jax.evaluation.own_words import OwnWords, own_words
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.masked_lm import token_losses
+from das_jax.training.metrics import check_parts
 from das_jax.training.optimizer import adamw, warmup_linear_decay
 from das_jax.training.sharding import Sharding
 
@@ -102,9 +103,13 @@ class Finetuning:
         return jax.lax.with_sharding_constraint(rows, self.sharding.by_example)
 
     def predictions(self, params: Params, tokens_BxT: jax.Array, types_BxT: jax.Array) -> jax.Array:
-        """The most likely class of every example, [B], with one seed's parameters."""
+        """The most likely class of every example, [B], with one seed's parameters; -1 where a logit is not
+        finite.
+        """
         tokens_BxT, types_BxT = self._split((tokens_BxT, types_BxT))
-        return jnp.argmax(self.classifier.logits(params, tokens_BxT, types_BxT), axis=-1)
+        logits_BxC = self.classifier.logits(params, tokens_BxT, types_BxT)
+        finite_B = jnp.isfinite(logits_BxC).all(axis=-1)
+        return jnp.where(finite_B, jnp.argmax(logits_BxC, axis=-1), -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -148,7 +153,7 @@ def train_epoch(
 def predict(
     finetuning: Finetuning, params_S: Params, tokens_NxBxT: jax.Array, types_NxBxT: jax.Array
 ) -> jax.Array:
-    """What every seed says of every example, [S, N, B]."""
+    """What every seed says of every example, [S, N, B]; -1 where it says nothing finite."""
 
     def all_batches(params: Params) -> jax.Array:
         return jax.lax.map(
@@ -194,6 +199,9 @@ def finetune(
       seeds: one classifier each; they differ in head, order and dropout.
       sharding: the devices.
       progress: called after every epoch with its number, from 1, and the mean training loss.
+
+    Raises:
+      NotFiniteError: a loss or a logit is infinite or NaN; there are no scores then, of no seed.
     """
     settings = task.settings
     words = own_words(task, classifier.model.architecture.pad_token_id)
@@ -208,19 +216,36 @@ def finetune(
     state_S = init_seeds(finetuning, narrow, np.asarray(seeds, np.uint32))
     examples = Examples(*sharding.replicate(train))
     randoms = [np.random.default_rng(seed) for seed in seeds]
+
+    def test_of(
+        params_S: Params, examples: Examples, epochs: Sequence[int]
+    ) -> list[dict[str, float]]:
+        scores = []
+        for seed, epoch, predicted_N in zip(
+            seeds, epochs, _predicted(finetuning, params_S, examples), strict=True
+        ):
+            if (predicted_N < 0).any():
+                _check_finite("a logit", np.nan, task, seed, epoch)
+            scores.append(
+                classification_scores(examples.labels_N, predicted_N, classifier.num_classes)
+            )
+        return scores
+
     best = Best(np.full(len(seeds), -np.inf), np.full(len(seeds), settings.epochs), None)
     for epoch in range(1, settings.epochs + 1):
         order = sharding.replicate(_order(count, settings.batch_size, randoms))
         state_S, loss_S = train_epoch(finetuning, state_S, examples, *order)
-        progress(epoch, float(np.mean(sharding.fetch(loss_S))))
+        losses = {seed: float(x) for seed, x in zip(seeds, sharding.fetch(loss_S), strict=True)}
+        for seed, loss in losses.items():
+            _check_finite("the training loss", loss, task, seed, epoch)
+        progress(epoch, float(np.mean(list(losses.values()))))
         if validation is not None:
-            scores = [
-                each[settings.metric] for each in _test(finetuning, state_S.params, validation)
-            ]
+            tested = test_of(state_S.params, validation, [epoch] * len(seeds))
+            scores = [each[settings.metric] for each in tested]
             best = best.updated(epoch, scores, state_S.params)
     params_S = state_S.params if best.params_S is None else best.params_S
     return Finetuned(
-        _test(finetuning, params_S, test),
+        test_of(params_S, test, best.epochs_S.tolist()),
         None if best.params_S is None else best.scores_S.tolist(),
         best.epochs_S.tolist(),
         params_S,
@@ -265,17 +290,20 @@ def _order(
     return order_SxNxB.astype(np.int32), (places_NxB < count).astype(np.float32)
 
 
-def _test(finetuning: Finetuning, params_S: Params, examples: Examples) -> list[dict[str, float]]:
-    """The scores of every seed."""
+def _predicted(finetuning: Finetuning, params_S: Params, examples: Examples) -> np.ndarray:
+    """What every seed says of every example, [S, N]."""
     count, batch_size = len(examples.labels_N), finetuning.batch_size
     places_NxB = whole_batches(count, batch_size) % count
     rows = finetuning.sharding.replicate(
         (examples.tokens_NxT[places_NxB], examples.types_NxT[places_NxB])
     )
     predicted_SxNxB = finetuning.sharding.fetch(predict(finetuning, params_S, *rows))
-    return [
-        classification_scores(
-            examples.labels_N, predicted_P[:count], finetuning.classifier.num_classes
-        )
-        for predicted_P in predicted_SxNxB.reshape(len(predicted_SxNxB), -1)
-    ]
+    return predicted_SxNxB.reshape(len(predicted_SxNxB), -1)[:, :count]
+
+
+def _check_finite(part: str, value: float, task: Task, seed: int, epoch: int) -> None:
+    check_parts(
+        {part: value},
+        f"in epoch {epoch} of end task {task.settings.name}, fine-tuning seed {seed}",
+        "nothing was written; lower the task's learning_rate",
+    )

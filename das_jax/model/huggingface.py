@@ -162,8 +162,18 @@ def export_classifier(
 def write_weights(
     directory: Path, tensors: dict[str, np.ndarray], max_shard_size: int | str = "5GB"
 ) -> None:
-    """Writes model.safetensors, or several files and their index, in float32."""
+    """Writes model.safetensors, or several files and their index, in float32.
+
+    Raises:
+      UserError: a tensor holds NaN or infinity, which nothing could read.
+    """
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(
+                f"{name} holds infinite numbers or NaN, so the model was not written to {directory.parent}; "
+                "take an earlier checkpoint, or train with a lower learning rate"
+            )
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.nbytes,

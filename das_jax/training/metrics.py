@@ -198,9 +198,23 @@ class NotFiniteError(UserError):
 def check_finite(step: int, metrics: dict[str, float], stage: str) -> None:
     """Raises NotFiniteError with the part that is to blame: what a step computes first comes first."""
     summaries = ("loss", "gradient_norm", "parameter_norm")
-    for name in (*(name for name in metrics if name not in summaries), *summaries):
-        if not math.isfinite(metrics[name]):
-            raise NotFiniteError(
-                f"{name} became {metrics[name]} at step {step} of {stage}; the run stopped and keeps "
-                "its last good checkpoint; lower training.learning_rate and give a new --output_dir"
-            )
+    ordered = (*(name for name in metrics if name not in summaries), *summaries)
+    check_parts(
+        {name: metrics[name] for name in ordered},
+        f"at step {step} of {stage}",
+        "the run stopped and keeps its last good checkpoint; lower training.learning_rate and give a new "
+        "--output_dir",
+    )
+
+
+def check_parts(parts: dict[str, float], where: str, remedy: str) -> None:
+    """Raises NotFiniteError for the first of the parts that is infinite or NaN.
+
+    Args:
+      parts: numbers by name, the causes before their consequences.
+      where: at which step of what.
+      remedy: what became of the rest, and what to do.
+    """
+    for name, value in parts.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{name} became {value} {where}; {remedy}")

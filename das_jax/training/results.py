@@ -13,6 +13,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.training.accumulate import accumulate
 from das_jax.training.distributed import on_first_host
 from das_jax.training.heldout import SEED, HeldoutSums
+from das_jax.training.metrics import check_parts
 from das_jax.training.run_directory import RunDirectory
 from das_jax.training.workspace import Workspace
 
@@ -100,5 +101,11 @@ class Results:
                     process_count=jax.process_count(),
                 )
                 nats, tokens = accumulate(function, params, rng, line.counting(batches), sharding)
+                check_parts(
+                    {f"the held-out loss of {name}": float(nats)},
+                    "when it was measured",
+                    "the model is broken, or its numbers are too large for model.dtype: set that to float32, "
+                    "or start from another checkpoint",
+                )
                 losses[name] = float(nats / tokens)
         return losses

@@ -15,6 +15,7 @@ from das_jax.evaluation.finetune import Best, Finetuned, finetune
 from das_jax.evaluation.own_words import OwnWords
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.training.metrics import NotFiniteError
 from das_jax.training.sharding import make_sharding
 
 SEEDS = (0, 5)
@@ -157,3 +158,31 @@ def test_a_validation_set_chooses_what_is_tested(
     assert all(score > 0.5 for score in found.validation)
     for number in range(len(SEEDS)):
         assert 1 <= found.epochs[number] <= 12
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            "train",
+            "the training loss became nan in epoch 1 of end task made, fine-tuning seed 0; .* lower",
+        ),
+        ("validation", "a logit became nan in epoch 1 of end task made, fine-tuning seed 0"),
+        ("test", "a logit became nan in epoch 1 of end task made, fine-tuning seed 0"),
+    ],
+)
+def test_losses_and_logits_that_are_none_give_no_scores(
+    model: MaskedLM, params: Params, task: Task, part: str, said: str
+) -> None:
+    spoilt = getattr(task, "train" if part == "train" else "test")
+    spoilt = spoilt._replace(tokens_NxT=np.where(spoilt.tokens_NxT == 15, 60, spoilt.tokens_NxT))
+    words = params["embeddings"]["word"]["embedding"].at[60].set(jnp.nan)
+    params = {**params, "embeddings": {**params["embeddings"], "word": {"embedding": words}}}
+    settings = dataclasses.replace(task.settings, epochs=1)
+    short = dataclasses.replace(task, settings=settings, **{part: spoilt})
+    told: list[tuple[int, float]] = []
+    with pytest.raises(NotFiniteError, match=said):
+        finetune(
+            Classifier(model, 2), params, short, SEEDS, make_sharding(1), lambda *x: told.append(x)
+        )
+    assert np.isfinite(told).all(), "nobody is shown a number that is none"
