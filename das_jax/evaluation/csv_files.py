@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_jax.evaluation.comparison import rank, rankings
+from das_jax.evaluation.comparison import rank, rankings, relative_flops
 from das_jax.evaluation.statistics import Estimate
 from das_jax.evaluation.summary import Summary
 from das_jax.files import write_text
@@ -20,10 +20,11 @@ def write_csv_files(summaries: Sequence[Summary], directory: Path) -> None:
         "scores": ("run kind unit row column samples seed value", _scores(summaries)),
         "measures": ("run kind measure samples number mean low high", _measures(summaries)),
         "ranks": (
-            "kind measure rank run mean low high reference difference difference_low difference_high",
+            "kind measure rank run mean low high reference difference difference_low difference_high "
+            "samples number shown",
             _ranks(summaries),
         ),
-        "costs": ("run seeds tokens flops seconds", _costs(summaries)),
+        "costs": ("run seeds tokens flops seconds relative_flops", _costs(summaries)),
         "metrics": ("run seed stage step metric value", _metrics(summaries)),
         "importance": ("run map kind layer units raw free", _importance(summaries)),
         "agreement": ("run kind map other spearman overlap chance", _agreement(summaries)),
@@ -62,21 +63,32 @@ def _ranks(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:
     if len(summaries) > 1:
         for kind, measure in rankings(summaries):
             for place, ranked in enumerate(rank(summaries, kind, measure), start=1):
-                run, value, difference = ranked
+                run, value, difference, shown = ranked
                 interval = ("", "", "") if difference is None else _interval(difference)
                 reference = "" if difference is None else summaries[0].name
-                yield kind, measure, place, run.name, *_interval(value), reference, *interval
+                samples = run.tables[kind].samples, value.samples, shown
+                yield (
+                    kind,
+                    measure,
+                    place,
+                    run.name,
+                    *_interval(value),
+                    reference,
+                    *interval,
+                    *samples,
+                )
 
 
 def _interval(value: Estimate) -> tuple[Any, Any, Any]:
-    """Mean, low and high; None, which csv leaves empty, where there is no interval."""
+    """Mean and Student's t interval; None, which csv leaves empty, where there is no interval."""
     return value.mean, value.low, value.high
 
 
 def _costs(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:
     for summary in summaries:
         cost = summary.cost
-        yield summary.name, len(summary.seeds), cost.tokens, cost.flops, cost.seconds
+        relative = relative_flops(summary, summaries[0])
+        yield summary.name, len(summary.seeds), cost.tokens, cost.flops, cost.seconds, relative
 
 
 def _metrics(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:

@@ -5,13 +5,14 @@ from rich.table import Table
 from das_jax.data.tasks import Task
 from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.finetune import Finetuned
-from das_jax.evaluation.statistics import estimate
+from das_jax.evaluation.statistics import estimate, samples_note
 
 
 def finetuned_table(task: Task, finetuned: Finetuned) -> Table:
-    """A row per seed, their mean with the half width of its 95 % interval, and the baselines."""
+    """A row per seed, their mean with half of its 95 % interval, and the baselines."""
     names = list(finetuned.scores[0])
-    table = Table(title=f"{task.settings.name}: test scores")
+    note = samples_note("fine-tuning", range(len(finetuned.scores)))
+    table = Table(title=f"{task.settings.name}: test scores", caption=note)
     table.add_column("seed")
     table.add_column("epoch", justify="right")
     for name in names:

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from das_jax.evaluation.curves import over_seeds, starts
 from das_jax.evaluation.protection import Protection
 from das_jax.evaluation.score_table import TITLES, Kind, ScoreTable
-from das_jax.evaluation.statistics import Estimate, estimate
+from das_jax.evaluation.statistics import Estimate, Samples
 from das_jax.evaluation.summary import Summary
 from das_jax.evaluation.svg import INK, Plot, keys_of, plot
 
@@ -47,7 +47,7 @@ def plot_effective_mask(summary: Summary) -> Plot | None:
 def _plot_metrics(
     title: str, description: str, curves: dict[str, tuple[str, Summary]], unit: str
 ) -> Plot | None:
-    """A line per curve, {label: (metric, run)}: the mean over seeds, and around it the seeds' range."""
+    """A line per curve, {label: (metric, run)}: the mean over seeds; of several every seed, too, faintly."""
     lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     stages: dict[str, int] = {}
     for label, (metric, summary) in curves.items():
@@ -62,8 +62,8 @@ def _plot_metrics(
         for key in keys:
             steps_N, values_SxN = lines[key.label]
             axes.plot(steps_N, values_SxN.mean(axis=0), **key.line)
-            seeds = values_SxN.min(axis=0), values_SxN.max(axis=0)
-            axes.fill_between(steps_N, *seeds, color=key.colour, alpha=0.2, linewidth=0)
+            if len(values_SxN) > 1:
+                axes.plot(steps_N, values_SxN.T, color=key.colour, alpha=0.35, linewidth=0.6)
         for name, step in stages.items():
             axes.axvline(step, color=INK, alpha=0.35, linewidth=0.6)
             axes.annotate(
@@ -78,7 +78,10 @@ def _plot_metrics(
 
     if not lines:
         return None
-    return plot(title, f"{description}, over the steps of training.", keys, "step", unit, draw)
+    text = f"{description}, over the steps of training."
+    if any(len(values_SxN) > 1 for _, values_SxN in lines.values()):
+        text += " The mean, and every seed faintly."
+    return plot(title, text, keys, "step", unit, draw)
 
 
 def plot_heldout(summaries: Sequence[Summary]) -> list[Plot]:
@@ -104,14 +107,13 @@ def _plot_losses(title: str, curves: dict[str, tuple[ScoreTable, str]]) -> Plot:
         for key in keys:
             table, column = curves[key.label]
             index = table.columns.index(column)
-            cells = [
-                estimate(values_N) for values_N in table.values_NxRxC[:, table.start :, index].T
-            ]
-            places = np.arange(len(cells)) + 0.04 * (key.number - (len(keys) - 1) / 2)
+            cells = [table.cell(row, index) for row in range(table.start, len(table.rows))]
+            points = [(place, cell) for place, cell in enumerate(cells) if cell is not None]
+            shift = 0.04 * (key.number - (len(keys) - 1) / 2)
             axes.errorbar(
-                places,
-                [cell.mean for cell in cells],
-                yerr=[cell.half_width or 0 for cell in cells],
+                [place + shift for place, _ in points],
+                [cell.mean for _, cell in points],
+                yerr=[_half_width(cell) for _, cell in points],
                 marker=key.marker,
                 markersize=3.5,
                 **key.line,
@@ -124,6 +126,7 @@ def _plot_losses(title: str, curves: dict[str, tuple[ScoreTable, str]]) -> Plot:
         axes.grid(axis="x", visible=False)
 
     description = "Masked-LM loss of text that is never trained on, after every stage."
+    description += _bars({table.samples for table, _ in curves.values() if len(table.seeds) > 1})
     return plot(title, description, keys, "model after", "nats per masked token", draw)
 
 
@@ -153,14 +156,25 @@ def plot_trade_off(summaries: Sequence[Summary], kind: Kind) -> Plot | None:
 
     if not points:
         return None
+    description = (
+        "To the right: more is learned of every domain. Further down: less of it is forgotten."
+    )
+    tables = [each.tables[kind] for each in summaries if each.name in points]
+    description += _bars({table.samples for table in tables if len(table.seeds) > 1})
     return plot(
         f"Forgetting against plasticity, {TITLES[kind]}",
-        "To the right: more is learned of every domain. Further down: less of it is forgotten.",
+        description,
         keys,
         "plasticity",
         "forgetting F",
         draw,
     )
+
+
+def _bars(samples: set[Samples]) -> str:
+    """What the bars are; nothing where no run has several samples."""
+    over = " or ".join(sorted(samples))
+    return f" Bars are 95 % intervals over {over} seeds (Student's t)." if samples else ""
 
 
 def _half_width(value: Estimate) -> float:

@@ -1,7 +1,7 @@
 """The page that shows runs to people: one file, which needs no other and no network."""
 
 import itertools
-import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +10,23 @@ from markupsafe import Markup
 
 from das_jax.config.load import leaves
 from das_jax.evaluation import plots
-from das_jax.evaluation.comparison import rank, rankings, summarise_all
+from das_jax.evaluation.comparison import (
+    last_scores,
+    rank,
+    rankings,
+    relative_flops,
+    samples_notes,
+    summarise_all,
+)
 from das_jax.evaluation.csv_files import write_csv_files
-from das_jax.evaluation.score_table import MEANINGS, MEASURES, TITLES, ScoreTable
+from das_jax.evaluation.headline import headlines
+from das_jax.evaluation.score_table import MEANINGS, MEASURES, SHADE, SHADES, TITLES, ScoreTable
+from das_jax.evaluation.statistics import Estimate
 from das_jax.evaluation.summary import Summary
 from das_jax.evaluation.svg import Plot
 from das_jax.files import write_text
 from das_jax.training.run_directory import WHERE_NOT_WHAT
 
-SHADES = 5
-"""Shades of a colour in a heat map."""
 ABSENT = "\N{EN DASH}"
 
 
@@ -62,7 +69,12 @@ def render(summaries: Sequence[Summary]) -> str:
         plots=plots,
         rankings=rankings(summaries),
         rank=rank,
+        headlines=headlines(summaries),
+        last_scores=last_scores,
+        relative_flops=relative_flops,
+        samples_notes=samples_notes,
         shade=shade,
+        colour=colour,
         share_shade=share_shade,
         settings=settings_that_matter,
         versions=versions,
@@ -71,12 +83,13 @@ def render(summaries: Sequence[Summary]) -> str:
         MEANINGS=MEANINGS,
         MEASURES=MEASURES,
         SHADES=SHADES,
+        SHADE=SHADE,
     )
 
 
 def minus(text: object) -> str:
     """Numbers with a minus sign as wide as the plus sign."""
-    return str(text).replace("-", "\N{MINUS SIGN}")
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", str(text))
 
 
 def sentence(text: str) -> str:
@@ -89,11 +102,16 @@ def shade(table: ScoreTable, row: int, column: int) -> str:
     classes = ["learned"] if table.learned(row, column) else []
     if row < table.start:
         classes.append("before")
-    change = table.change(row, column)
-    if change is not None and (verdict := table.verdict(row, column)):
-        step = math.ceil(SHADES * abs(change) / table.largest_change())
-        classes.append(f"{verdict}-{min(step, SHADES)}")
-    return " ".join(classes)
+    classes.append(colour(table, table.change(row, column)))
+    return " ".join(filter(None, classes))
+
+
+def colour(table: ScoreTable, difference: Estimate | None) -> str:
+    """The class of a difference: better or worse by how much, or `unclear` where it may be chance."""
+    verdict = "" if difference is None else difference.verdict(table.larger_is_better)
+    if difference is None or verdict not in ("better", "worse"):
+        return verdict
+    return f"{verdict}-{table.shade(difference)}"
 
 
 def share_shade(share: float) -> str:

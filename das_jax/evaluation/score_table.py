@@ -1,6 +1,7 @@
 """Matrices of scores over seeds, and the measures taken from them."""
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,7 +10,16 @@ import numpy as np
 from das_jax.errors import UserError
 from das_jax.evaluation.measures import Matrix
 from das_jax.evaluation.scores import RunScores
-from das_jax.evaluation.statistics import Estimate, estimate
+from das_jax.evaluation.statistics import (
+    ROUNDING,
+    Estimate,
+    Samples,
+    Verdict,
+    estimate,
+    paired_difference,
+    samples_note,
+)
+from das_jax.training.results import BASE
 
 Kind = Literal["tasks", "heldout", "cloze"]
 TITLES: dict[Kind, str] = {
@@ -39,8 +49,11 @@ MEANINGS = {
 }
 LESS_IS_BETTER = {"F", "forgetting rate", "FUAR"}
 
-NEGLIGIBLE = 0.0005
-"""A change that three digits do not show."""
+SHADES = 5
+"""Of a colour, for how large a change is."""
+
+SHADE: dict[Kind, float] = {"tasks": 0.02, "heldout": 0.1, "cloze": 0.02}
+"""The size of a change that a shade stands for where there is no noise to measure it by."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class ScoreTable:
       columns: the tasks or texts.
       domains: of every column the number of its domain, from 1; 0 for general knowledge, -1 for neither.
       values_NxRxC: N samples, NaN where nothing was measured.
-      samples: what the N samples are: `pre-training` or `fine-tuning` seeds.
+      samples: what the N samples are: `pre-training` or `fine-tuning` seeds. Of several pre-training seeds,
+        which alone tell what another run would give, every sample is a mean over fine-tuning seeds.
       seeds: the seed of every sample.
       baselines: scores without any language model, {name: one per column}, NaN where there is none.
     """
@@ -69,7 +83,7 @@ class ScoreTable:
     columns: tuple[str, ...]
     domains: tuple[int, ...]
     values_NxRxC: np.ndarray
-    samples: Literal["pre-training", "fine-tuning"]
+    samples: Samples
     seeds: tuple[int, ...]
     baselines: dict[str, list[float]]
 
@@ -91,30 +105,44 @@ class ScoreTable:
             return row == self.start + number
         return row == self.start > 0 and self.columns[column] == self.rows[row]
 
-    def cell(self, row: int, column: int) -> Estimate | None:
-        """The mean over samples and its interval; None where nothing was measured."""
-        values_N = self.values_NxRxC[:, row, column]
-        return None if np.isnan(values_N).any() else estimate(values_N)
+    def note(self) -> str:
+        """What its means and intervals are taken over."""
+        note = samples_note(self.samples, self.seeds)
+        nested = self.kind == "tasks" and self.samples == "pre-training"
+        return f"{note} Each of them is a mean over fine-tuning seeds." if nested else note
 
-    def change(self, row: int, column: int) -> float | None:
-        """What a cell is above the same column of the row that the first domain began with; None for that
-        row and those before it.
+    def cell(self, row: int, column: int) -> Estimate | None:
+        """The mean over samples and its interval; None where nothing was measured.
+
+        The base model is the same for every pre-training seed, so it has no interval over them.
+        """
+        values_N = self.values_NxRxC[:, row, column]
+        if np.isnan(values_N).any():
+            return None
+        if self.rows[row] == BASE and self.samples == "pre-training":
+            return estimate([values_N.mean()])
+        return estimate(values_N)
+
+    def change(self, row: int, column: int) -> Estimate | None:
+        """What a cell is above the same column of the row that the first domain began with, paired by seed;
+        None for that row and those before it, and where nothing was measured.
         """
         values_NxR = self.values_NxRxC[:, :, column]
-        change = float((values_NxR[:, row] - values_NxR[:, self.start]).mean())
-        return None if row <= self.start or np.isnan(change) else change
+        pair = values_NxR[:, row], values_NxR[:, self.start]
+        return None if row <= self.start or np.isnan(pair).any() else paired_difference(*pair)
 
-    def largest_change(self) -> float:
-        """The size of the largest change in the table; 0 without any."""
-        changes = [self.change(r, c) for r, c in np.ndindex(len(self.rows), len(self.columns))]
-        return max((abs(change) for change in changes if change is not None), default=0.0)
-
-    def verdict(self, row: int, column: int) -> Literal["better", "worse", ""]:
+    def verdict(self, row: int, column: int) -> Verdict:
         """What to think of a cell beside the row that the first domain began with."""
-        change = self.change(row, column) or 0.0
-        if abs(change) < NEGLIGIBLE:
-            return ""
-        return "better" if (change > 0) == self.larger_is_better else "worse"
+        change = self.change(row, column)
+        return "" if change is None else change.verdict(self.larger_is_better)
+
+    def shade(self, difference: Estimate) -> int:
+        """How strong a colour a difference of values has, from 1 to `SHADES`: how often it is half of its
+        interval or, where nothing tells the noise, its size on a scale that is always the same.
+        """
+        size, noise = abs(difference.mean), difference.half_width
+        steps = math.floor(size / noise) if noise else math.ceil(size / SHADE[self.kind] - ROUNDING)
+        return min(max(steps, 1), SHADES)
 
     def incomplete(self) -> tuple[str, ...]:
         """The columns that no measure counts, as a row of them was not measured."""

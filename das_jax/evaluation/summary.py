@@ -44,14 +44,14 @@ class Summary:
       path: its directory, or that of its seeds.
       runs: every seed's.
       tables: the matrices that there are.
-      fuar: lost for gained knowledge; None where its three sets of facts are not all there.
+      fuar_N: lost for gained knowledge, of every seed; None where its three sets of facts are not all there.
     """
 
     name: str
     path: Path
     runs: tuple[RunScores, ...]
     tables: dict[Kind, ScoreTable]
-    fuar: Estimate | None
+    fuar_N: np.ndarray | None
 
     @property
     def config(self) -> Config:
@@ -85,10 +85,16 @@ class Summary:
         """What the method protects; None if it protects nothing."""
         return protection_of(self.runs)
 
+    def samples(self, kind: Kind) -> dict[str, np.ndarray]:
+        """Every measure of a matrix that is defined, [N] by its samples."""
+        found = self.tables[kind].measures() if kind in self.tables else {}
+        return (
+            {**found, "FUAR": self.fuar_N} if kind == "cloze" and self.fuar_N is not None else found
+        )
+
     def measures(self, kind: Kind) -> dict[str, Estimate]:
         """Every measure of a matrix that is defined, with its interval."""
-        found = {name: estimate(values) for name, values in self.tables[kind].measures().items()}
-        return {**found, "FUAR": self.fuar} if kind == "cloze" and self.fuar else found
+        return {name: estimate(values_N) for name, values_N in self.samples(kind).items()}
 
 
 def summarise(path: Path, name: str | None = None) -> Summary:
@@ -153,7 +159,7 @@ def identity(run: RunScores) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fuar(runs: tuple[RunScores, ...]) -> Estimate | None:
+def _fuar(runs: tuple[RunScores, ...]) -> np.ndarray | None:
     ratios = []
     for run in runs:
         change: dict[str, list[float]] = {"kept": [], "updated": [], "new": []}
@@ -168,4 +174,4 @@ def _fuar(runs: tuple[RunScores, ...]) -> Estimate | None:
         if ratio is None:
             return None
         ratios.append(ratio)
-    return estimate(np.array(ratios))
+    return np.array(ratios)

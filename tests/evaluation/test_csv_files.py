@@ -52,13 +52,17 @@ def test_measures_have_intervals_where_there_are_some(files: dict[str, Rows]) ->
 
 
 def test_ranks_without_pairs_have_no_difference(files: dict[str, Rows]) -> None:
+    ranked = [("tasks", "OP"), ("heldout", "OP"), ("heldout", "X-Delta"), ("cloze", "X-Delta")]
+    ranked += [("tasks", "F"), ("heldout", "F"), ("cloze", "FUAR")]
     assert [(row["kind"], row["measure"], row["rank"]) for row in files["ranks"]] == [
-        ("tasks", "OP", "1"),
-        ("tasks", "OP", "2"),
-        ("heldout", "F", "1"),
-        ("heldout", "F", "2"),
+        (*each, place) for each in ranked for place in "12"
     ]
     assert {row["difference"] for row in files["ranks"]} == {""}, "the seeds are not the same"
+    assert {row["shown"] for row in files["ranks"]} == {"", "nothing: other seeds"}
+    assert [(row["samples"], row["number"]) for row in files["ranks"]][1:3] == [
+        ("fine-tuning", "3"),
+        ("pre-training", "1"),
+    ]
 
 
 def test_metrics_importance_and_cost(files: dict[str, Rows]) -> None:
@@ -72,3 +76,4 @@ def test_metrics_importance_and_cost(files: dict[str, Rows]) -> None:
     assert {row["free"] for row in files["importance"]} == {"0.25"}
     assert len(files["agreement"]) == 2 * 3 * 3
     assert [row["seconds"] for row in files["costs"]] == ["6.0", "6.0"]
+    assert [row["relative_flops"] for row in files["costs"]] == ["1.0", "1.0"]

@@ -1,5 +1,6 @@
 """The page, as far as it needs no browser."""
 
+import copy
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -101,11 +102,11 @@ def test_learned_cells_are_marked_and_changes_coloured(make_run: MakeRun) -> Non
         ("", "5.500"),
     ]
     assert cells[6:] == [
-        ("worse-1", "4.500+0.500"),
-        ("learned better-3", "3.000−2.000"),
+        ("worse-5", "4.500+0.500"),
+        ("learned better-5", "3.000−2.000"),
         ("", "5.500+0.000"),
-        ("worse-1", "4.250+0.250"),
-        ("better-3", "3.250−1.750"),
+        ("worse-3", "4.250+0.250"),
+        ("better-5", "3.250−1.750"),
         ("learned better-5", "2.000−3.500"),
     ]
 
@@ -114,10 +115,11 @@ def test_of_end_tasks_more_is_better_and_baselines_stand_below(make_run: MakeRun
     summary = summarise(make_run("das", evaluation=EVALUATION))
     table = summary.tables["tasks"]
     assert shade(table, 3, 1) == "learned better-5"
-    assert shade(table, 2, 1) == "worse-1"
+    assert shade(table, 2, 1) == "worse-3"
     cells = [text for _, text in Page(render([summary])).cells["end tasks of das"]]
     assert cells[-4:] == ["0.250", "0.250", "0.375", "0.375"]
-    assert cells[4] == "0.750 ± 0.124+0.350"
+    assert cells[4] == "0.750 ± 0.124+0.350 ± 0.124"
+    assert shade(table, 2, 0) == "learned better-2", "twice the noise"
 
 
 @pytest.mark.parametrize(
@@ -159,11 +161,19 @@ def test_a_method_without_importance_has_no_such_section(make_run: MakeRun) -> N
 def test_several_runs_are_compared(make_run: MakeRun) -> None:
     naive = make_run("naive", method="naive", evaluation=EVALUATION)
     page = Page(render(summarise_all([make_run("das", evaluation=EVALUATION), naive])))
-    assert page.headings[:4] == [
+    assert page.headings[:12] == [
         "das, naive",
         "Comparison",
+        "After reviews: end tasks",
+        "After reviews: held-out masked-LM loss",
+        "After reviews: cloze facts",
         "By OP of end tasks",
+        "By OP of held-out masked-LM loss",
+        "By X-Delta of held-out masked-LM loss",
+        "By X-Delta of cloze facts",
+        "By F of end tasks",
         "By F of held-out masked-LM loss",
+        "By FUAR of cloze facts",
     ]
     assert page.headings.count("What is protected") == 1
     differing = [text for _, text in page.cells["Settings that differ"]]
@@ -174,6 +184,28 @@ def test_several_runs_are_compared(make_run: MakeRun) -> None:
     assert len(ids) == len(set(ids)), "plots share no id"
     assert {f"#{name}" for name in ids} >= set(page.values("href")) - {"data:,"}
     assert {f"#{name}" for name in ids} >= set(page.values("xlink:href"))
+
+
+def test_a_difference_that_may_be_chance_has_no_colour(make_run: MakeRun, tmp_path: Path) -> None:
+    """Of two runs the last models, and of each what changed: +.002 +- .020 is no blue."""
+    for name, shift in (("das", 0.0), ("naive", -0.1)):
+        for seed, more in enumerate((0.002, 0.0101, -0.0061)):
+            heldout = copy.deepcopy(HELDOUT)
+            heldout["acl"]["reviews"] -= more
+            heldout["reviews"]["acl"] += more * (1 + shift)
+            heldout["reviews"]["news"] += shift + more / 10 * (shift != 0)
+            make_run(f"{name}/seed-{seed}", seed=seed, heldout=heldout)
+    text = render(summarise_all([tmp_path / name for name in ("das", "naive")]))
+    cells = Page(text).cells
+    assert cells["held-out masked-LM loss of das"][8] == ("unclear", "5.498 ± 0.020−0.002 ± 0.020")
+    assert cells["Last models by held-out masked-LM loss"][3:] == [
+        ("better-5", "4.150 ± 0.002−0.100 ± 0.002"),
+        ("unclear", "3.252 ± 0.018−0.000 ± 0.002"),
+        ("", "2.000 ± 0.000+0.000 ± 0.000"),
+    ]
+    assert text.count("may be chance: the interval includes zero") == 3
+    assert '<p class="headline">naive against das: better in held-out X-Delta +0.100 [' in text
+    assert "Bars are 95 % intervals over pre-training seeds (Student&#x27;s t)." in text
 
 
 def test_names_are_text_and_not_markup(make_run: MakeRun) -> None:

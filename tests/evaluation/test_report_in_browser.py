@@ -60,6 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 0.3 + seed / 10
             ] * 3
             heldout["reviews"]["acl"] += seed
+            heldout["acl"]["news"] += seed / 100
             write_run(directory, f"{name}/seed-{seed}", seed, method, heldout, evaluation)
     summaries = summarise_all([directory / "das", directory / "naive"])
     return write_pages(summaries, directory / "report")
@@ -166,11 +167,14 @@ def test_text_can_be_read(shown: Chrome) -> None:
 def test_cells_and_lines_are_told_apart(shown: Chrome) -> None:
     """What is better, worse and neither has other colours; lines stand out from the page."""
     colours = shown.execute_script(
-        "return ['better-5', 'worse-1', 'before'].map(name => [...document.querySelectorAll('td.' + name)])"
+        "return ['better-5', 'worse-3', 'unclear', 'before']"
+        ".map(name => [...document.querySelectorAll('td.' + name)])"
         ".map(cells => [...new Set(cells.map(e => getComputedStyle(e).backgroundColor))])"
     )
-    assert [len(each) for each in colours] == [1, 1, 1]
-    assert len({each[0] for each in colours}) == 3
+    assert [len(each) for each in colours] == [1, 1, 1, 1]
+    assert len({each[0] for each in colours}) == 4
+    hatched = "return getComputedStyle(document.querySelector('td.unclear')).backgroundImage"
+    assert "repeating-linear-gradient" in shown.execute_script(hatched)
     lines = shown.execute_script(
         CONTRAST
         + "return [...document.querySelectorAll('.keys line')].map(e => contrast(e, 'stroke'))"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from das_jax.errors import UserError
+from das_jax.evaluation.statistics import Estimate, estimate
 from das_jax.evaluation.summary import Summary, summarise
 from das_jax.training.run_directory import RunDirectory
 from tests.evaluation.conftest import EVALUATION, HELDOUT, ROWS, MakeRun, end_task
@@ -54,11 +55,10 @@ def test_what_a_cell_says(make_run: MakeRun) -> None:
     learned = [[table.learned(r, c) for c in range(3)] for r in range(4)]
     assert learned == np.eye(4, 3, -1).astype(bool).tolist()
     assert table.change(1, 0) is None, "the row that the changes are taken to"
-    assert table.change(2, 0) == pytest.approx(0.5)
+    assert table.change(2, 0) == (0.5, None, None, 1)
     assert table.verdict(2, 0) == "worse", "a loss that rises"
     assert table.verdict(3, 1) == "better"
     assert table.verdict(2, 2) == "", "three digits do not show it"
-    assert table.largest_change() == pytest.approx(5.5 - 2.0), "of what came before, nothing counts"
 
 
 def test_end_tasks_of_one_run_are_sampled_by_fine_tuning_seeds(make_run: MakeRun) -> None:
@@ -67,6 +67,7 @@ def test_end_tasks_of_one_run_are_sampled_by_fine_tuning_seeds(make_run: MakeRun
     assert table.baselines == {"majority": [0.25, 0.25], "TF-IDF": [0.375, 0.375]}
     np.testing.assert_allclose(table.measures()["F"], [0.1, 0.15, 0.2])
     np.testing.assert_allclose(table.measures()["OP"], 0.75)
+    assert table.note().endswith("All are of one pre-training seed; they say nothing of another.")
 
 
 def test_end_tasks_of_several_runs_are_sampled_by_pre_training_seeds(make_run: MakeRun) -> None:
@@ -79,6 +80,7 @@ def test_end_tasks_of_several_runs_are_sampled_by_pre_training_seeds(make_run: M
     table = summarise(run.parents[1] / "das").tables["tasks"]
     assert (table.samples, table.seeds) == ("pre-training", (0, 2))
     np.testing.assert_allclose(table.measures()["F"], [0.75 - 0.6, 0.75 - 0.4])
+    assert table.note().endswith("Each of them is a mean over fine-tuning seeds.")
 
 
 def test_fine_tuning_seeds_that_not_all_rows_have_are_left_out(make_run: MakeRun) -> None:
@@ -126,6 +128,27 @@ def test_facts_of_a_domain_are_no_general_knowledge(make_run: MakeRun) -> None:
     assert measures["FUAR"].mean == pytest.approx(0.2 / (0.2 + 0.2))
 
 
+@pytest.mark.parametrize(
+    ("difference", "shade"), [(0.001, 1), (-0.1, 1), (0.101, 2), (-0.4, 4), (0.41, 5), (9.0, 5)]
+)
+def test_with_one_seed_the_shade_is_of_a_scale_that_is_always_the_same(
+    make_run: MakeRun, difference: float, shade: int
+) -> None:
+    table = summarise(make_run("das")).tables["heldout"]
+    assert table.shade(estimate([difference])) == shade
+    assert table.shade(estimate([difference] * 3)) == shade, "nothing tells the noise either"
+
+
+@pytest.mark.parametrize(("times", "shade"), [(1.01, 1), (1.99, 1), (2.01, 2), (5.5, 5), (80.0, 5)])
+def test_with_several_the_shade_is_how_often_a_difference_is_its_noise(
+    make_run: MakeRun, times: float, shade: int
+) -> None:
+    table = summarise(make_run("das")).tables["heldout"]
+    for noise in (0.001, 1.0):
+        mean = noise * times
+        assert table.shade(Estimate(mean, mean - noise, mean + noise, 3)) == shade
+
+
 def test_cost_is_that_of_one_seed(make_run: MakeRun) -> None:
     for seed in (0, 1):
         run = make_run(f"das/seed-{seed}", seed=seed)
@@ -161,6 +184,37 @@ class TestSeeds:
         assert cell is not None
         assert cell.mean == pytest.approx(3.29)
         assert cell.half_width == pytest.approx(0.13145, rel=1e-3)  # 4.3027 * 0.05292 / sqrt(3)
+
+    def test_changes_are_paired_and_count_if_zero_is_not_in_their_interval(
+        self, make_run: MakeRun
+    ) -> None:
+        for seed in (0, 1, 2):
+            heldout = copy.deepcopy(HELDOUT)
+            for row in ("news", "acl", "reviews"):
+                for text in heldout[row]:
+                    heldout[row][text] += seed  # What a seed does to all of its models.
+            heldout["acl"]["reviews"] += (0.002, 0.022, -0.018)[seed]
+            heldout["reviews"]["acl"] += (0.0, 0.1, -0.1)[seed]
+            run = make_run(f"das/seed-{seed}", seed=seed, heldout=heldout)
+        table = summarise(run.parent).tables["heldout"]
+        change = table.change(2, 2)
+        assert change is not None
+        assert change.mean == pytest.approx(0.0021)
+        assert change.half_width == pytest.approx(4.30265 * 0.02 / np.sqrt(3), rel=1e-4)
+        assert table.verdict(2, 2) == "unclear", "+.002 +- .050"
+        change = table.change(3, 1)
+        assert change is not None
+        assert change.half_width == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-4)
+        assert table.verdict(3, 1) == "better", "-1.75 +- .25, though seeds differ by 1"
+        assert table.shade(change) == 5, "1.75 is more than five times .25"
+
+    def test_the_base_model_is_of_no_seed(self, seeds: Path) -> None:
+        table = summarise(seeds).tables["heldout"]
+        assert [table.cell(0, column) for column in range(3)] == [
+            (8.0, None, None, 1),
+            (9.0, None, None, 1),
+            (8.5, None, None, 1),
+        ]
 
     def test_another_configuration_is_not_another_seed(
         self, seeds: Path, make_run: MakeRun
