@@ -136,7 +136,7 @@ def cost_table(summaries: Sequence[Summary]) -> Table:
     several = [f"FLOPs of {summaries[0].name}"] if len(summaries) > 1 else []
     names = ("run", "seeds", "tokens", "FLOPs", "seconds", *several)
     shown = _table("training, per seed", *names)
-    for summary in summaries:
+    for summary in sorted(summaries, key=lambda each: each.cost.flops):
         cost, seeds = summary.cost, str(len(summary.seeds))
         numbers = f"{cost.tokens:,.0f}", f"{cost.flops:.2e}", f"{cost.seconds:,.0f}"
         relative = relative_flops(summary, summaries[0])
