@@ -1,14 +1,70 @@
 """What every group of settings is: a frozen, typed dataclass that refuses unknown keys."""
 
-from typing import Annotated, TypeVar, dataclass_transform
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
 import pydantic.dataclasses
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic_core import PydanticCustomError
+
+from das_jax.errors import shown
+from das_jax.paths import unusable
 
 T = TypeVar("T")
 
-Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-"""What files may be called after."""
+UNFIT = "unfit"
+"""The type of an error that brings its own words, to be written after the key."""
+
+
+def _refusing(why: Callable[[Any], str | None]) -> AfterValidator:
+    """Refuses the values for which `why` has an answer."""
+
+    def check(value: T) -> T:
+        if reason := why(value):
+            raise PydanticCustomError(UNFIT, "{reason}", {"reason": reason})
+        return value
+
+    return AfterValidator(check)
+
+
+def _at_most(most: int) -> AfterValidator:
+    return _refusing(
+        lambda x: f"is {shown(str(x))}; it may be {most:,} at most" if x > most else None
+    )
+
+
+def _no_longer_than(most: int) -> AfterValidator:
+    return _refusing(
+        lambda x: (
+            f"has {len(x):,} characters; it may have {most} at most" if len(x) > most else None
+        )
+    )
+
+
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$"), _no_longer_than(100)]
+"""What files may be called after; 255 bytes are the most that a file system takes, with all that is added."""
+
+LocalPath = Annotated[str, _refusing(unusable)]
+"""A file or directory on this machine; `~` is the home directory."""
+
+AnyPath = Annotated[str, _refusing(partial(unusable, buckets=True))]
+"""The same, or in a bucket."""
+
+Count = Annotated[PositiveInt, _at_most(2**31 - 1)]
+"""How many of something: devices count in 32 bits."""
+
+CountOrZero = Annotated[NonNegativeInt, _at_most(2**31 - 1)]
+
+Length = Annotated[int, pydantic.Field(ge=8), _at_most(2**20)]
+"""Tokens of an example."""
+
+BatchSize = Annotated[PositiveInt, _at_most(2**20)]
+"""Examples of a step: more than any memory holds is a slip of the hand."""
+
+Seed = Annotated[NonNegativeInt, _at_most(2**63 - 1)]
+"""What random keys are made of; JAX takes 64 bits with a sign, and uses the lower 32."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

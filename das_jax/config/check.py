@@ -16,9 +16,10 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
       origin: where the value of a dotted key came from.
 
     Raises:
-      UserError: a domain listed twice, two end tasks with one name, an end task of a domain that is not
-        learned, or an initial importance map that does not exist.
+      UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
+        a domain that is not learned, or an initial importance map that does not exist.
     """
+    _check_seeds(config, origin)
     _check_domains(config, origin)
     _check_tasks(config, origin)
     if isinstance(config.method, DASSettings) and config.method.importance.initial is not None:
@@ -26,6 +27,23 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
         if not path.exists():
             key = "method.importance.initial"
             raise UserError(f"{origin(key)}: {key} is {path}, which does not exist.")
+
+
+def _check_seeds(config: Config, origin: Callable[[str], str]) -> None:
+    found: dict[int, int] = {}
+    for i, seed in enumerate(config.seeds or ()):
+        key = seed % 2**32
+        if key in found:
+            same = (
+                "equal"
+                if seed == found[key]
+                else "equal in the 32 bits that JAX makes a random key of"
+            )
+            raise UserError(
+                f"{origin(f'seeds.{i}')}: seeds holds {found[key]} and {seed}, which are {same}; "
+                "give every repetition a seed of its own."
+            )
+        found[key] = seed
 
 
 def _check_domains(config: Config, origin: Callable[[str], str]) -> None:

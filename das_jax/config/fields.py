@@ -58,9 +58,10 @@ def groups(info: FieldInfo) -> list[type]:
 
 
 def item(info: FieldInfo) -> FieldInfo | None:
-    """What a list holds; None when the setting is no list."""
-    if typing.get_origin(info.annotation) is tuple:
-        return FieldInfo.from_annotation(typing.get_args(info.annotation)[0])
+    """What a list holds, also where it may be null; None when the setting is no list."""
+    for part in members(info):
+        if typing.get_origin(part.annotation) is tuple:
+            return FieldInfo.from_annotation(typing.get_args(part.annotation)[0])
     return None
 
 
@@ -166,7 +167,7 @@ def _describe(prefix: str, info: FieldInfo, only_if: str) -> Iterator[Setting]:
                 condition = f"{prefix}{tag}={value}"
             key = f"{prefix}{name}"
             inner = item(child)
-            if inner is not None:
+            if inner is not None and groups(inner):
                 yield from _describe(f"{key}.N.", inner, condition)
             elif groups(child):
                 yield from _describe(f"{key}.", child, condition)

@@ -16,7 +16,7 @@ from das_jax.config.fields import ROOT, UNKNOWN, fields, group_of, item, tag_of
 from das_jax.config.parse import Node, parse_file, parse_overrides, parse_yaml
 from das_jax.config.problems import problems, wrong_value
 from das_jax.config.schema import Config
-from das_jax.errors import UserError
+from das_jax.errors import UserError, shown
 
 _ADAPTER = pydantic.TypeAdapter(Config)
 
@@ -115,6 +115,13 @@ def _merge(layers: list[Node], info: FieldInfo, key: str) -> Node:
         return layers[0]
     if isinstance(layers[0].value, list):
         return _merge_items(layers[0].value, layers[1:], info, key)
+    if layers[0].value is not None and plain:
+        name = key.removesuffix(".")
+        part = f"{key}{layers[1].names()[0]}" if layers[1].names() else name
+        raise UserError(
+            f"{layers[1].origin}: {part} cannot be set: {name} is {shown(str(layers[0].value))} "
+            f"({layers[0].origin}), no group of settings."
+        )
     layers, choice = _same_choice(layers, info)
     group = group_of(info, choice)
     known = fields(group) if group else {}
@@ -128,9 +135,11 @@ def _merge(layers: list[Node], info: FieldInfo, key: str) -> Node:
 def _merge_items(items: list[Node], layers: list[Node], info: FieldInfo, key: str) -> Node:
     for layer in layers:
         for name in layer.names():
-            if not name.isdecimal() or int(name) >= len(items):
+            if name not in map(
+                str, range(len(items))
+            ):  # 00 is none, nor is any other digit of Unicode.
                 raise UserError(
-                    f"{layer.origin}: {key}{name} does not exist; {key.removesuffix('.')} has "
+                    f"{layer.origin}: {key}{shown(name)} does not exist; {key.removesuffix('.')} has "
                     f"{len(items)} items, counted from {key}0."
                 )
     merged = []

@@ -10,6 +10,8 @@ from pydantic_core import ErrorDetails
 
 from das_jax.config.fields import describe, expected, field_at, fields, group_of, tag_name, tag_of
 from das_jax.config.parse import Node
+from das_jax.errors import shown
+from das_jax.settings import UNFIT
 
 Path = tuple[str | int, ...]
 
@@ -30,15 +32,18 @@ def problems(error: pydantic.ValidationError, tree: Node, file: str) -> list[str
         spurious = detail["type"] == "too_short" and any(
             other[: len(path)] == path and other != path for other in places
         )
-        if not spurious:
+        if (
+            detail["type"] == UNFIT
+        ):  # It brings its own words, which say more than what a type expects.
+            found[path] = _unfit(path, tree, file, detail["ctx"]["reason"])
+        elif not spurious:
             found.setdefault(path, _sentence(path, tree, file))
     return list(found.values())
 
 
 def wrong_value(key: str, info: FieldInfo, node: Node) -> str:
     """The sentence for a value of the wrong type or out of range."""
-    value = json.dumps(node.plain(), ensure_ascii=False)
-    shown = value if len(value) <= 60 else value[:57] + "..."
+    value = shown(json.dumps(node.plain(), ensure_ascii=False))
     end = "."
     if get_origin(info.annotation) is Literal:
         near = difflib.get_close_matches(
@@ -47,11 +52,21 @@ def wrong_value(key: str, info: FieldInfo, node: Node) -> str:
         end = f"; did you mean {near[0]}?" if near else "."
     elif info.annotation is str and isinstance(node.value, int | float):
         end = "; write it in quotes."
-    return f"{node.origin}: {key} must be {expected(info)}, got {shown}{end}"
+    return f"{node.origin}: {key} must be {expected(info)}, got {value}{end}"
+
+
+def _unfit(path: Path, tree: Node, file: str, reason: str) -> str:
+    node = _node(tree, path)
+    text = f" ({shown(node.value)})" if node and isinstance(node.value, str) and node.value else ""
+    return f"{node.origin if node else file}: {_key(path)}{text} {reason}."
+
+
+def _key(path: Path) -> str:
+    return ".".join(shown(str(name)) for name in path)
 
 
 def _sentence(path: Path, tree: Node, file: str) -> str:
-    key = ".".join(map(str, path))
+    key = _key(path)
     node = _node(tree, path)
     info = field_at(path, tree)
     if info is None:
@@ -68,14 +83,16 @@ def _unknown_key(path: Path, key: str, tree: Node, file: str) -> str:
     parent = field_at(path[:-1], tree)
     tag = tag_of(parent, above) if parent else None
     group = group_of(parent, tag) if parent else None
-    prefix, name = key.removesuffix(str(path[-1])), str(path[-1])
+    prefix, name = "".join(f"{above}." for above in map(str, path[:-1])), str(path[-1])
     siblings = list(fields(group)) if group else []
     near = [prefix + sibling for sibling in difflib.get_close_matches(name, siblings, n=1)]
     # The right name in the wrong place; list items have no one place to name.
     near += [
         s.key for s in describe() if s.key.split(".")[-1] == name and ".N." not in s.key and not tag
     ]
-    if near:
+    if "." in name and field_at((*path[:-1], *name.split(".")), tree):
+        hint = f"in a file, write {name.replace('.', ': {')}: ...{'}' * name.count('.')}."
+    elif near:
         hint = f"did you mean {near[0]}?"
     else:
         hint = f"the settings there are {', '.join(prefix + sibling for sibling in siblings)}."

@@ -5,18 +5,18 @@ The defaults are what we recommend, the same as the preset `das_jax`; `paper` is
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from das_jax.continual.settings import MethodSettings
 from das_jax.data.settings import BeamSettings, ClozeSettings, Source, TaskSettings
-from das_jax.settings import Name, settings
+from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @settings
 class ModelSettings:
-    path: str
+    path: LocalPath
     """A HuggingFace checkpoint: a directory, a hub name, or `demo:bert-tiny`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type of the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
@@ -32,11 +32,11 @@ class ModelSettings:
 
 @settings
 class DataSettings:
-    length: Annotated[int, Field(ge=8)] = 128
+    length: Length = 128
     """Tokens in one chunk, special tokens included."""
     heldout: Share = 0.05
     """The share of the documents kept away from training, for the held-out loss."""
-    cache_dir: str = "~/.cache/das_jax"
+    cache_dir: LocalPath = "~/.cache/das_jax"
     """Where demo assets, prepared token chunks and compiled programs live."""
     beam: BeamSettings | None = None
     """Prepares corpora with Apache Beam, on many machines; the chunks are the same."""
@@ -48,7 +48,7 @@ class CorpusSettings:
     """What the run directory and the reports call it."""
     source: Source
     """Where its text comes from."""
-    steps: PositiveInt | None = None
+    steps: Count | None = None
     """Optimizer steps on this corpus; `training.steps` when absent."""
 
 
@@ -58,17 +58,17 @@ class GeneralSettings:
     """What the run directory and the reports call it."""
     source: Source
     """Where its text comes from."""
-    steps: NonNegativeInt = 0
+    steps: CountOrZero = 0
     """Plain masked-LM warm-up steps on this text before the first domain."""
 
 
 @settings
 class TrainingSettings:
-    steps: PositiveInt = 2500
+    steps: Count = 2500
     """Optimizer steps per domain."""
-    batch_size: PositiveInt = 256
+    batch_size: BatchSize = 256
     """Examples per step, over all devices."""
-    accumulate: PositiveInt = 1
+    accumulate: BatchSize = 1
     """Micro-batches that one step's gradients are summed over, for batches that do not fit. The masked-LM
     loss is the mean over the whole batch; DAS contrasts the texts of a micro-batch with each other."""
     learning_rate: PositiveFloat = 1e-4
@@ -85,30 +85,30 @@ class TrainingSettings:
     """AdamW's decoupled decay."""
     mask_rate: Share = 0.15
     """The share of the tokens that the masked-LM loss predicts."""
-    log_every: PositiveInt = 50
+    log_every: Count = 50
     """Steps between two lines of metrics."""
-    checkpoint_every: PositiveInt = 500
+    checkpoint_every: Count = 500
     """Steps between two checkpoints."""
 
 
 @settings
 class EvaluationSettings:
-    examples: PositiveInt = 512
+    examples: Count = 512
     """Held-out chunks per corpus, at most."""
-    batch_size: PositiveInt = 64
+    batch_size: BatchSize = 64
     """Chunks per evaluation step, over all devices."""
     tasks: tuple[TaskSettings, ...] = ()
     """The end tasks: text classification, which shows what a model knows of a domain. They may change
     between two starts of a run."""
     cloze: tuple[ClozeSettings, ...] = ()
     """Sets of facts, sentences with a blank, that `das-jax evaluate` asks every model for."""
-    finetune_seeds: PositiveInt = 5
+    finetune_seeds: BatchSize = 5
     """Classifiers per end task and model; they are trained together."""
 
 
 @settings
 class MeshSettings:
-    data: Literal["all"] | PositiveInt = "all"
+    data: Literal["all"] | Count = "all"
     """Devices along the batch axis."""
     state: Literal["replicated", "optimizer", "parameters"] = "replicated"
     """What each device holds only a part of: nothing, the optimizer's state (ZeRO-1), or the parameters
@@ -122,11 +122,11 @@ class MeshSettings:
 class Config:
     preset: Literal["das_jax", "paper"] = "das_jax"
     """The values of all that is not set: what we recommend, or the paper's."""
-    output_dir: str
+    output_dir: LocalPath
     """The run directory; a run that was killed goes on from what is in it."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of everything random: masking, dropout, order and samples."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """Repeats the whole sequence with each of these in place of `seed`, in output_dir/seed-N."""
     model: ModelSettings
     data: DataSettings = DataSettings()

@@ -5,9 +5,9 @@ Apart from the methods, so that a configuration is checked before these import w
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import settings
+from das_jax.settings import BatchSize, Count, LocalPath, settings
 
 Normalization = Literal["paper", "one_sided", "rank"]
 
@@ -20,7 +20,7 @@ class ContrastiveSettings:
     anchor: Literal["clean", "masked"] = "clean"
     """The first view: the clean text under a dropout mask of its own (the paper), or the masked-LM
     pass, which saves one pass."""
-    subsample: PositiveInt = 1
+    subsample: Count = 1
     """The views are made of every n-th example of a batch only, and contrasted with each other: 1 for all
     of them (the paper); with 4 and a masked anchor the encoder runs 1.5 times an example."""
 
@@ -35,15 +35,15 @@ class SoftMaskSettings:
 
 @settings
 class ImportanceSettings:
-    examples: PositiveInt = 10_000
+    examples: Count = 10_000
     """Chunks sampled at random from the corpus for one map."""
-    batch_size: PositiveInt = 256
+    batch_size: BatchSize = 256
     normalization: Normalization = "paper"
     """|tanh z| (the paper), max(0, tanh z), or the rank within layer and kind, in [0, 1]."""
     proxy: Literal["hidden", "vocabulary"] = "hidden"
     """The distribution of the proxy KL: softmax over the features of the last hidden state, or over the
     vocabulary of the LM head."""
-    initial: str | None = None
+    initial: LocalPath | None = None
     """A map file to start from, in place of the proxy-KL map of the first domain."""
 
 

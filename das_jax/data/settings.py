@@ -6,9 +6,9 @@ heavy.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from das_jax.settings import Name, settings
+from das_jax.settings import AnyPath, BatchSize, Count, Length, Name, settings
 
 Quoting = Literal["auto", "quoted", "none"]
 """Of a table's fields; `auto` is none where tabs stand between them and quoted elsewhere."""
@@ -17,7 +17,7 @@ Quoting = Literal["auto", "quoted", "none"]
 @settings
 class TextSource:
     kind: Literal["text"]
-    path: str
+    path: AnyPath
     """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name."""
     documents: Literal["line", "blank_line"] = "line"
     """What separates documents: every line is one, or blank lines stand between them."""
@@ -26,14 +26,14 @@ class TextSource:
 @settings
 class JSONLSource:
     kind: Literal["jsonl"]
-    path: str
+    path: AnyPath
     field: str = "text"
 
 
 @settings
 class ParquetSource:
     kind: Literal["parquet"]
-    path: str
+    path: AnyPath
     field: str = "text"
 
 
@@ -44,7 +44,7 @@ class TFDSSource:
     """As in `tfds.load`: `name`, `name/config`, `name:version`."""
     split: str = "train"
     field: str = "text"
-    data_dir: str | None = None
+    data_dir: AnyPath | None = None
 
 
 @settings
@@ -71,14 +71,14 @@ Source = Annotated[
 @settings
 class JSONLTable:
     kind: Literal["jsonl"]
-    path: str
+    path: AnyPath
     """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name. Every line is an object."""
 
 
 @settings
 class CSVTable:
     kind: Literal["csv"]
-    path: str
+    path: AnyPath
     """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name. The first line names the
     columns."""
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
@@ -95,7 +95,7 @@ class TFDSTable:
     name: str
     """As in `tfds.load`: `name`, `name/config`, `name:version`."""
     split: str
-    data_dir: str | None = None
+    data_dir: AnyPath | None = None
 
 
 @settings
@@ -120,11 +120,11 @@ Table = Annotated[
 
 @settings
 class Sizes:
-    train: PositiveInt
+    train: Count
     """Training examples."""
-    test: PositiveInt
+    test: Count
     """Test examples."""
-    classes: PositiveInt
+    classes: Count
     """Classes."""
 
 
@@ -151,11 +151,11 @@ class TaskSettings:
     paper's split of ChemProt."""
     metric: Literal["accuracy", "macro_f1", "micro_f1"] = "macro_f1"
     """The score that tables show, and that the best epoch is chosen by."""
-    length: Annotated[int, Field(ge=8)] = 128
+    length: Length = 128
     """Tokens of an example, special tokens included; longer texts are cut, of a pair the longer one first."""
-    epochs: PositiveInt = 5
+    epochs: Count = 5
     """How often each training example is seen."""
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
     """Examples per step, over all devices."""
     learning_rate: PositiveFloat = 3e-5
     """The highest learning rate."""
@@ -167,7 +167,7 @@ class TaskSettings:
 class ClozeSettings:
     name: Name
     """What the scores and the report call it."""
-    path: str
+    path: AnyPath
     """A JSONL file or a glob: a sentence with a blank, and the one word that belongs there."""
     sentence: str = "sentence"
     """The field with the sentence."""
@@ -185,5 +185,5 @@ class BeamSettings:
     """What runs it, by Apache Beam's name: DirectRunner (this machine), DataflowRunner, FlinkRunner, ..."""
     options: str = ""
     """The runner's options, as on a command line: `--project=mine --region=europe-west4`."""
-    directory: str | None = None
+    directory: AnyPath | None = None
     """Where workers write and this machine reads, such as gs://bucket/das; `data.cache_dir` when absent."""
