@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,23 +92,34 @@ def sweep(directory: Path, *names: str) -> None:
             _remove(left)
 
 
+def _whole(directory: Path) -> None:
+    return None
+
+
 @contextlib.contextmanager
-def built_once(directory: Path) -> Iterator[Path | None]:
+def built_once(
+    directory: Path,
+    damage: Callable[[Path], str | None] = _whole,
+    log: Callable[[str], object] = lambda _: None,
+) -> Iterator[Path | None]:
     """Lets the caller fill a directory that does not exist yet, and renames it when it is full.
 
     A second process that wants the same directory waits for the first. What a killed process left
-    half-made is thrown away.
+    half-made is thrown away. A damaged directory stays where it is until there is another to take its
+    place, and is kept beside it: whoever reads it finds the same files at the same paths.
 
     Args:
       directory: the directory wanted, somewhere in data.cache_dir.
+      damage: says what is wrong with a directory that is there.
+      log: is told when a damaged directory is made anew.
 
     Yields:
-      An empty directory to fill, or None if `directory` is there already.
+      An empty directory to fill, or None if `directory` is there already, whole.
 
     Raises:
       UserError: the disk is full or the place cannot be written.
     """
-    if directory.exists():
+    if directory.exists() and damage(directory) is None:
         yield None
         return
     unfinished = directory.with_name(directory.name + ".unfinished")
@@ -121,17 +133,29 @@ def built_once(directory: Path) -> Iterator[Path | None]:
             "directory that can."
         ) from error
     try:
-        if directory.exists():
+        found = damage(directory) if directory.exists() else None
+        if directory.exists() and found is None:
             yield None
             return
+        if found is not None:
+            log(
+                f"{directory} is damaged ({found}): it is made anew, and the damaged one kept beside it"
+            )
         shutil.rmtree(unfinished, ignore_errors=True)
         with explaining_full_disk(directory.parent, "set data.cache_dir to another disk"):
             unfinished.mkdir()
             yield unfinished
+            if found is not None:
+                directory.rename(_unused(directory.with_name(directory.name + ".damaged")))
             unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         lock.release()
+
+
+def _unused(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from das_jax import stopping
 from das_jax.data.tokenization import SpecialTokens, Stream
+from das_jax.errors import UserError
 
 # TFDS keeps one shard in memory while it writes it.
 SHARD_TOKENS = 1 << 22
@@ -38,8 +40,9 @@ class Chunks(Sequence[np.ndarray]):
     @cached_property
     def _shards(self) -> tuple[list[str], np.ndarray]:
         """The files, and the number of the first chunk of each, and of all."""
-        info = tfds.builder_from_directory(self.directory).info.splits[self.split]
-        return [str(path) for path in info.filepaths], np.cumsum([0, *info.shard_lengths])
+        with self._explaining_damage():
+            info = tfds.builder_from_directory(self.directory).info.splits[self.split]
+            return [str(path) for path in info.filepaths], np.cumsum([0, *info.shard_lengths])
 
     @cached_property
     def _reader(self) -> Callable[[str], ArrayRecordReader]:
@@ -55,15 +58,32 @@ class Chunks(Sequence[np.ndarray]):
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> np.ndarray:
-        """Reads many chunks at once, tokens_NxT; far cheaper than one after the other."""
+        """Reads many chunks at once, tokens_NxT; far cheaper than one after the other.
+
+        Raises:
+            UserError: A file was damaged after it was opened.
+        """
         paths, starts = self._shards
         wanted = np.asarray(indices)
         shards = np.searchsorted(starts, wanted, side="right") - 1
         records = np.empty(len(wanted), object)
-        for shard in np.unique(shards):
-            rows = np.flatnonzero(shards == shard)
-            records[rows] = self._reader(paths[shard]).read((wanted[rows] - starts[shard]).tolist())
-        return np.stack([_tokens(record) for record in records])
+        with self._explaining_damage():
+            for shard in np.unique(shards):
+                rows = np.flatnonzero(shards == shard)
+                read = self._reader(paths[shard]).read
+                records[rows] = read((wanted[rows] - starts[shard]).tolist())
+            return np.stack([_tokens(record) for record in records])
+
+    @contextmanager
+    def _explaining_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Of TFDS, Riegeli, protobuf and numpy.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"The prepared corpus {self.directory} cannot be read ({reason}): its files were damaged or "
+                "removed; start the command again, and it is prepared anew."
+            ) from error
 
     def __reduce__(self) -> tuple:
         return Chunks, (self.directory, self.split)

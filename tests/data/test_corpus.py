@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from numpy.testing import assert_array_equal
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import corpus
+from das_jax.data.batches import train_batches
 from das_jax.data.chunks import chunk_count, pack
-from das_jax.data.corpus import Corpus, prepare
+from das_jax.data.corpus import Corpus, load, prepare
 from das_jax.data.sources import TextSource
 from das_jax.data.tokenization import encoder, is_heldout
 from das_jax.errors import UserError
@@ -265,6 +267,123 @@ def test_two_processes_at_once(source: TextSource, bert_tokenizer, prepared: Cor
         first, second = pool.map(prepare_in_process, [arguments] * 2, chunksize=1)
     assert first == second
     assert first[1] == sum(int(chunk.sum()) for chunk in prepared.train)
+
+
+# Damage
+
+
+def emptied(content: bytes) -> bytes:
+    return b""
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGE = [emptied, cut, flipped, None]
+FILES = ["corpus.json", "dataset_info.json", "features.json", "*train.array*", "*heldout.array*"]
+
+
+@pytest.mark.parametrize("change", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_corpus_is_prepared_anew(
+    name: str, change, prepared: Corpus, source, bert_tokenizer, tmp_path: Path
+):
+    wanted = [list(prepared.train), list(prepared.heldout)]
+    (file,) = prepared.directory.rglob(name)
+    content = file.read_bytes()
+    file.unlink()
+    if change is not None:
+        file.write_bytes(change(content))
+    said: list[str] = []
+    cache = tmp_path / "cache"
+    again = prepare(source, bert_tokenizer, LENGTH, HELDOUT, cache, log=said.append)
+    assert again == prepared
+    assert_array_equal(list(again.train), wanted[0])
+    assert_array_equal(list(again.heldout), wanted[1])
+    assert file.read_bytes() == content
+    (line,) = said
+    assert line.startswith(f"{prepared.directory} is damaged (")
+    assert file.name in line
+    kept = prepared.directory.with_name(f"{prepared.directory.name}.damaged")
+    damaged = kept / file.relative_to(prepared.directory)
+    assert damaged.exists() == (change is not None)
+    prepare(source, bert_tokenizer, LENGTH, HELDOUT, cache, log=said.append)
+    assert len(said) == 1
+
+
+def test_whatever_stands_in_a_corpus_place_is_kept(
+    prepared: Corpus, source, bert_tokenizer, tmp_path: Path
+):
+    chunks = list(prepared.train)
+    for number, kept in enumerate(("", "-2")):
+        shutil.rmtree(prepared.directory)
+        prepared.directory.write_text(f"a note {number}")
+        again = prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "cache")
+        assert_array_equal(list(again.train), chunks)
+        note = prepared.directory.with_name(f"{prepared.directory.name}.damaged{kept}")
+        assert note.read_text() == f"a note {number}"
+
+
+@pytest.fixture
+def without_manifest(prepared: Corpus) -> Corpus:
+    """As earlier versions prepared it."""
+    file = prepared.directory / "corpus.json"
+    facts = json.loads(file.read_text())
+    del facts["files"], facts["sha256"]
+    file.write_text(json.dumps(facts, indent=2) + "\n")
+    return prepared
+
+
+def test_a_corpus_without_a_manifest_is_read_once_and_given_one(
+    without_manifest: Corpus, source, bert_tokenizer, tmp_path: Path
+):
+    said: list[str] = []
+    for _ in range(2):
+        again = prepare(
+            source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "cache", log=said.append
+        )
+    assert again == without_manifest
+    assert not said
+    (file,) = again.directory.rglob("*train.array*")
+    file.write_bytes(flipped(file.read_bytes()))
+    prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "cache", log=said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("change", DAMAGE)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "features.json"])
+def test_a_damaged_corpus_without_a_manifest_is_prepared_anew(
+    name: str, change, without_manifest: Corpus, source, bert_tokenizer, tmp_path: Path
+):
+    wanted = list(without_manifest.train)
+    (file,) = without_manifest.directory.rglob(name)
+    content = file.read_bytes()
+    file.unlink()
+    if change is not None:
+        file.write_bytes(change(content))
+    again = prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "cache")
+    assert_array_equal(list(again.train), wanted)
+    assert again.splits == without_manifest.splits
+
+
+@pytest.mark.parametrize("change", DAMAGE)
+@pytest.mark.parametrize("name", ["dataset_info.json", "*train.array*"])
+def test_damage_while_it_is_read_is_one_sentence(name: str, change, prepared: Corpus):
+    (file,) = prepared.directory.rglob(name)
+    content = file.read_bytes()
+    file.unlink()
+    if change is not None:
+        file.write_bytes(change(content))
+    with pytest.raises(UserError, match=r"prepared corpus .* cannot be read .*start the command"):
+        batches = train_batches(load(prepared.directory).train, batch_size=32, seed=0)
+        for _ in range(10):
+            next(batches)
 
 
 # Bad input

@@ -3,6 +3,7 @@ tasks.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -64,6 +65,36 @@ def test_only_the_named_files_are_unpacked(pip: FakePip, tmp_path: Path):
 def test_the_second_use_needs_no_network(pip: FakePip, tmp_path: Path):
     first = demo.fetch("tiny", tmp_path)
     assert demo.fetch("tiny", tmp_path) == first
+    assert len(pip.commands) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", None])
+def test_damaged_files_are_fetched_again(pip: FakePip, tmp_path: Path, content: bytes | None):
+    directory = demo.fetch("tiny", tmp_path)
+    (directory / "a.json").unlink()
+    if content is not None:
+        (directory / "a.json").write_bytes(content)
+    assert demo.fetch("tiny", tmp_path) == directory
+    assert (directory / "a.json").read_text() == "{}"
+    assert len(pip.commands) == 2
+    demo.fetch("tiny", tmp_path)
+    assert len(pip.commands) == 2
+
+
+def test_damaged_files_without_a_network_are_named(pip: FakePip, tmp_path: Path):
+    directory = demo.fetch("tiny", tmp_path)
+    (directory / "b.json").write_text("[")
+    pip.archive = None
+    said = r"tiny-\w+ is damaged \(b\.json has 1 bytes and not 2\): .*, but pip could not download"
+    with pytest.raises(UserError, match=said):
+        demo.fetch("tiny", tmp_path)
+    assert (directory / "b.json").read_text() == "["
+
+
+def test_files_that_were_fetched_before_there_were_manifests_are_used(pip: FakePip, tmp_path: Path):
+    directory = demo.fetch("tiny", tmp_path)
+    shutil.rmtree(tmp_path / "manifests")
+    assert demo.fetch("tiny", tmp_path) == directory
     assert len(pip.commands) == 1
 
 
