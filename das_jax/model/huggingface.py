@@ -10,7 +10,7 @@ import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors.numpy import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from das_jax.errors import UserError
 from das_jax.files import replacing, write_json
@@ -22,9 +22,26 @@ from das_jax.model.huggingface_weights import (
     to_tensors,
 )
 from das_jax.model.safetensors_files import INDEX_FILE, conversion_command
-from das_jax.model.tokenizer_fit import check_tokenizer as check_tokenizer
+from das_jax.model.tokenizer import (
+    load_tokenizer,
+    tokenizer_notes,
+    write_tokenizer,
+)
+from das_jax.model.tokenizer_fit import check_tokenizer
 
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+__all__ = [
+    "Checkpoint",
+    "check_tokenizer",
+    "export",
+    "export_classifier",
+    "load",
+    "load_tokenizer",
+    "resolve",
+    "tokenizer_notes",
+    "write_tokenizer",
+    "write_weights",
+]
+
 WANTED = ("*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model")
 
 
@@ -127,7 +144,7 @@ def export(
         write_config(temporary, config)
         write_weights(temporary, to_tensors(params, architecture), max_shard_size)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            write_tokenizer(temporary, tokenizer)
 
 
 def export_classifier(
@@ -156,7 +173,7 @@ def export_classifier(
         write_config(temporary, config, classes)
         tensors = to_classifier_tensors(params, architecture, len(classes))
         write_weights(temporary, tensors)
-        tokenizer.save_pretrained(temporary)
+        write_tokenizer(temporary, tokenizer)
 
 
 def write_weights(
@@ -190,29 +207,3 @@ def write_weights(
             directory / INDEX_FILE,
             {"metadata": split.metadata, "weight_map": split.tensor_to_filename},
         )
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint, with padding and truncation switched off.
-
-    Raises:
-      UserError: there is none, it is damaged, or it has no fast version.
-    """
-    directory = Path(directory)
-    # Without any vocabulary, AutoTokenizer makes a tokenizer that knows nothing but special tokens.
-    if not any(path for pattern in VOCABULARIES for path in directory.glob(pattern)):
-        raise UserError(f"{directory} has no tokenizer; copy tokenizer.json of the model there")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # A damaged file raises anything, a bare Exception included.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"the tokenizer in {directory} cannot be read ({reason[0]}); fetch or save it again"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{directory} has no fast tokenizer; save one as tokenizer.json")
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer

@@ -19,7 +19,7 @@ def check_tokenizer(
 
     Raises:
       UserError: the tokenizer has ids beyond the word embedding, token types beyond their embedding, or
-        another padding token.
+        another padding token, or a token for masks or padding is also another.
     """
     _check_ids(tokenizer, architecture)
     if tokenizer.pad_token_id != architecture.pad_token_id:
@@ -27,7 +27,22 @@ def check_tokenizer(
             f"the tokenizer of {tokenizer.name_or_path} pads with id {tokenizer.pad_token_id}, but "
             f"config.json says pad_token_id {architecture.pad_token_id}; correct the one that is wrong"
         )
+    _check_apart(tokenizer)
     _check_types(tokenizer, architecture, pairs)
+
+
+def _check_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    for alone in ("mask_token", "pad_token"):
+        for name, token in tokenizer.special_tokens_map.items():
+            if (
+                name != alone
+                and name in PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES
+                and token == getattr(tokenizer, alone)
+            ):
+                raise UserError(
+                    f"the tokenizer of {tokenizer.name_or_path} has {token!r} as {alone} and as {name}, so "
+                    f"that one would be taken for the other; give {alone} a token of its own"
+                )
 
 
 def _check_ids(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> None:

@@ -38,7 +38,7 @@ class Results:
             with replacing(self.directory.base) as temporary:
                 temporary.mkdir()
                 huggingface_config.write_config(temporary, self.workspace.checkpoint.config)
-                self.workspace.tokenizer.save_pretrained(temporary)
+                huggingface.write_tokenizer(temporary, self.workspace.tokenizer)
 
         on_first_host(write)
         self._write_scores(BASE, params)

@@ -143,6 +143,8 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     for note in checkpoint.notes:
         console.log(f"{config.model.path}: {note}")
     tokenizer = huggingface.load_tokenizer(directory)
+    for note in huggingface.tokenizer_notes(directory, tokenizer):
+        console.log(f"{config.model.path}: {note}")
     pairs = any(task.pair is not None for task in config.evaluation.tasks)
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs)
     check_length(config, checkpoint)

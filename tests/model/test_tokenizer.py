@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -23,6 +24,7 @@ from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import MaskedLM
+from tests.model.vocabularies import BERT, byte_level, config, word_piece
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c")
 
@@ -76,6 +78,102 @@ def test_an_exported_tokenizer_gives_the_same_ids(
     again = huggingface.load_tokenizer(target)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert transformers_log == []
+
+
+TEXTS = ["the drug", "The Drugs café </s> [SEP]", "the <mask> shows [MASK]", "new [DRUG]s 中文"]
+
+
+def lower_cased() -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+def another_template() -> Tokenizer:
+    tokenizer = word_piece(lowercase=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP] [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("family", "make", "differs"),
+    [
+        ("roberta", byte_level, None),
+        ("roberta", lower_cased, "normalizer"),
+        ("bert", lambda: word_piece(lowercase=True), None),
+        ("bert", lambda: word_piece(lowercase=False), "normalizer"),
+        ("bert", lambda: word_piece(strip_accents=False), "normalizer"),
+        ("bert", another_template, "post_processor"),
+        ("bert", byte_level, "model"),
+    ],
+)
+@pytest.mark.parametrize("fast", ["", "Fast"])
+def test_what_the_file_holds_counts_not_what_its_class_would_make(
+    family: str, make: Callable[[], Tokenizer], differs: str | None, fast: str, tmp_path: Path
+) -> None:
+    name = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}[family] + fast
+    directory = config(tmp_path / "model", family, tokenizer_class=name)
+    make().save(str(directory / "tokenizer.json"))
+    tokenizer = huggingface.load_tokenizer(directory)
+    assert tokenizer.backend_tokenizer.to_str() == make().to_str()
+    notes = huggingface.tokenizer_notes(directory, tokenizer)
+    assert len(notes) == bool(differs)
+    assert differs is None or differs in notes[0]
+
+    target = config(tmp_path / "exported", family)
+    huggingface.write_tokenizer(target, tokenizer)
+    written = json.loads((target / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == (name if differs is None else "PreTrainedTokenizerFast")
+    theirs = AutoTokenizer.from_pretrained(target)
+    assert theirs(TEXTS).data == tokenizer(TEXTS).data
+    assert theirs(TEXTS).input_ids == [encoding.ids for encoding in make().encode_batch(TEXTS)]
+    assert huggingface.tokenizer_notes(target, tokenizer) == []
+
+
+def test_the_form_of_transformers_5_becomes_one_that_4_reads_too(tmp_path: Path) -> None:
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), BERT, strict=False))
+    directory = config(
+        tmp_path / "model",
+        "bert",
+        tokenizer_class="TokenizersBackend",
+        extra_special_tokens=["[DRUG]"],
+        auto_map={"AutoTokenizer": [None, "theirs.Tokenizer"]},
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+    word_piece().save(str(directory / "tokenizer.json"))
+    tokenizer = huggingface.load_tokenizer(directory)
+    target = config(tmp_path / "exported", "bert")
+    huggingface.write_tokenizer(target, tokenizer)
+    written = json.loads((target / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["[DRUG]"]
+    assert not {"extra_special_tokens", "auto_map"} & set(written)
+    theirs = AutoTokenizer.from_pretrained(target)
+    assert theirs("the [DRUG]").input_ids == [2, 5, len(BERT), 3]
+    assert theirs.all_special_ids == tokenizer.all_special_ids
+
+
+@pytest.mark.parametrize("alone", ["mask_token", "pad_token"])
+def test_mask_and_padding_are_no_other_token(
+    alone: str, directory: Path, architecture: Architecture
+) -> None:
+    file = directory / "tokenizer_config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "unk_token": "[UNK]", alone: "[UNK]"})
+    )
+    tokenizer = huggingface.load_tokenizer(directory)
+    fits = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
+    with pytest.raises(UserError, match=rf"'\[UNK\]' as {alone} and as unk_token"):
+        huggingface.check_tokenizer(tokenizer, fits)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"mask_token": 3, "added_tokens_decoder": 1}'])
+def test_a_damaged_tokenizer_config(content: str, directory: Path) -> None:
+    (directory / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"the tokenizer in .* cannot be read"):
+        huggingface.load_tokenizer(directory)
 
 
 def test_a_directory_without_tokenizer(golden: Any) -> None:
