@@ -236,18 +236,18 @@ def with_template(directory: Path, single: str, pair: str, *names: str) -> Any:
     return huggingface.load_tokenizer(directory)
 
 
-BERT = "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
+TEMPLATE = "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
 
 
 @pytest.mark.parametrize(
     ("template", "rows", "said"),
     [
         (
-            BERT,
+            TEMPLATE,
             1,
             "gives pairs of texts token types up to 1, but type_vocab_size of config.json is 1",
         ),
-        ((BERT[0], "$A:0 $B:2"), 2, "gives pairs of texts token types up to 2"),
+        ((TEMPLATE[0], "$A:0 $B:2"), 2, "gives pairs of texts token types up to 2"),
         (("[CLS]:2 $A:0", "$A:0 $B:0"), 2, "gives texts the token type 2"),
     ],
 )
@@ -270,7 +270,7 @@ def test_token_types_that_the_model_does_not_have(
 def test_an_exported_classifier_takes_pairs_from_its_tokenizer(
     directory: Path, make_model: Any, names: list[str], rows: int
 ) -> None:
-    tokenizer = with_template(directory, *BERT, *names)
+    tokenizer = with_template(directory, *TEMPLATE, *names)
     make_model("bert", vocab_size=len(WORDS), type_vocab_size=rows).save_pretrained(directory)
     checkpoint = huggingface.load(directory)
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs=True)
