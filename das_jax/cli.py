@@ -233,6 +233,7 @@ def prepare(options: argparse.Namespace) -> None:
 def pretrain(options: argparse.Namespace) -> None:
     config = _load(options).config
 
+    from das_jax.evaluation.evaluate import check_inputs
     from das_jax.evaluation.report import write_report
     from das_jax.evaluation.score_table import heldout_table
     from das_jax.evaluation.scores import RunScores
@@ -247,7 +248,7 @@ def pretrain(options: argparse.Namespace) -> None:
     for each in configurations(config):
         if config.seeds is not None:
             console.log(f"seed {each.seed}, in {each.output_dir}")
-        scores = run(each, console, options.interruption, write_report)
+        scores = run(each, console, options.interruption, write_report, check_inputs)
         measured = RunScores(Path(each.output_dir), each, tuple(scores), scores, {}, {})
         console.rich.print(score_table(heldout_table((measured,))))
 

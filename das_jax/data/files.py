@@ -56,8 +56,16 @@ def matching(pattern: str) -> list[epath.Path]:
     return [epath.Path(path) for path in sorted(files.values())]
 
 
-def _identity(path: Path) -> object:
-    status = path.stat()
+def common(pattern: str, other: str) -> list[epath.Path]:
+    """The files that two patterns both mean, whatever paths lead there, as the first one names them."""
+    theirs = {_identity(path) for path in matching(other)}
+    return [path for path in matching(pattern) if _identity(path) in theirs]
+
+
+def _identity(path: Path | epath.Path) -> object:
+    if "://" in str(path):
+        return str(path)
+    status = os.stat(path)
     # Some file systems do not number their files.
     return (status.st_dev, status.st_ino) if status.st_ino else path
 

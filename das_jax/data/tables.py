@@ -49,6 +49,26 @@ def rows(table: Table, cache_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             assert_never(table)
 
 
+def common(table: Table, other: Table) -> str | None:
+    """What two tables are both read from: a file, whatever paths lead to it, or a split of a dataset.
+
+    Args:
+        table: A table.
+        other: Another.
+
+    Returns:
+        Its name, or None; contents are not compared.
+
+    Raises:
+        UserError: A table is not there.
+    """
+    if isinstance(table, JSONLTable | CSVTable):
+        if not isinstance(other, JSONLTable | CSVTable):
+            return None
+        return next(map(str, files.common(table.path, other.path)), None)
+    return f"{table.name}, split {table.split}" if table == other else None
+
+
 def fingerprint(table: Table) -> str:
     """What makes two tables the same rows: their content and how it is read, not where it lies.
 

@@ -1,6 +1,7 @@
 """End tasks: labelled texts become token ids and class numbers."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,9 @@ FORMAT = 1
 NOT_HASHED = ("name", "domain", "sizes", "train", "test", "validation")
 
 BATCH_TEXTS = 1024
+
+# What pandas, JSON and JavaScript write where there is no label. NA and None are classes of real tasks.
+MISSING = ("nan", "-nan", "<na>", "null", "undefined")
 
 
 class Examples(NamedTuple):
@@ -53,6 +57,8 @@ class Task:
     test_texts: list[str]
     key: str
     """A SHA-256 of everything the scores depend on, but for the model and the seed."""
+    notes: tuple[str, ...] = ()
+    """What to tell people of the tables: what makes the scores better than they are."""
 
 
 class _Row(NamedTuple):
@@ -75,11 +81,12 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
 
     Raises:
         UserError: A table cannot be read or is empty, a row has no text or no label that training
-            knows, there is only one class, or the sizes are not those promised; the sentence names
-            task, file and line.
+            knows, there is only one class, training and test rows come from one file, or the sizes are
+            not those promised; the sentence names task, file and line.
     """
     enc = encoder(tokenizer)
     with _naming(settings):
+        _check_apart(settings)
         train = _rows(settings, "train", cache_dir)
         test = _rows(settings, "test", cache_dir)
         validation = _rows(settings, "validation", cache_dir)
@@ -101,6 +108,7 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
             train_texts=[" ".join(filter(None, (row.text, row.pair))) for row in train],
             test_texts=[" ".join(filter(None, (row.text, row.pair))) for row in test],
             key=_key(settings, enc, makes_types),
+            notes=tuple(_notes(settings, train, validation, test)),
         )
 
 
@@ -111,6 +119,30 @@ def _naming(settings: TaskSettings) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"End task {settings.name}: {error}") from error
+
+
+def _check_apart(settings: TaskSettings) -> None:
+    shared = tables.common(settings.train, settings.test)
+    if shared is not None:
+        raise UserError(
+            f"`train` and `test` both read {shared}, so the score would be of what was learned by heart; "
+            "give two."
+        )
+
+
+def _notes(
+    settings: TaskSettings, train: list[_Row], validation: list[_Row], test: list[_Row]
+) -> Iterator[str]:
+    """Which rows are where they should not be."""
+    pairs = (("test", test, "training", train), ("validation", validation, "training", train))
+    for one, rows, other, others in (*pairs, ("validation", validation, "test", test)):
+        there = {(row.text, row.pair) for row in others}
+        shared = sum((row.text, row.pair) in there for row in rows)
+        if shared:
+            yield (
+                f"end task {settings.name}: {shared:,} of {len(rows):,} {one} texts "
+                f"({shared / len(rows):.0%}) are {other} texts too"
+            )
 
 
 def _rows(
@@ -149,8 +181,14 @@ def _text(values: dict[str, Any], column: str, where: str) -> str:
 def _label(values: dict[str, Any], column: str, where: str) -> str | int:
     value = values[column]
     if isinstance(value, str | bytes):
-        return _text(values, column, where)
-    if value is None:
+        label = _text(values, column, where)
+        if label.casefold() in MISSING:
+            raise UserError(
+                f"{where}: column {column!r} holds {label!r}, which programs write for a missing value; drop "
+                "the row, or give the class another name."
+            )
+        return label
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         raise UserError(f"{where}: column {column!r} is empty; fill it or drop the row.")
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from das_jax.config.schema import Config, EvaluationSettings
-from das_jax.data.cloze import load_facts
+from das_jax.data.cloze import Facts, load_facts
 from das_jax.data.settings import ClozeSettings, TaskSettings
 from das_jax.data.tasks import Task, load_task
 from das_jax.errors import UserError
@@ -144,7 +144,23 @@ def checked_task(workspace: Workspace, settings: TaskSettings) -> Task:
             f"{longest} positions; use at most {longest}"
         )
     check_divisible(settings.batch_size, workspace.sharding, f"task {settings.name}: batch_size")
-    return load_task(settings, workspace.tokenizer, workspace.cache_dir)
+    task = load_task(settings, workspace.tokenizer, workspace.cache_dir)
+    for note in task.notes:
+        workspace.console.log(f"warning: {note}")
+    return task
+
+
+def check_inputs(workspace: Workspace) -> None:
+    """Reads all end tasks and facts of a configuration, so that a mistake in them shows before training.
+
+    Raises:
+      UserError: one cannot be evaluated.
+    """
+    settings = workspace.config.evaluation
+    for task in settings.tasks:
+        checked_task(workspace, task)
+    for facts in settings.cloze:
+        checked_facts(workspace, facts)
 
 
 def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, Any]) -> Column:
@@ -229,7 +245,8 @@ def finetune_one(
     return task, finetuned
 
 
-def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
+def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
+    """Reads a set of facts that this model can be asked for."""
     facts = load_facts(settings, workspace.tokenizer)
     longest = workspace.checkpoint.architecture.max_length
     if facts.tokens_NxT.shape[1] > longest:
@@ -241,6 +258,11 @@ def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
         workspace.console.log(
             f"{settings.name}: {facts.left_out} facts left out, whose answer is not one token"
         )
+    return facts
+
+
+def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
+    facts = checked_facts(workspace, settings)
 
     def measure(checkpoint: Checkpoint) -> dict[str, Any]:
         model, sharding = workspace.model, workspace.sharding

@@ -218,6 +218,11 @@ class RunDirectory:
         return load_config(self._config).config
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a run, which goes on."""
+        return self._config.exists()
+
+    @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
 

@@ -275,3 +275,58 @@ def test_a_demo_task(demo_cache: Path, bert_tokenizer: PreTrainedTokenizerFast):
     task = load_task(settings, bert_tokenizer, demo_cache)
     assert task.classes == ("fresh", "rotten")
     assert task.train.tokens_NxT.shape == (1200, 32)
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "NAN", "null", "<NA>", " nan "])
+def test_a_label_that_stands_for_a_missing_one(load: Load, tmp_path: Path, label: str):
+    (tmp_path / "a.csv").write_text(f"text,label\na fox,fox\na dog,{label}\n")
+    said = rf"animals: .*a\.csv, line 3: column 'label' holds '{label.strip()}', .* missing value"
+    with pytest.raises(UserError, match=said):
+        load(train=CSVTable(kind="csv", path=str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize("label", ["NaN", "null"])
+def test_a_json_label_that_is_none(load: Load, tmp_path: Path, label: str):
+    rows = f'{{"text": "a fox", "label": 1}}\n{{"text": "a dog", "label": {label}}}\n'
+    (tmp_path / "a.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: column 'label' is empty"):
+        load(train=JSONLTable(kind="jsonl", path=str(tmp_path / "a.jsonl")))
+
+
+def test_none_and_na_are_classes(load: Load):
+    rows = [{"text": f"a {label} fox", "label": label} for label in ("none", "NA", "N/A")]
+    assert load(train=rows, test=rows[:1]).classes == ("N/A", "NA", "none")
+
+
+def linked(path: Path) -> str:
+    path.with_name("link.jsonl").symlink_to(path)
+    return str(path.with_name("link.jsonl"))
+
+
+@pytest.mark.parametrize("other", [str, linked, lambda path: f"{path.parent}/*.jsonl"])
+def test_training_and_test_rows_of_one_file(load: Load, tmp_path: Path, other: Callable):
+    table = write(tmp_path / "rows.jsonl", TRAIN)
+    again = JSONLTable(kind="jsonl", path=other(tmp_path / "rows.jsonl"))
+    for train, test in ((table, again), (again, table)):
+        with pytest.raises(UserError, match=r"animals: `train` and `test` both read .*\.jsonl"):
+            load(train=train, test=test)
+
+
+def test_training_and_test_rows_of_one_split(load: Load):
+    table = DemoTable(kind="demo", name="acl_roles", split="test")
+    with pytest.raises(UserError, match="both read acl_roles, split test"):
+        load(train=table, test=table)
+
+
+def test_texts_in_two_tables_are_counted(load: Load):
+    seen = [{"text": TRAIN[0]["text"], "label": "dog"}, *TEST]
+    task = load(test=seen, validation=TRAIN[:1])
+    assert task.notes == (
+        "end task animals: 1 of 3 test texts (33%) are training texts too",
+        "end task animals: 1 of 1 validation texts (100%) are training texts too",
+        "end task animals: 1 of 1 validation texts (100%) are test texts too",
+    )
+    assert load().notes == ()
+    pairs = [{"text": "fox", "pair": text, "label": text} for text in ("a", "b")]
+    others = [{"text": "fox", "pair": "c", "label": "a"}]
+    assert load(train=pairs, test=others, pair="pair").notes == ()

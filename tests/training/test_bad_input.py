@@ -213,3 +213,49 @@ def test_published_maps_of_another_model(refused: Refused, tmp_path: Path) -> No
     output = f"--output={tmp_path / 'map.safetensors'}"
     said = refused(f"--published={tmp_path}", output, verb="importance")
     assert "head_impt.npy has shape [12, 12], this model needs [2, 2]" in said
+
+
+def table(path: Path, *rows: str) -> dict[str, str]:
+    path.write_text("".join(f"{row}\n" for row in ("text,label", *rows)))
+    return {"kind": "csv", "path": str(path)}
+
+
+TRAIN, TEST = ("ba be,low", "bi bo,high"), ("bu ba,low",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "said"),
+    [
+        (TEST, {"label": "tone"}, "train.csv, line 2, has no column 'tone'"),
+        (("bu ba,nan",), {}, "test.csv, line 2: column 'label' holds 'nan'"),
+        (('"bu ba,low', "bi bo,high"), {}, "test.csv, line 2, is not CSV (unexpected end of data)"),
+        (TEST, {"length": 33}, "length is 33"),
+        (TEST, {"batch_size": 7}, "batch_size is 7"),
+        (TEST, {"test": "train"}, "End task moods: `train` and `test` both read "),
+    ],
+)
+def test_end_tasks_are_checked_before_anything_is_prepared(
+    refused: Refused, tmp_path: Path, rows: tuple[str, ...], settings: dict[str, Any], said: str
+) -> None:
+    task = {
+        "name": "moods",
+        "length": 16,
+        "batch_size": 8,
+        "train": table(tmp_path / "train.csv", *TRAIN),
+        "test": table(tmp_path / "test.csv", *rows),
+        **settings,
+    }
+    if task["test"] == "train":
+        task["test"] = task["train"]
+    cache = tmp_path / "cache"
+    assert said in refused(evaluation__tasks=[task], data__cache_dir=str(cache))
+    assert not (cache / "corpora").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists(), "so it can be mended and started again"
+
+
+def test_facts_are_checked_before_anything_is_prepared(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text('{"sentence": "ba be .", "answer": "ba"}\n')
+    facts = {"name": "facts", "path": str(tmp_path / "facts.jsonl")}
+    said = refused(evaluation__cloze=[facts], data__cache_dir=str(tmp_path / "cache"))
+    assert "facts.jsonl, line 1: the sentence has 0 blanks" in said
+    assert not (tmp_path / "cache" / "corpora").exists()

@@ -338,3 +338,17 @@ def test_published_importance(project: Project, tmp_path: Path, capsys: Capture)
     for actual, expected in zip(found.importance, importance.normalise(raw), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
     assert output.with_suffix(".png").exists()
+
+
+def test_a_run_goes_on_without_its_end_tasks(
+    project: Project, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    facts = [{"name": "facts", "path": str(tmp_path / "gone.jsonl")}]
+    config = project.write(
+        tmp_path / "run.yaml", output_dir=str(tmp_path / "run"), evaluation__cloze=facts
+    )
+    assert cli.main(["pretrain", str(config)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: das-jax evaluate will not be able to go on: No file matches" in said
+    assert "is finished; nothing is left to do" in said
