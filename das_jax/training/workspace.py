@@ -21,6 +21,7 @@ from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.fused_attention import LANES
 from das_jax.model.masked_lm import MaskedLM
+from das_jax.training.compiled_programs import keep_compiled_programs
 from das_jax.training.console import Console
 from das_jax.training.sharding import Sharding, exchange_dtype, make_sharding
 
@@ -137,7 +138,7 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     Raises:
       UserError: something cannot be found or does not fit.
     """
-    _keep_compiled_programs(cache_dir(config) / "compiled")
+    keep_compiled_programs(cache_dir(config) / "compiled", console.log)
     directory = model_directory(config)
     checkpoint = huggingface.load(directory)
     for note in checkpoint.notes:
@@ -154,13 +155,6 @@ def open_workspace(config: Config, console: Console) -> Workspace:
             "language model; use another"
         )
     return Workspace(config, console, checkpoint, tokenizer)
-
-
-def _keep_compiled_programs(directory: Path) -> None:
-    """Lets no process compile what an earlier one has: JAX alone keeps only what took a second or more."""
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def model_directory(config: Config) -> Path:

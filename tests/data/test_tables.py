@@ -1,14 +1,18 @@
 """Reading rows with named columns: every format, every bad input, and what makes two tables the same."""
 
+import csv
 import gzip
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
 
 from das_jax.data.tables import (
     CSVTable,
@@ -110,6 +114,19 @@ def test_quoting_can_be_set_for_any_delimiter(tmp_path: Path):
     (tmp_path / "a.csv").write_text('text,label\n"one,1\n')
     ((_, row),) = read(csv_table(tmp_path / "a.csv", quoting="none"))
     assert row == {"text": '"one', "label": "1"}
+
+
+FIELD = st.text('ab",;\t\n\r é', max_size=8)
+
+
+@given(st.lists(st.tuples(FIELD, FIELD), max_size=5), st.sampled_from(",;\t"))
+def test_what_a_csv_writer_wrote_is_read(found: list[tuple[str, str]], delimiter: str):
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "a.csv"
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, delimiter=delimiter).writerows([("text", "label"), *found])
+        again = read(csv_table(path, delimiter=delimiter, quoting="quoted"))
+    assert [(row["text"], row["label"]) for _, row in again] == found
 
 
 def test_fields_may_be_long_and_hold_quotes_that_do_not_open_them(tmp_path: Path):
