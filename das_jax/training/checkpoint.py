@@ -4,6 +4,7 @@ knows Orbax.
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +49,7 @@ class Checkpoints:
         log: Callable[[str], None],
         read_only: bool = False,
     ) -> None:
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs.
+        _say_it_once()
         self.directory = directory.absolute()
         self.sharding = sharding
         self.log = log
@@ -151,6 +152,23 @@ class Checkpoints:
 
         if not self.read_only:
             on_first_host(move)
+
+
+def _say_it_once() -> None:
+    """Keeps Orbax and TensorStore from printing, beside it, what they raise or what follows from it."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    shown = sys.unraisablehook
+    if getattr(shown, "__module__", None) == __name__:
+        return
+
+    def hook(unraisable: Any) -> None:
+        # What TensorStore's threads still finish after another read or write has failed.
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            shown(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @jax.jit

@@ -1,6 +1,8 @@
 """Checkpoints are whole or not used."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -190,3 +192,24 @@ def test_fingerprints_of_64_bits() -> None:
         assert x.dtype == jnp.float64
         changed = x.at[2].set(jnp.nextafter(x[2], jnp.inf))
         assert fingerprints({"x": x}) != fingerprints({"x": changed})
+
+
+@pytest.mark.parametrize("kind", ["cut", "deleted"])
+def test_a_damaged_checkpoint_is_said_in_one_sentence(
+    saved: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TensorStore's threads finish their work late, after the one that failed, and used to print that."""
+    printed: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda each: printed.append(str(each.exc_value)))
+    for path in (saved / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file() and (path.parent.name == "d" or path.name == "manifest.ocdbt"):
+            path.write_bytes(path.read_bytes()[:20]) if kind == "cut" else path.unlink()
+    said: list[str] = []
+    with open_checkpoints(saved, said.append) as checkpoints:
+        restored = checkpoints.restore_latest(like)
+    assert restored is not None
+    assert restored.step == 1
+    assert len(said) == 1
+    assert (printed, capfd.readouterr().err) == ([], "")
+    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("another")))  # type: ignore[arg-type]
+    assert printed == ["another"], "nothing else is kept back"
