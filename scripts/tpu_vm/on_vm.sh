@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # Runs on every host of a TPU slice; scripts/tpu_vm/run copies it there and calls it over ssh.
-#   status WORD...          prints what became of that command: absent, running, ended STATUS, or other for another one
-#   install BUCKET EXTRAS   mounts the bucket and installs the code from das_jax.bundle
-#   start WORD...           runs the command detached
-#   follow BYTE SECONDS     prints the log from that byte on, until the command ends or the time is over
-#   save BUCKET NAME        ends the command, copies the log to the bucket and unmounts it
+#   status WORD...                       prints `@status` and what became of that command: absent, running, ended STATUS,
+#                                        or other for another one
+#   install ATTEMPT BUCKET NAME EXTRAS DIRECTORY...
+#                                        mounts the bucket, which gets these directories, and installs the code from
+#                                        das_jax.bundle
+#   start ATTEMPT NAME WORD...           runs the command detached
+#   follow BYTE BYTES SECONDS            prints so many bytes of the log from that byte on, as log.sh reads them; waits
+#                                        for them, until the command ends or the time is over
+#   save BUCKET NAME                     ends the command, copies the log to the bucket and unmounts it
+# Each may be asked again while the first is still at work, because gcloud repeats what a broken connection cut off: those
+# that change something take turns, and find what is done already.
 set -euo pipefail
 shopt -s inherit_errexit
 
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd
 mount=$HOME/bucket code=$HOME/das_jax log=$HOME/das_jax.log script=$HOME/das_jax_command.sh
-unit=das-jax bucket_unit=das-jax-bucket
+unit=das-jax bucket_unit=das-jax-bucket log_unit=das-jax-log
 
 property() {
   systemctl show "$unit" --property="$1" --value
@@ -25,6 +32,10 @@ script_of() {
 }
 
 status() {
+  echo "@status $(command_status "$@")"
+}
+
+command_status() {
   local exit_status
   case $(property ActiveState) in
     active)
@@ -53,7 +64,8 @@ as_service() {
   while [[ $1 != -- ]]; do properties+=("--property=$1") && shift; done
   shift
   stop_service "$name"
-  sudo systemd-run --quiet --unit="$name" --uid="$(id -un)" --setenv=HOME="$HOME" "${properties[@]}" "$@"
+  # Without the lock, which a service that kept it open would keep.
+  sudo systemd-run --quiet --unit="$name" --uid="$(id -un)" --setenv=HOME="$HOME" "${properties[@]}" "$@" 9>&-
 }
 
 stop_service() {
@@ -61,80 +73,91 @@ stop_service() {
   sudo systemctl reset-failed "$1" 2>/dev/null || true
 }
 
+# is_past ATTEMPT: whether this attempt to start the command, or a later one, was made here.
+is_past() {
+  (($1 <= $(cat "$HOME/das_jax_attempt" 2>/dev/null || echo 0)))
+}
+
 install() {
+  if is_past "$1"; then return; fi
   stop_service "$unit"
-  mount_bucket "$1"
-  install_code "$2"
-}
-
-mount_bucket() {
-  if mountpoint --quiet "$mount"; then return; fi
-  command -v gcsfuse >/dev/null || install_gcsfuse
-  mkdir -p "$mount"
-  # Without a cache of metadata a host sees at once what another wrote. Checkpoints are directories that are renamed; the
-  # limit is for buckets without a hierarchical namespace.
-  as_service "$bucket_unit" After=network-online.target -- \
-    "$(command -v gcsfuse)" --foreground --implicit-dirs --metadata-cache-ttl-secs=0 \
-    --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=100000 "$1" "$mount"
-  for _ in {1..60}; do
-    if mountpoint --quiet "$mount"; then return; fi
-    sleep 1
-  done
-  echo "$(hostname): gs://$1 cannot be mounted; may the slice's service account write to it? The reason:" >&2
-  sudo journalctl --unit="$bucket_unit" --lines=5 --output=cat >&2
-  return 1
-}
-
-install_gcsfuse() {
-  local key=/usr/share/keyrings/cloud.google.asc
-  curl --fail --silent --show-error --location https://packages.cloud.google.com/apt/doc/apt-key.gpg |
-    sudo tee "$key" >/dev/null
-  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release --codename --short) main" |
-    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  sudo apt-get -qq update
-  sudo apt-get -qq --option DPkg::Lock::Timeout=600 install gcsfuse >/dev/null
-}
-
-# The images have older Pythons than das_jax needs; uv brings its own.
-install_code() {
-  local fingerprint
-  fingerprint=$({ cat das_jax.bundle && echo "$1"; } | cksum)
-  if [[ $(cat "$code/.installed" 2>/dev/null) == "$fingerprint" ]]; then return; fi
-  rm -rf "$code"
-  git clone --quiet das_jax.bundle "$code"
-  mkdir -p "$mount/runs" "$mount/corpora"
-  ln -s "$mount/runs" "$mount/corpora" "$code"
-  PATH=$HOME/.local/bin:$PATH
-  command -v uv >/dev/null ||
-    curl --fail --silent --show-error --location https://astral.sh/uv/0.13.9/install.sh | sh >/dev/null 2>&1
-  uv venv --quiet --python 3.11 "$code/.venv"
-  uv pip install --quiet --python "$code/.venv/bin/python" --editable "${code}[$1]"
-  echo "$fingerprint" >"$code/.installed"
+  mount_bucket "$2"
+  try_bucket "$2" "$3"
+  install_code "$4"
+  link_bucket "${@:5}"
 }
 
 start() {
-  script_of "$@" >"$script"
+  if is_past "$1"; then return; fi
+  [[ -e $HOME/das_jax_since ]] || date --utc +%Y%m%dT%H%M%SZ >"$HOME/das_jax_since"
+  stop_service "$unit"
+  script_of "${@:3}" >"$script"
   touch "$log"
+  # A preemption gives a host half a minute: the command stops first, then its log is copied, then the bucket unmounted.
+  as_service "$log_unit" "Requires=$bucket_unit.service" "After=$bucket_unit.service" -- \
+    bash "$here/on_vm.sh" mirror "$2"
   as_service "$unit" RemainAfterExit=yes "Requires=$bucket_unit.service" "After=$bucket_unit.service" \
-    LimitMEMLOCK=infinity LimitNOFILE=1048576 -- bash "$script"
+    "After=$log_unit.service" LimitMEMLOCK=infinity LimitNOFILE=1048576 -- bash "$script"
+  echo "$1" >"$HOME/das_jax_attempt"
+}
+
+# mirror NAME: keeps the copy of the log in the bucket a minute behind. The bucket gets a file when it is closed.
+mirror() {
+  trap 'copy_log "$name" || true; exit 0' TERM
+  local name=$1
+  while true; do
+    copy_log "$name" || true # The bucket may be out of reach for a while.
+    sleep 60 &
+    wait $!
+  done
+}
+
+# copy_log NAME: one file for each host and its life.
+copy_log() {
+  local target
+  [[ -e $log ]] || return 0
+  target=$mount/logs/$1/$(hostname)-$(cat "$HOME/das_jax_since").log
+  if [[ $(stat --format=%s "$target" 2>/dev/null) == "$(stat --format=%s "$log")" ]]; then return 0; fi
+  mkdir -p "$mount/logs/$1"
+  cp "$log" "$target"
 }
 
 follow() {
-  local pid
-  pid=$(property MainPID)
-  if [[ $pid == 0 ]]; then
-    tail --bytes="+$1" "$log"
-  else
-    timeout "$2" tail --bytes="+$1" --follow --pid="$pid" "$log" || [[ $? == 124 ]]
-  fi
+  local waited=0 size sum
+  until [[ $(property MainPID) == 0 ]] || (($(log_size) >= $1 + $2 - 1 || waited >= $3)); do
+    sleep 1
+    waited=$((waited + 1))
+  done
+  size=$(log_size)
+  # What is written from here on is for the next time: the pieces join.
+  size=$((size < $1 + $2 - 1 ? size : $1 + $2 - 1))
+  read -r sum _ < <(part "$1" "$size" | cksum)
+  echo "@log $1 $((size < $1 ? 0 : size - $1 + 1)) $(log_size) $sum $(part "$1" "$size" | base64 --wrap=0)"
+}
+
+log_size() {
+  stat --format=%s "$log" 2>/dev/null || echo 0
+}
+
+# part FROM TO: these bytes of the log.
+part() {
+  if (($2 >= $1)); then tail --bytes="+$1" "$log" | head --bytes="$(($2 - $1 + 1))"; fi
 }
 
 save() {
   stop_service "$unit"
+  stop_service "$log_unit"
   mount_bucket "$1"
-  mkdir -p "$mount/logs/$2"
-  [[ ! -e $log ]] || cp "$log" "$mount/logs/$2/$(hostname)-$(date --utc +%Y%m%dT%H%M%SZ).log"
+  copy_log "$2"
   fusermount -u "$mount"
 }
 
+# shellcheck source=scripts/tpu_vm/on_vm_install.sh
+source "$here/on_vm_install.sh"
+case $1 in
+  install | start | save)
+    exec 9>"$HOME/das_jax.lock"
+    flock --wait 1800 9 || { echo "$(hostname): an earlier '$1' has not ended in half an hour" >&2 && exit 1; }
+    ;;
+esac
 "$@"
