@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from das_jax.continual.settings import MethodSettings
-from das_jax.data.settings import BeamSettings, ClozeSettings, Source, TaskSettings
+from das_jax.data.settings import BeamSettings, ClozeSettings, Recognised, Source, TaskSettings
 from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -36,6 +36,10 @@ class DataSettings:
     """Tokens in one chunk, special tokens included."""
     heldout: Share = 0.05
     """The share of the documents kept away from training, for the held-out loss."""
+    special_tokens: Recognised = "markers"
+    """Which added tokens of the tokenizer are recognised where a text of a corpus spells them: `markers`,
+    all but those for masks, padding, unknown words, beginning and end; `all`; or `none`. End tasks and
+    cloze facts always recognise all, as the exported tokenizer does."""
     cache_dir: LocalPath = "~/.cache/das_jax"
     """Where demo assets, prepared token chunks and compiled programs live."""
     beam: BeamSettings | None = None

@@ -10,7 +10,7 @@ import shlex
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from das_jax.data import sources
 from das_jax.data.settings import BeamSettings, Source
-from das_jax.data.tokenization import SPLITS, Encoder, Part, SpecialTokens, Stream, write_parts
+from das_jax.data.tokenization import SPLITS, Encoder, Part, Stream, write_parts
 from das_jax.errors import UserError
 
 # A worker keeps one shard in memory while it writes it.
@@ -56,7 +56,8 @@ def write_streams(
     (directory / "tokenizer.json").write_text(encoder.backend.to_str())
     write = partial(
         _write_part,
-        special=encoder.special,
+        encoder=replace(encoder, backend=None),
+        as_text=encoder.backend.encode_special_tokens,
         heldout=heldout,
         cache_dir=str(cache_dir),
         directory=str(directory),
@@ -136,7 +137,8 @@ def _library() -> Any:
 
 def _write_part(
     piece: tuple[int, Source],
-    special: SpecialTokens,
+    encoder: Encoder,
+    as_text: bool,
     heldout: float,
     cache_dir: str,
     directory: str,
@@ -145,7 +147,7 @@ def _write_part(
     place = epath.Path(directory)
     # A runner may start a piece twice; its files must not get mixed up.
     prefix = place / f"{number:08}-{uuid.uuid4().hex}"
-    encoder = Encoder(_tokenizer(str(place / "tokenizer.json")), special)
+    encoder = replace(encoder, backend=_tokenizer(str(place / "tokenizer.json"), as_text))
     result: dict[str, Any]
     try:
         documents = sources.documents(source, epath.Path(cache_dir))
@@ -157,7 +159,7 @@ def _write_part(
 
 
 @cache
-def _tokenizer(path: str) -> Tokenizer:
+def _tokenizer(path: str, as_text: bool) -> Tokenizer:
     tokenizer = Tokenizer.from_str(epath.Path(path).read_text())
-    tokenizer.encode_special_tokens = True  # Not among what a tokenizer.json holds.
+    tokenizer.encode_special_tokens = as_text  # Not among what a tokenizer.json holds.
     return tokenizer

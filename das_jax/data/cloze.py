@@ -19,8 +19,10 @@ class Facts(NamedTuple):
       tokens_NxT: sentences, the mask token at the blank, padded to the longest.
       position_N: where the mask token is.
       answer_N: the token that belongs there.
-      left_out: facts whose answer is not one token of this tokenizer, so that no prediction could be right.
+      left_out: facts whose sentence, with the answer in it, is not the masked one with one known token at
+        the mask, so that no prediction could be right.
       key: a hash of all that the score depends on but the model.
+      unknown: the share of the sentences' tokens that are words unknown to the tokenizer.
     """
 
     tokens_NxT: np.ndarray
@@ -28,6 +30,7 @@ class Facts(NamedTuple):
     answer_N: np.ndarray
     left_out: int
     key: str
+    unknown: float
 
 
 def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> Facts:
@@ -47,18 +50,24 @@ def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> F
                 f"(evaluation.cloze, {settings.name})"
             )
         total.update(json.dumps([sentence, answer]).encode())
-        # Where a space stands before the blank, a word that follows a space is meant.
-        space = " " if before.endswith(" ") else ""
-        tokens = tokenizer.encode(space + answer, add_special_tokens=False)
-        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+        found = _masked(before, answer, after[0], tokenizer)
+        if found is None:
             left_out += 1
             continue
-        sentences.append(tokenizer.encode(before + str(tokenizer.mask_token) + after[0]))
-        answers.append(tokens[0])
+        sentences.append(found[0])
+        answers.append(found[1])
     if not sentences:
         raise UserError(
-            f"{settings.path} has no fact whose answer is one token ({left_out} left out); "
+            f"{settings.path} has no fact whose answer is one token in its sentence ({left_out} left out); "
             f"give others (evaluation.cloze, {settings.name})"
+        )
+    words = np.array([token for sentence in sentences for token in sentence])
+    words = words[~np.isin(words, [*set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}])]
+    unknown = float(np.mean(words == tokenizer.unk_token_id)) if len(words) else 0.0
+    if unknown == 1:
+        raise UserError(
+            f"{settings.path}: the tokenizer knows no word of the sentences; give facts in the model's "
+            f"language and script (evaluation.cloze, {settings.name})"
         )
     longest = max(map(len, sentences))
     tokens_NxT = np.full((len(sentences), longest), tokenizer.pad_token_id, np.int32)
@@ -70,7 +79,37 @@ def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> F
         np.asarray(answers, np.int32),
         left_out,
         sha256(total.digest() + tokens_NxT.tobytes()).hexdigest(),
+        unknown,
     )
+
+
+def _masked(
+    before: str, answer: str, after: str, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], int] | None:
+    """The tokens of a sentence with the mask at its blank, and the answer's; None if it is not one token.
+
+    They are those of the real sentence but for the mask, as in training: as text, a mask may take a space
+    too few or leave one too many.
+    """
+    sentence, mask = before + answer + after, tokenizer.mask_token_id
+    real = tokenizer(sentence, return_offsets_mapping=True)
+    start, end = len(before), len(before) + len(answer)
+    places = [i for i, (a, b) in enumerate(real["offset_mapping"]) if a < end and b > start]
+    if len(places) != 1 or _covered(sentence, real["offset_mapping"][places[0]]) != answer:
+        return None
+    tokens = list(real["input_ids"])
+    answered, tokens[places[0]] = tokens[places[0]], mask
+    if answered in (mask, tokenizer.unk_token_id) or tokens.count(mask) != 1:
+        return None
+    # A part of a word is an answer only where the rest of the word does not give it away.
+    within_word = before[-1:].isalnum() or after[:1].isalnum()
+    if within_word and tokenizer.encode(before + str(tokenizer.mask_token) + after) != tokens:
+        return None
+    return tokens, answered
+
+
+def _covered(sentence: str, offsets: tuple[int, int]) -> str:
+    return sentence[slice(*offsets)].strip()
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:

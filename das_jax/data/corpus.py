@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from das_jax.data import manifest, sources
 from das_jax.data.beam import download_config, explaining_failure, write_streams
 from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, chunk_count, copy
-from das_jax.data.settings import BeamSettings, Source
+from das_jax.data.settings import BeamSettings, Recognised, Source
 from das_jax.data.tokenization import (
     Encoder,
     Progress,
@@ -48,6 +48,10 @@ class Counts:
     tokens: int
     """Tokens of the text and separators between documents; nothing that opens, closes or pads a chunk."""
     chunks: int
+    words: int | None = None
+    """Tokens of the text alone; like `unknown`, not counted by earlier versions."""
+    unknown: int | None = None
+    """Words that the tokenizer does not know."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class Corpus:
         """Tokens of both splits."""
         return sum(counts.tokens for counts in self.splits.values())
 
+    @property
+    def unknown_share(self) -> float:
+        """The share of the words that the tokenizer does not know, where it was counted."""
+        words = sum(counts.words or 0 for counts in self.splits.values())
+        return sum(counts.unknown or 0 for counts in self.splits.values()) / max(words, 1)
+
 
 def prepare(
     source: Source,
@@ -89,6 +99,7 @@ def prepare(
     progress: Progress | None = None,
     beam: BeamSettings | None = None,
     log: Callable[[str], object] = lambda _: None,
+    special_tokens: Recognised = "markers",
 ) -> Corpus:
     """Turns a text into token chunks, or finds those of the same text, tokenizer and settings.
 
@@ -107,16 +118,17 @@ def prepare(
         progress: Called now and then with the documents and tokens done.
         beam: How Apache Beam spreads the work over many machines; the corpus is the same without it.
         log: Is told when a damaged corpus is prepared anew.
+        special_tokens: Which added tokens of the tokenizer are recognised in the text.
 
     Returns:
         The corpus, complete on disk.
 
     Raises:
-        UserError: The source cannot be read, is empty or is too short; the tokenizer lacks special
-            tokens; the disk is full; or Beam is missing or fails.
+        UserError: The source cannot be read, is empty, is too short or has nothing to predict; the
+            tokenizer lacks special tokens; the disk is full; or Beam is missing or fails.
     """
     cache_dir = Path(cache_dir).expanduser()
-    enc = encoder(tokenizer)
+    enc = encoder(tokenizer, special_tokens)
     parts = [FORMAT, sources.fingerprint(source), enc.fingerprint, length, heldout]
     key = sha256(json.dumps(parts).encode()).hexdigest()[:16]
     label = sources.label(source)
@@ -218,7 +230,13 @@ def _build(
         parts.rmtree()
         (place / "downloads").rmtree(missing_ok=True)
     return {
-        split: Counts(stream.documents, stream.tokens, chunk_count(stream.tokens, length))
+        split: Counts(
+            stream.documents,
+            stream.tokens,
+            chunk_count(stream.tokens, length),
+            stream.words,
+            stream.unknown,
+        )
         for split, stream in streams.items()
     }
 
@@ -266,6 +284,16 @@ def _check(streams: Mapping[str, Stream], label: str, length: int, heldout: floa
         raise UserError(
             f"The corpus {label} is empty: give it at least one document that is not blank."
         )
+    if 0 < train.words + held.words == train.unknown + held.unknown:
+        raise UserError(
+            f"Every token of the corpus {label} is unknown to the tokenizer: give a model that knows its "
+            "language and script."
+        )
+    if train.words + held.words > 0 and train.predictable + held.predictable == 0:
+        raise UserError(
+            f"The corpus {label} has nothing but special tokens and words unknown to the tokenizer, so "
+            "that there is nothing to predict: give it other text, or another model."
+        )
     if train.tokens + held.tokens < length - 2:
         raise UserError(
             f"The corpus {label} has {train.tokens + held.tokens} tokens, fewer than one chunk of "
@@ -281,6 +309,12 @@ def _check(streams: Mapping[str, Stream], label: str, length: int, heldout: floa
             f"None of the {train.documents} documents of the corpus {label} was held out: give it more "
             f"documents or raise data.heldout, which is {heldout}."
         )
+    for split, stream in streams.items():
+        if stream.predictable == 0:
+            raise UserError(
+                f"The corpus {label} has nothing to predict in its {split} documents, only special tokens "
+                "and words unknown to the tokenizer: give it more documents, or another model."
+            )
 
 
 def _builder_directory(directory: AnyPath) -> AnyPath:

@@ -14,6 +14,10 @@ Quoting = Literal["auto", "quoted", "none"]
 """Of a table's fields; `auto` is none where tabs stand between them and quoted elsewhere."""
 
 
+Recognised = Literal["markers", "all", "none"]
+"""Which added tokens of a tokenizer are recognised where a text spells them."""
+
+
 @settings
 class TextSource:
     kind: Literal["text"]

@@ -16,7 +16,7 @@ from das_jax.data import tables
 from das_jax.data.files import checked_text, quoted
 from das_jax.data.settings import Sizes as Sizes
 from das_jax.data.settings import Table, TaskSettings
-from das_jax.data.tokenization import Encoder, encoder
+from das_jax.data.tokenization import USUAL_UNKNOWN, Encoder, encoder
 from das_jax.errors import UserError
 
 # Part of every key: raise it when the same input would give other examples.
@@ -58,7 +58,7 @@ class Task:
     key: str
     """A SHA-256 of everything the scores depend on, but for the model and the seed."""
     notes: tuple[str, ...] = ()
-    """What to tell people of the tables: what makes the scores better than they are."""
+    """What to tell people of the tables: what makes the scores better than they are, or worse."""
 
 
 class _Row(NamedTuple):
@@ -81,10 +81,10 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
 
     Raises:
         UserError: A table cannot be read or is empty, a row has no text or no label that training
-            knows, there is only one class, training and test rows come from one file, or the sizes are
-            not those promised; the sentence names task, file and line.
+            knows, there is only one class, training and test rows come from one file, the tokenizer knows
+            no word, or the sizes are not those promised; the sentence names task, file and line.
     """
-    enc = encoder(tokenizer)
+    enc = encoder(tokenizer, "all")
     with _naming(settings):
         _check_apart(settings)
         train = _rows(settings, "train", cache_dir)
@@ -99,17 +99,32 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
             tokens_NxT, types_NxT = _encode(rows, enc, settings.length)
             return Examples(tokens_NxT, types_NxT * makes_types, np.array(labels, np.int32))
 
+        made = {"train": examples(train), "test": examples(test)}
+        if settings.validation:
+            made["validation"] = examples(validation)
         return Task(
             settings=settings,
             classes=tuple(map(str, numbers)),
-            train=examples(train),
-            validation=examples(validation) if settings.validation else None,
-            test=examples(test),
+            train=made["train"],
+            validation=made.get("validation"),
+            test=made["test"],
             train_texts=[" ".join(filter(None, (row.text, row.pair))) for row in train],
             test_texts=[" ".join(filter(None, (row.text, row.pair))) for row in test],
             key=_key(settings, enc, makes_types),
-            notes=tuple(_notes(settings, train, validation, test)),
+            notes=(*_notes(settings, train, validation, test), *_unknown_words(made, enc)),
         )
+
+
+def _unknown_words(made: dict[str, Examples], enc: Encoder) -> Iterator[str]:
+    """A sentence for each table with many words that the tokenizer does not know."""
+    for split, examples in made.items():
+        predictable, unknown = enc.count(examples.tokens_NxT)
+        if unknown and not predictable:
+            raise UserError(
+                f"the tokenizer knows no word of `{split}`; give a model of their language and script."
+            )
+        if (share := unknown / max(1, unknown + predictable)) > USUAL_UNKNOWN:
+            yield f"{share:.1%} of the tokens of `{split}` are words that the tokenizer does not know"
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from etils import epath
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from das_jax.data.settings import Recognised
+from das_jax.data.special_tokens import recognising
 from das_jax.data.words import encode_texts, encode_words, splits_at_spaces
 from das_jax.errors import UserError
 
@@ -23,6 +25,8 @@ BATCH_CHARACTERS = 4_000_000
 BATCH_PIECES = 1 << 16
 # Longer documents are tokenised in pieces: a token in the tokenizer's memory is a hundred bytes.
 PIECE_CHARACTERS = 50_000
+# A text with more unknown words than this is another language than the tokenizer's, or another script.
+USUAL_UNKNOWN = 0.05
 
 Progress = Callable[[int, int], None]
 """Told, again and again, how many documents and tokens are done."""
@@ -40,15 +44,36 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer as corpora need it: nothing padded, nothing cut, no special tokens from text."""
+    """A tokenizer as corpora need it: nothing padded, nothing cut."""
 
     backend: Tokenizer
     special: SpecialTokens
+    unknown: int | None = None
+    """The id of words that the tokenizer does not know."""
+    never_masked: tuple[int, ...] = ()
+    """Ids that masked language modelling does not predict."""
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all it does."""
-        return sha256(f"{tuple(self.special)} {self.backend.to_str()}".encode()).hexdigest()
+        recognised = "" if self.backend.encode_special_tokens else " all"
+        content = f"{tuple(self.special)} {self.backend.to_str()}{recognised}"
+        return sha256(content.encode()).hexdigest()
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        """0 for ids that can be predicted, 1 for those that cannot, 2 for the unknown word's."""
+        ids = {*self.backend.get_vocab().values(), *self.special, *self.never_masked}
+        kinds = np.zeros(max(ids) + 1, np.uint8)
+        kinds[list(self.never_masked)] = 1
+        if self.unknown is not None:
+            kinds[self.unknown] = 2
+        return kinds
+
+    def count(self, tokens_X: np.ndarray) -> tuple[int, int]:
+        """How many tokens can be predicted, and how many are unknown words."""
+        predictable, _, unknown = np.bincount(self._kinds[tokens_X.ravel()], minlength=3)
+        return int(predictable), int(unknown)
 
     @cached_property
     def encode(self) -> Callable[[list[str]], list[np.ndarray]]:
@@ -57,11 +82,12 @@ class Encoder:
         return partial(encode, self.backend)
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: Recognised = "markers") -> Encoder:
     """Prepares a tokenizer for corpora; the tokenizer itself is left as it is.
 
     Args:
         tokenizer: A fast HuggingFace tokenizer.
+        special_tokens: Which of its added tokens it recognises in a text.
 
     Raises:
         UserError: It is a slow one, or has no token that opens, closes or pads a chunk.
@@ -70,17 +96,17 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
         raise UserError(
             f"The tokenizer {tokenizer.name_or_path} has no fast form: save it with a tokenizer.json."
         )
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    # "[MASK]" written in a document is text, not a mask.
-    backend.encode_special_tokens = True
     special = SpecialTokens(
         _special(tokenizer, "cls_token", "bos_token"),
         _special(tokenizer, "sep_token", "eos_token"),
         _special(tokenizer, "pad_token"),
     )
-    return Encoder(backend, special)
+    return Encoder(
+        recognising(tokenizer, special_tokens),
+        special,
+        tokenizer.unk_token_id,
+        tuple(sorted(tokenizer.all_special_ids)),
+    )
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, *names: str) -> int:
@@ -109,6 +135,10 @@ class Part:
     documents: int
     tokens: int
     """Separators included."""
+    predictable: int = 0
+    """Tokens that masked language modelling can predict."""
+    unknown: int = 0
+    """Words that the tokenizer does not know."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +155,19 @@ class Stream:
     def tokens(self) -> int:
         # Nothing stands before the first document, so its separator does not count.
         return max(0, sum(part.tokens for part in self.parts) - 1)
+
+    @property
+    def words(self) -> int:
+        """Tokens of the texts alone, no separators."""
+        return sum(part.tokens - part.documents for part in self.parts)
+
+    @property
+    def predictable(self) -> int:
+        return sum(part.predictable for part in self.parts)
+
+    @property
+    def unknown(self) -> int:
+        return sum(part.unknown for part in self.parts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The tokens from `start` up to `stop`, int32."""
@@ -170,7 +213,7 @@ def write_parts(
         The parts `train` and `heldout`.
     """
     paths = {split: prefix.parent / f"{prefix.name}-{split}.tokens" for split in SPLITS}
-    done, size = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    done, size, predictable, unknown = (dict.fromkeys(SPLITS, 0) for _ in range(4))
     separator = np.array([encoder.special.separator], "<i4")
     with ExitStack() as stack:
         outputs = {split: stack.enter_context(paths[split].open("wb")) for split in SPLITS}
@@ -182,11 +225,18 @@ def write_parts(
                     rows[piece.split].append(separator)
                 rows[piece.split].append(ids)
             for split, arrays in rows.items():
-                outputs[split].write(b"".join(map(np.ndarray.tobytes, arrays)))
-                size[split] += sum(map(len, arrays))
+                joined = np.concatenate([np.empty(0, "<i4"), *arrays])
+                outputs[split].write(joined.tobytes())
+                size[split] += len(joined)
+                counted = encoder.count(joined)
+                predictable[split] += counted[0]
+                unknown[split] += counted[1]
             if progress is not None:
                 progress(sum(done.values()), sum(size.values()))
-    return {split: Part(str(paths[split]), done[split], size[split]) for split in SPLITS}
+    return {
+        split: Part(str(paths[split]), done[split], size[split], predictable[split], unknown[split])
+        for split in SPLITS
+    }
 
 
 def _pieces(documents: Iterable[str], heldout: float) -> Iterator[_Piece]:

@@ -22,7 +22,8 @@ def splits_at_spaces(tokenizer: Tokenizer) -> bool:
     No token may reach over a cut, and a word within a text must not be treated as the first one is.
     """
     if tokenizer.pre_tokenizer is None or any(
-        not token.special and (token.lstrip or token.rstrip or " " in token.content)
+        not (token.special and tokenizer.encode_special_tokens)
+        and (token.lstrip or token.rstrip or " " in token.content)
         for token in tokenizer.get_added_tokens_decoder().values()
     ):
         return False

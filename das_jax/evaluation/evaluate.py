@@ -16,6 +16,7 @@ from das_jax.config.schema import Config, EvaluationSettings
 from das_jax.data.cloze import Facts, load_facts
 from das_jax.data.settings import ClozeSettings, TaskSettings
 from das_jax.data.tasks import Task, load_task
+from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
 from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.cloze import precision
@@ -256,7 +257,13 @@ def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
         )
     if facts.left_out:
         workspace.console.log(
-            f"{settings.name}: {facts.left_out} facts left out, whose answer is not one token"
+            f"{settings.name}: {facts.left_out} facts left out, whose answer is not one token "
+            "in its sentence"
+        )
+    if facts.unknown > USUAL_UNKNOWN:
+        workspace.console.log(
+            f"{settings.name}: {facts.unknown:.1%} of the tokens of the sentences are words that the "
+            "tokenizer does not know"
         )
     return facts
 

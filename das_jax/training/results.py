@@ -7,6 +7,7 @@ import jax
 
 from das_jax.data.batches import sequential_batches
 from das_jax.data.corpus import Corpus
+from das_jax.errors import UserError
 from das_jax.files import replacing
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.masked_lm import Params
@@ -101,6 +102,12 @@ class Results:
                     process_count=jax.process_count(),
                 )
                 nats, tokens = accumulate(function, params, rng, line.counting(batches), sharding)
+                if not tokens > 0:
+                    raise UserError(
+                        f"the {examples[name]} held-out chunks of {name} that are measured have no token "
+                        "to predict, only special tokens and words unknown to the tokenizer; give it other "
+                        "text, another model, or raise evaluation.examples"
+                    )
                 check_parts(
                     {f"the held-out loss of {name}": float(nats)},
                     "when it was measured",

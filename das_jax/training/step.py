@@ -148,7 +148,7 @@ def _accumulated(
     """
     predictions_NxB = method.masking.num_predictions(batch_NxB.tokens)
     predictions_N = global_sum(jnp.sum(predictions_NxB, axis=1), method.axis_name)
-    share_N = predictions_N / jnp.sum(predictions_N)
+    share_N = predictions_N / jnp.maximum(jnp.sum(predictions_N), 1)
 
     def micro_batch(batch: Batch) -> LossAndGradients:
         return _loss_and_gradients(method, params, memory, batch, rng)

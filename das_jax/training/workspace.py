@@ -16,6 +16,7 @@ from das_jax.data import corpus, demo
 from das_jax.data.corpus import Corpus
 from das_jax.data.masking import Masking
 from das_jax.data.settings import Source
+from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
@@ -76,7 +77,7 @@ class Workspace:
         """Prepares a corpus, or finds it prepared."""
         data = self.config.data
         with self.console.counter(f"preparing {name}") as count:
-            return corpus.prepare(
+            prepared = corpus.prepare(
                 source,
                 self.tokenizer,
                 data.length,
@@ -85,7 +86,14 @@ class Workspace:
                 progress=count,
                 beam=data.beam,
                 log=self.console.log,
+                special_tokens=data.special_tokens,
             )
+        if prepared.unknown_share > USUAL_UNKNOWN:
+            self.console.log(
+                f"{name}: {prepared.unknown_share:.1%} of its tokens are {self.tokenizer.unk_token}, words "
+                "that the tokenizer does not know; a model of their language and script would learn more"
+            )
+        return prepared
 
     def corpora(self) -> dict[str, Corpus]:
         """Every corpus of the configuration by name, general text first."""

@@ -41,7 +41,9 @@ def _is_directory(path: str) -> bool:
 
 def _relative(key: str, path: str) -> str:
     if "://" in path:
-        raise UserError(f"{key}: {path} is no path on a slice; give one in the checkout, as runs/mine")
+        raise UserError(
+            f"{key}: {path} is no path on a slice; give one in the checkout, as runs/mine"
+        )
     if path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts:
         raise UserError(
             f"{key}: {path} is not in the bucket, where all is that outlives a slice; give a path from the "

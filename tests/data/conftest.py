@@ -7,6 +7,7 @@ import lzma
 import pyarrow as pa
 import pytest
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -85,4 +86,31 @@ def roberta_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         mask_token="<mask>",
+    )
+
+
+@pytest.fixture(scope="session")
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """As XLM-R's: its special tokens are words of the vocabulary."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = sorted(set("".join(TEXT) + "▁<>.") - {" "})
+    words = sorted({f"▁{word}" for text in TEXT for word in text.split()})
+    pieces = [*((token, 0.0) for token in special), *((letter, -9.0) for letter in letters)]
+    backend = Tokenizer(
+        models.Unigram([*pieces, *((word, -5.0) for word in words), ("<mask>", 0.0)], unk_id=3)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = dict(zip(("bos", "pad", "eos", "unk"), special, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token=AddedToken("<mask>", lstrip=True),
+        **{f"{name}_token": token for name, token in names.items()},
     )

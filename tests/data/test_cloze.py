@@ -54,6 +54,44 @@ def test_after_a_space_an_answer_is_the_token_with_the_space(
     assert facts.answer_N.tolist() == [vocabulary["Ġ" + word]]
 
 
+def test_with_the_answer_at_the_mask_the_tokens_are_those_of_the_real_sentence(
+    tmp_path: Path, bert_tokenizer: Any, roberta_tokenizer: Any, unigram_tokenizer: Any
+) -> None:
+    """However a mask is written into a text; and a part of a longer word is no answer."""
+    facts = [
+        {"sentence": "the [MASK] brown dog", "answer": "quick"},
+        {"sentence": "fox [MASK] dog", "answer": "the"},
+        {"sentence": "over the [MASK].", "answer": "dog"},
+        {"sentence": "one [MASK]s", "answer": "dog"},
+        {"sentence": "one un[MASK]", "answer": "the"},
+        {"sentence": "one [MASK]", "answer": "quick fox"},
+    ]
+    for tokenizer in (bert_tokenizer, roberta_tokenizer, unigram_tokenizer):
+        found = load_facts(settings(tmp_path / "facts.jsonl", *facts), tokenizer)
+        reals = [tokenizer(f["sentence"].replace("[MASK]", f["answer"])).input_ids for f in facts]
+        kept = []
+        for tokens, place, answer in zip(
+            found.tokens_NxT, found.position_N, found.answer_N, strict=True
+        ):
+            unmasked = tokens[tokens != tokenizer.pad_token_id]
+            assert unmasked[place] == tokenizer.mask_token_id
+            unmasked[place] = answer
+            kept.append(reals.index(unmasked.tolist()))
+        # The byte-level vocabulary lacks ` quick`, and makes `u`, `n` and `the` of the other word.
+        assert kept == ([1, 2, 4] if tokenizer is roberta_tokenizer else [0, 1, 2])
+        assert found.left_out == len(facts) - len(kept)
+
+
+def test_facts_in_a_script_that_the_tokenizer_does_not_know(
+    tmp_path: Path, bert_tokenizer: Any
+) -> None:
+    facts = [{"sentence": f"{word} [MASK]", "answer": "the"} for word in ("ภาษาไทย", "language")]
+    found = load_facts(settings(tmp_path / "facts.jsonl", *facts), bert_tokenizer)
+    assert found.unknown == 1 / len(bert_tokenizer.tokenize("ภาษาไทย language"))
+    with pytest.raises(UserError, match="knows no word of the sentences"):
+        load_facts(settings(tmp_path / "facts.jsonl", facts[0]), bert_tokenizer)
+
+
 @pytest.mark.parametrize(
     ("fact", "message"),
     [

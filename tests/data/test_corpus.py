@@ -1,5 +1,6 @@
 """Prepared corpora: the text is in them, keyed by all they depend on, complete or absent."""
 
+import copy
 import json
 import multiprocessing
 import pickle
@@ -399,6 +400,41 @@ def refused(text: str, tokenizer, tmp_path: Path, sentence: str, heldout: float 
 
 def test_empty_corpus(bert_tokenizer, tmp_path: Path):
     refused("\n \n", bert_tokenizer, tmp_path, r"The corpus text:.*text\.txt is empty")
+
+
+def test_nothing_but_words_that_the_tokenizer_does_not_know(bert_tokenizer, tmp_path: Path):
+    text = "\n".join(f"ภาษาไทย 中文 😀 {n % 7 * 'ก'}" for n in range(100))
+    refused(text, bert_tokenizer, tmp_path, "is unknown to the tokenizer")
+
+
+def test_nothing_but_special_markers(bert_tokenizer, tmp_path: Path):
+    tokenizer = copy.deepcopy(bert_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[DRUG]"]})
+    text = "\n".join("[DRUG] " * n + "中" for n in range(1, 60))
+    refused(text, tokenizer, tmp_path, "nothing but special tokens and words unknown")
+
+
+def test_no_word_that_is_known_in_one_split(bert_tokenizer, tmp_path: Path):
+    lines = [f"{n} the quick fox" for n in range(200)]
+    lines = [text if not is_heldout(text, HELDOUT) else "the" for text in lines]
+    unknown = next(t for n in range(99) if is_heldout(t := "中" * (n + 1), HELDOUT))
+    lines = [text for text in lines if not is_heldout(text, HELDOUT)]
+    refused("\n".join([*lines, unknown]), bert_tokenizer, tmp_path, "in its heldout documents")
+
+
+def test_the_share_of_unknown_words_is_kept(bert_tokenizer, tmp_path: Path):
+    (tmp_path / "text.txt").write_text("\n".join("the fox 中" + " fox" * n for n in range(40)))
+    source = TextSource(kind="text", path=str(tmp_path / "text.txt"))
+    words = len(bert_tokenizer.tokenize((tmp_path / "text.txt").read_text()))
+    for _ in range(2):
+        found = prepare(source, bert_tokenizer, LENGTH, HELDOUT, tmp_path / "cache")
+        assert found.unknown_share == 40 / words
+    # Corpora that an earlier version prepared say nothing of it.
+    facts = json.loads((found.directory / "corpus.json").read_text())
+    for counts in facts["splits"].values():
+        del counts["words"], counts["unknown"]
+    (found.directory / "corpus.json").write_text(json.dumps(facts))
+    assert corpus.load(found.directory).unknown_share == 0
 
 
 def test_corpus_shorter_than_one_chunk(bert_tokenizer, tmp_path: Path):

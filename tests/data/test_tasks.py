@@ -211,6 +211,27 @@ def test_a_label_that_training_does_not_know(load: Load, split: str, label: str 
     assert "they have 'dog', 'fox'." in said
 
 
+def test_special_tokens_in_a_text_are_those_of_the_exported_tokenizer(
+    load: Load, tokenizer: PreTrainedTokenizerFast
+):
+    text = "fox [SEP] runs"
+    tokens = load(train=[{"text": text, "label": "fox"}, *TRAIN]).train.tokens_NxT[0]
+    assert tokens[tokens != tokenizer.pad_token_id].tolist() == tokenizer(text).input_ids
+    assert tokens.tolist().count(3) == 2
+
+
+def test_texts_of_words_that_the_tokenizer_does_not_know(
+    load: Load, tokenizer: PreTrainedTokenizerFast
+):
+    tokenizer.unk_token = "[UNK]"
+    unknown = [{"text": "ภาษาไทย 中文", "label": label} for label in ("dog", "fox")]
+    assert "the tokenizer knows no word of `test`" in refused(load, test=unknown)
+    assert load().notes == ()
+    words = len(tokenizer.tokenize(" ".join(row["text"] for row in [*TRAIN, *unknown])))
+    (note,) = load(train=[*TRAIN, *unknown]).notes
+    assert note.startswith(f"{6 / words:.1%} of the tokens of `train` are words")
+
+
 def test_one_class_is_no_task(load: Load):
     assert "every training example has the label 'fox'" in refused(load, train=TRAIN[:1])
 

@@ -1,5 +1,7 @@
 """Documents to token streams: nothing lost, nothing smuggled in, each text on one side."""
 
+import copy
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from hypothesis import HealthCheck, given, settings
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import tokenization
@@ -108,16 +111,62 @@ def test_batches_are_bounded(bert_tokenizer, tmp_path: Path, monkeypatch: pytest
     assert reports[-1][0] == 50
 
 
-def test_special_tokens_written_in_a_text_stay_text(
-    bert_tokenizer: PreTrainedTokenizerFast, roberta_tokenizer, tmp_path: Path
+def with_markers(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """With a special marker and a plain one."""
+    more = copy.deepcopy(tokenizer)
+    more.add_special_tokens({"additional_special_tokens": ["[DRUG]"]})
+    more.add_tokens(["@GENE$"])
+    return more
+
+
+MARKED = "the [DRUG] fox<mask> [MASK] </s> @GENE$s [SEP]<s>[PAD] fox"
+
+
+@pytest.mark.parametrize("name", ["bert_tokenizer", "roberta_tokenizer", "unigram_tokenizer"])
+def test_markers_are_tokens_and_control_tokens_stay_text(name: str, request):
+    tokenizer = with_markers(request.getfixturevalue(name))
+    markers = tokenizer.convert_tokens_to_ids(["[DRUG]", "@GENE$"])
+    control = {getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask")}
+
+    def ids(recognised: str) -> list[int]:
+        (found,) = encoder(tokenizer, recognised).encode([MARKED])
+        return found.tolist()
+
+    for recognised, count in (("markers", 1), ("none", 0)):
+        found = ids(recognised)
+        assert [found.count(marker) for marker in markers] == [count, count]
+        assert not control & set(found)
+    assert ids("all") == tokenizer(MARKED, add_special_tokens=False).input_ids
+    assert control & set(ids("all"))
+    assert len({encoder(tokenizer, each).fingerprint for each in ("markers", "all", "none")}) == 3
+
+
+def test_a_control_token_that_stays_text_keeps_its_letters(
+    roberta_tokenizer: PreTrainedTokenizerFast, unigram_tokenizer: PreTrainedTokenizerFast
 ):
-    for tokenizer, text in [
-        (bert_tokenizer, "the [MASK] fox [SEP] [CLS] [PAD]"),
-        (roberta_tokenizer, "the <mask> fox</s><s> <pad>"),
-    ]:
-        _, tokens = streams([text], tokenizer, tmp_path, heldout=1e-9)
-        unknown = {tokenizer.unk_token_id}  # An unknown character is no smuggled token.
-        assert not set(tokens["train"].tolist()) & (set(tokenizer.all_special_ids) - unknown)
+    (found,) = encoder(roberta_tokenizer).encode(["the fox<mask> runs</s>"])
+    assert roberta_tokenizer.decode(found) == "the fox<mask> runs</s>"
+    (found,) = encoder(unigram_tokenizer).encode(["the fox<mask> runs</s>"])
+    letters = "".join(unigram_tokenizer.convert_ids_to_tokens(found.tolist()))
+    assert letters == "▁the▁fox<mask>▁runs<<unk>s>"
+
+
+def test_the_words_of_a_vocabulary_are_no_control_tokens_either():
+    """A tokenizer that splits at spaces finds [MASK] in its vocabulary."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fox"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {f"{word[1:-1].lower()}_token": word for word in words[:5]}
+    enc = encoder(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
+    (found,) = enc.encode(["fox [MASK] [UNK] fox [SEP]"])
+    assert found.tolist() == [5, 1, 1, 5, 1]
+    assert enc.count(found) == (2, 3)
+
+
+def test_without_markers_the_fingerprint_is_that_of_the_tokenizer_alone(roberta_tokenizer):
+    enc = encoder(roberta_tokenizer)
+    content = f"{tuple(enc.special)} {roberta_tokenizer.backend_tokenizer.to_str()}"
+    assert enc.fingerprint == sha256(content.encode()).hexdigest()
 
 
 def test_the_tokenizer_is_left_as_it_is(bert_tokenizer: PreTrainedTokenizerFast):
