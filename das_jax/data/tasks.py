@@ -111,11 +111,16 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
             train_texts=[" ".join(filter(None, (row.text, row.pair))) for row in train],
             test_texts=[" ".join(filter(None, (row.text, row.pair))) for row in test],
             key=_key(settings, enc, makes_types),
-            notes=(*_notes(settings, train, validation, test), *_unknown_words(made, enc)),
+            notes=(
+                *_notes(settings, train, validation, test),
+                *_unknown_words(settings, made, enc),
+            ),
         )
 
 
-def _unknown_words(made: dict[str, Examples], enc: Encoder) -> Iterator[str]:
+def _unknown_words(
+    settings: TaskSettings, made: dict[str, Examples], enc: Encoder
+) -> Iterator[str]:
     """A sentence for each table with many words that the tokenizer does not know."""
     for split, examples in made.items():
         predictable, unknown = enc.count(examples.tokens_NxT)
@@ -124,7 +129,10 @@ def _unknown_words(made: dict[str, Examples], enc: Encoder) -> Iterator[str]:
                 f"the tokenizer knows no word of `{split}`; give a model of their language and script."
             )
         if (share := unknown / max(1, unknown + predictable)) > USUAL_UNKNOWN:
-            yield f"{share:.1%} of the tokens of `{split}` are words that the tokenizer does not know"
+            yield (
+                f"end task {settings.name}: {share:.1%} of the tokens of `{split}` are words that the "
+                "tokenizer does not know"
+            )
 
 
 @contextmanager
