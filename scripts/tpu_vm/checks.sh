@@ -26,14 +26,15 @@ inputs=() keys=() directories=(runs corpora tasks models)
 
 # check_configuration: for a command that reads one, that it is valid, and names nothing that a slice would not have.
 check_configuration() {
-  local root=$here/../.. python kind key path
+  local root=$here/../.. status=0 kind key path
   [[ ${command[0]##*/} == das-jax && ${command[1]:-} =~ ^(prepare|pretrain)$ ]] || return 0
-  python=$root/.venv/bin/python
-  if ! (cd "$root" && "$python" -c 'import das_jax.config') 2>/dev/null; then
-    say "the configuration is not checked here, because das_jax is not installed in .venv"
-    return
-  fi
-  (cd "$root" && "$python" "$here/paths.py" "${command[@]:2}") >"$scratch/paths" || exit 2
+  (cd "$root" && [[ -x .venv/bin/python ]] || exit 3 && .venv/bin/python "$here/paths.py" "${command[@]:2}") \
+    >"$scratch/paths" || status=$?
+  case $status in
+    0) ;;
+    3) say "the configuration is not checked here, because das_jax is not installed in .venv" && return ;;
+    *) exit 2 ;;
+  esac
   while IFS=$'\t' read -r kind key path; do
     if [[ $kind == output ]]; then
       [[ -z $(git -C "$root" ls-files -- "${path%%/*}") ]] ||

@@ -1,13 +1,17 @@
 """Prints which paths a configuration names, one a line: `output` or `input`, its key, and the path.
 
-Run by scripts/tpu_vm/run in the checkout. What would not be on a slice, or be lost with it, is refused.
+Run by scripts/tpu_vm/run in the checkout. What would not be on a slice, or be lost with it, is
+refused. The exit status is 3 where das_jax is not installed.
 """
 
 import sys
 from pathlib import Path, PurePosixPath
 
-from das_jax.config.load import leaves, load_config
-from das_jax.errors import UserError
+try:
+    from das_jax.config.load import leaves, load_config
+    from das_jax.errors import UserError
+except ImportError:
+    sys.exit(3)
 
 
 def main(words: list[str]) -> None:

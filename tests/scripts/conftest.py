@@ -29,9 +29,16 @@ class Cloud:
         (self.path / "plan").write_text("".join(f"{line}\n" for line in slices))
         (self.path / "hosts").write_text(str(hosts))
 
+    def environment(self, home: Path) -> dict[str, str]:
+        path = f"{FAKES}:{os.environ['PATH']}"
+        return os.environ | {"PATH": path, "CLOUD": str(self.path), "HOME": str(home)}
+
+    def on_host(self, home: Path, *words: str) -> subprocess.Popen[bytes]:
+        """A verb of on_vm.sh on a host with that home."""
+        return subprocess.Popen(["bash", home / "on_vm.sh", *words], env=self.environment(home))
+
     @contextmanager
     def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        path = f"{FAKES}:{os.environ['PATH']}"
         # Tests that run in the background, as under nohup, ignore Ctrl-C, and what they start would too.
         as_typed = ["env", "--default-signal=INT"]
         with subprocess.Popen(
@@ -39,8 +46,7 @@ class Cloud:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ
-            | {"PATH": path, "CLOUD": str(self.path), "HOME": str(self.path / "home")},
+            env=self.environment(self.path / "home"),
             start_new_session=True,
         ) as process:
             try:

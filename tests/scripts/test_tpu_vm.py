@@ -1,10 +1,16 @@
 """The life of a TPU slice, with Google Cloud, systemd and the mounted bucket faked (fakes/)."""
 
+import fcntl
 import os
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 
 from tests.scripts.conftest import SLICE, Cloud
 
@@ -177,3 +183,61 @@ def test_a_network_that_is_down_is_no_lost_slice(cloud: Cloud) -> None:
     assert (process.returncode, (cloud.path / "offline").read_text()) == (0, "0\n")
     assert "UNAVAILABLE" in errors
     assert cloud.story().count("create") == cloud.story().count("delete") == 1
+
+
+@pytest.mark.parametrize("exit_status", [0, 3])
+def test_a_connection_that_breaks_loses_and_repeats_nothing(exit_status: int, cloud: Cloud) -> None:
+    """Every call is cut off after two thirds of its answer, twice, and done again by gcloud."""
+    cloud.plan("exit")
+    (cloud.path / "repeats").write_text("2")
+    lines = f"for i in {{1..60}}; do echo line $i of \N{SNOWMAN}; done; exit {exit_status}"
+    status, output, errors = cloud.run("run", *SLICE, "--type=v6e-8", "--", "bash", "-c", lines)
+    assert (status, errors) == (exit_status, "")
+    said = [line for line in output.splitlines() if line.startswith("line ")]
+    assert said == [f"line {i} of \N{SNOWMAN}" for i in range(1, 61)]
+    (host,) = cloud.path.glob("deleted-*/host-0")
+    assert (host / "starts").read_text() == "x\n", "it was started once"
+    assert len((host / "uv").read_text().splitlines()) == 2, "it was installed once"
+    assert re.search(r"gcsfuse=\d+\.\d+\.\d+$", (host / "apt-get").read_text())
+    assert re.search(
+        r"--require-hashes.*\nuv==\S+ --hash=sha256:\w{64}\n", (host / "pip").read_text()
+    )
+    assert "--constraint" in (host / "uv").read_text()
+
+
+def test_every_directory_of_the_bucket_stands_in_the_checkout(cloud: Cloud) -> None:
+    for directory in ("tasks", "my data", "scripts"):
+        (cloud.bucket / directory).mkdir(parents=True)
+    (cloud.bucket / "tasks" / "a.jsonl").write_text("task\n")
+    (cloud.bucket / "my data" / "b.txt").write_text("text\n")
+    cloud.plan("exit")
+    look = "cat tasks/a.jsonl 'my data/b.txt'; ls scripts; git status --porcelain; touch models/m"
+    status, output, _ = cloud.run("run", *SLICE, "--type=v6e-8", "--", "bash", "-c", look)
+    assert status == 0
+    assert "\ntask\ntext\ntpu_vm\n" in output, "what the commit has stays"
+    assert "?? " not in output, "a run says that its code is the commit's"
+    assert (cloud.bucket / "models" / "m").exists()
+
+
+def test_the_logs_of_all_hosts_survive_a_preemption(cloud: Cloud) -> None:
+    cloud.plan("preempted", *["refused PERMISSION_DENIED"] * 9, hosts=2)
+    status, _, _ = cloud.run("run", *SLICE, "--type=v6e-16", "--", *program(0))
+    # What was granted before may be refused for a while.
+    assert (status, cloud.story().count("create")) == (1, 1 + 5)
+    assert {host: log.splitlines()[-1] for host, log in cloud.logs().items()} == {
+        "host-0": "the last words of slice/host-0",
+        "host-1": "the last words of slice/host-1",
+    }
+
+
+def test_what_is_at_work_on_a_host_is_waited_for(cloud: Cloud, tmp_path: Path) -> None:
+    """A second install takes its turn after the first."""
+    home = tmp_path / "host"
+    shutil.copytree(cloud.checkout / "scripts" / "tpu_vm", home)
+    with (home / "das_jax.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with cloud.on_host(home, "save", "my-bucket", "das") as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert process.wait(timeout=60) == 0

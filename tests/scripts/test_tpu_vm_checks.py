@@ -1,14 +1,17 @@
 """What scripts/tpu_vm finds wrong before anything costs money, and the options it has."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from das_jax.errors import UserError
 from tests.scripts.conftest import ROOT, SLICE, Cloud
 
 CONFIGURATION = """
@@ -100,7 +103,7 @@ def test_several_hosts_need_a_key_and_an_agent(missing: str, said: str, cloud: C
     assert cloud.story() == ["create"], "one host needs none"
 
 
-def configured(cloud: Cloud, *lines: str) -> None:
+def configured(cloud: Cloud) -> None:
     """A committed configuration, das_jax installed in .venv, and the corpus in the bucket."""
     python = cloud.checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -108,7 +111,7 @@ def configured(cloud: Cloud, *lines: str) -> None:
     python.chmod(0o755)
     (cloud.checkout / "configs").mkdir()
     (cloud.checkout / "configs" / "test.jsonl").touch()
-    (cloud.checkout / "mine.yaml").write_text(CONFIGURATION + "\n".join(lines))
+    (cloud.checkout / "mine.yaml").write_text(CONFIGURATION)
     (cloud.checkout / ".gitignore").write_text(".venv\n")
     corpus = cloud.bucket / "corpora" / "law" / "new" / "a.txt"
     corpus.parent.mkdir(parents=True)
@@ -120,31 +123,40 @@ def configured(cloud: Cloud, *lines: str) -> None:
         subprocess.run(["git", *command], cwd=cloud.checkout, check=True)
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("--training.stesp=3", "training.stesp"),
-        ("--output_dir=/data/mine", "output_dir: /data/mine is not in the bucket"),
-        ("--output_dir=gs://b/mine", "output_dir: gs://b/mine is no path on a slice"),
-        ("--output_dir=configs/mine", "configs/mine lies in a directory of the checkout"),
-        ("--model.path=~/mine", "model.path: ~/mine is not in the bucket"),
-        ("--domains.0.source.path=../a.txt", "domains.0.source.path: ../a.txt is not"),
-    ],
-)
-def test_a_configuration_that_a_slice_could_not_run_is_refused(
-    override: str, said: str, cloud: Cloud
+def test_what_a_configuration_names_is_on_a_slice_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configured(cloud)
-    words = ["--type=v6e-8", "--", "das-jax", "pretrain", "mine.yaml", override]
-    status, _, errors = cloud.run("run", *SLICE, *words)
-    assert (status, cloud.calls()) == (2, [])
-    assert errors.startswith("run: ")
-    assert said in errors
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(CONFIGURATION)
+    names = runpy.run_path(str(ROOT / "scripts" / "tpu_vm" / "paths.py"))["main"]
+    words = ["--quiet", "--model.path=models/mine", "--domains.0.source.path=gs://b/*.txt"]
+    names(["mine.yaml", *words])
+    assert capsys.readouterr().out.splitlines() == [
+        "input\tthe configuration\tmine.yaml",
+        "output\toutput_dir\truns/mine",
+        "input\tmodel.path\tmodels/mine/config.json",
+        "input\tdomains.0.source.path\tgs://b/*.txt",
+        "input\tevaluation.tasks.0.train.path\ttasks/cases/train.jsonl",
+        "input\tevaluation.tasks.0.test.path\tconfigs/test.jsonl",
+    ]
+    for word, said in {
+        "--training.stesp=3": "training.stesp",
+        "--output_dir=/data/mine": "output_dir: /data/mine is not in the bucket",
+        "--output_dir=gs://b/mine": "output_dir: gs://b/mine ",
+        "--model.path=~/mine": "model.path: ~/mine is not in the bucket",
+        "--domains.0.source.path=../a.txt": "domains.0.source.path: ../a.txt is not",
+        "other.yaml": "one configuration file",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(said)):
+            names(["mine.yaml", word])
 
 
 def test_every_input_is_in_the_bucket_or_in_the_commit(cloud: Cloud) -> None:
     configured(cloud)
     words = [*SLICE, "--type=v6e-8", "--", "das-jax", "pretrain", "mine.yaml"]
+    status, _, errors = cloud.run("run", *words, "--output_dir=configs/mine")
+    assert (status, cloud.calls()) == (2, [])
+    assert "configs/mine lies in a directory of the checkout" in errors
     words.append("--output_dir=out/mine")
     status, _, errors = cloud.run("run", *words)
     assert (status, cloud.story()) == (2, [])
