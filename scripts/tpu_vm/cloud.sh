@@ -110,7 +110,7 @@ look() {
 # describe PRETENDED KIND FIELDS: $answer becomes the fields, MISSING, or UNKNOWN: a network that is down for an hour
 # must not look like a slice that is gone.
 describe() {
-  ask "$1" tpus "$2" describe "$name" --format="$3" && return
+  if ask "$1" tpus "$2" describe "$name" --format="$3"; then return 0; fi
   if grep -q NOT_FOUND "$scratch/errors"; then answer=MISSING; else answer=UNKNOWN; fi
 }
 

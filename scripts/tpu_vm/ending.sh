@@ -17,7 +17,7 @@ delete_slice() {
 
 # end_slice: deletes the slice, or finds that somebody else has.
 end_slice() {
-  delete_slice && return
+  if delete_slice; then return 0; fi # In a trap, `return` alone would return what the trap found.
   look
   [[ $state == missing ]]
 }
