@@ -55,6 +55,8 @@ check_inputs() {
   for i in "${!inputs[@]}"; do
     ask '' storage ls "${inputs[i]}" && continue
     grep -q "matched no objects" "$scratch/errors" || break
+    # Here `**/` may mean no directory at all; there it means one at least.
+    [[ ${inputs[i]} != *'**/'* ]] || ! ask '' storage ls "${inputs[i]//'**/'/}" || continue
     fail "${keys[i]}: there is no ${inputs[i]}; copy what it means there, with 'gcloud storage cp --recursive'"
   done
   explain
