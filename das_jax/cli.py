@@ -1,13 +1,16 @@
 """The command line: one verb per function."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from das_jax.errors import UserError
+import das_jax
+from das_jax.errors import UserError, shown
+from das_jax.paths import unusable
 from das_jax.training.interruption import Interrupted, Interruption, status
 
 if TYPE_CHECKING:  # What is heavy is imported by the verb that needs it.
@@ -30,16 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None, interruption: Interruption) -> int:
-    parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
-    stray = [word for word in overrides if not word.startswith("--")]
-    if stray or (overrides and "config" not in options):
-        parser.error(
-            f"{(stray or overrides)[0]} is not understood; settings are given as --key=value"
-        )
-    options.overrides = overrides
-    options.interruption = interruption
     try:
+        options = _parse(arguments)
+        options.interruption = interruption
         options.verb(options)
     except UserError as error:
         _say(f"das-jax: {error}", sys.stderr)
@@ -57,8 +53,57 @@ def _say(sentence: str, stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong, as everything else does, and not below a usage of ten lines."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"das-jax: {message}; see {self.prog} --help\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and (why := _not_understood(overrides, options)):
+        parser.exit(2, f"das-jax: {why}\n")
+    options.overrides = overrides
+    return options
+
+
+def _not_understood(words: list[str], options: argparse.Namespace) -> str | None:
+    """What is wrong with words that are no option of the verb; None if they are settings."""
+    stray = [word for word in words if not word.startswith("--")]
+    valueless = [word for word in words if word.startswith("--") and "=" not in word]
+    if "config" not in options:
+        word = (stray or words)[0]
+        names = [f"--{name}" for name in vars(options)]
+        near = difflib.get_close_matches(word.split("=")[0], names, n=1)
+        verb = options.verb.__name__
+        hint = f"did you mean {near[0]}?" if near else f"das-jax {verb} takes no settings"
+        return f"{shown(word)} is not understood; {hint}"
+    if stray or valueless:
+        instead = f", not as {shown(valueless[0])} VALUE" if valueless else ""
+        word = shown((stray or valueless)[0])
+        return f"{word} is not understood; settings are given as --key=value{instead}"
+    if options.config is None:
+        return f"{shown(words[0])} changes a configuration, and none is given"
+    return None
+
+
+def _path(text: str) -> Path:
+    """A path on this machine; a shell leaves the ~ of --output=~/x to the program."""
+    if reason := unusable(text):
+        raise UserError(f"the path {shown(text)!r} {reason}")
+    return Path(text).expanduser()
+
+
+def _model(text: str) -> str:
+    """A path on this machine, or the name of a model on the hub."""
+    return str(_path(text)) if text.startswith("~") or unusable(text) else text
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="das-jax", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog="das-jax", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"das-jax {das_jax.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(
@@ -76,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def add_config(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+        sub.add_argument("config", type=_path, metavar="CONFIG", help="a YAML file")
         sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
         sub.usage = f"das-jax {sub.prog.split()[-1]} CONFIG [options] [--key=value ...]"
 
@@ -110,13 +155,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--published",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="convert the published code's three .npy files; --corpus and --of are ignored then",
     )
     sub.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         default=Path("importance.safetensors"),
         metavar="FILE",
         help="the map file, FILE.safetensors; its heat map FILE.png is written beside it",
@@ -131,21 +176,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--task", required=True, metavar="NAME", help="one of evaluation.tasks")
     sub.add_argument(
         "--checkpoint",
+        type=_model,
         metavar="MODEL",
         help="a stage of a run, a HuggingFace directory or a hub name (default: model.path)",
     )
     sub.add_argument(
-        "--output", type=Path, metavar="DIR", help="write a classifier there, for HuggingFace"
+        "--output", type=_path, metavar="DIR", help="write a classifier there, for HuggingFace"
     )
     sub = add(
         evaluate,
         "Measures the models of a run on end tasks and facts; what is done already is skipped.",
         "das-jax evaluate runs/quickstart",
     )
-    sub.add_argument("run", type=Path, metavar="RUN", help="the output_dir of a run")
+    sub.add_argument("run", type=_path, metavar="RUN", help="the output_dir of a run")
     sub.add_argument(
         "--tasks",
-        type=Path,
+        type=_path,
         metavar="CONFIG",
         help="take evaluation.tasks and evaluation.cloze from this configuration, not from the run's",
     )
@@ -157,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "runs",
-        type=Path,
+        type=_path,
         nargs="+",
         metavar="RUN",
         help="an output_dir of das-jax pretrain, or a directory with one per seed (seed-0, seed-1, ...); "
@@ -165,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="where index.html and the CSV files go (default: RUN/report, or report for several runs)",
     )
@@ -175,16 +221,16 @@ def _parser() -> argparse.ArgumentParser:
         "das-jax export runs/quickstart/02-reviews reviews-model",
     )
     sub.add_argument(
-        "source", type=Path, help="a run, a stage of it, or a stage's checkpoints/STEP"
+        "source", type=_path, help="a run, a stage of it, or a stage's checkpoints/STEP"
     )
-    sub.add_argument("target", type=Path, help="the directory to write")
+    sub.add_argument("target", type=_path, help="the directory to write")
     sub = add(
         plan,
         "Compiles a run for a TPU that need not be there: memory, FLOPs, and estimated times; with --sweep, "
         "which settings suit it.",
         "das-jax plan configs/das_roberta_base.yaml --topology v5e:2x4 --sweep --json sweep.json",
     )
-    sub.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    sub.add_argument("config", type=_path, metavar="CONFIG", help="a YAML file")
     sub.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:2x4")
     sub.add_argument(
         "--sweep",
@@ -192,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         help="try batch sizes, remat policies and mesh.state, each on 2 and 4 of the model's layers, and "
         "recommend one",
     )
-    sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    sub.add_argument("--json", type=_path, metavar="FILE", help="write the figures there too")
     sub = add(
         config,
         "Shows every setting, its value and where the value came from.",
@@ -200,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "config",
-        type=Path,
+        type=_path,
         nargs="?",
         metavar="CONFIG",
         help="a YAML file; without one: all settings there are",
@@ -231,7 +277,13 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    config = _load(options).config
+    resolved = _load(options)
+    config, origins = resolved.config, resolved.origins
+    if config.seeds is not None and origins["seed"] == "command line":
+        raise UserError(
+            f"--seed={config.seed} means nothing beside seeds ({origins['seeds.0']}), which take its place; "
+            f"give --seeds=[{config.seed}], or --seeds=null to have one run with --seed"
+        )
 
     from das_jax.evaluation.evaluate import check_inputs
     from das_jax.evaluation.report import write_report
@@ -256,13 +308,16 @@ def pretrain(options: argparse.Namespace) -> None:
 def importance(options: argparse.Namespace) -> None:
     config = _load(options).config
 
-    from das_jax.evaluation.importance_report import importance_table, write_heat_map
+    from das_jax.evaluation.importance_report import importance_table, is_heat_map, write_heat_map
+    from das_jax.outputs import check_free
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect, on_first_host
     from das_jax.training.measure import convert_published, measure
 
     connect()
     console = Console(options.quiet)
+    picture = options.output.with_suffix(".png")
+    on_first_host(lambda: check_free(picture, is_heat_map))
     if options.published:
         measured = convert_published(config, console, options.published, options.output)
         for flag in ("corpus", "of"):
@@ -274,7 +329,6 @@ def importance(options: argparse.Namespace) -> None:
         )
     else:
         measured = measure(config, console, options.corpus, options.of or "domain", options.output)
-    picture = options.output.with_suffix(".png")
     on_first_host(lambda: write_heat_map(picture, measured.importance))
     console.rich.print(
         importance_table(measured.importance, measured.raw.mean, measured.raw.standard_error)
@@ -320,7 +374,12 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     several = len(options.runs) > 1
-    _show(options.runs, options.output or (Path() if several else options.runs[0]) / "report")
+    directory = options.output or (Path() if several else options.runs[0]) / "report"
+    if options.output or several:  # What is in a run is the run's.
+        from das_jax.evaluation.report import check_directory
+
+        check_directory(directory)
+    _show(options.runs, directory)
 
 
 def _show(runs: list[Path], directory: Path) -> None:

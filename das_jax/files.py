@@ -4,10 +4,11 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
-import tempfile
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,10 +36,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as temporary:
         yield temporary
+        give_usual_modes(temporary)
         if path.is_dir() and temporary.is_dir():
             old = temporary.with_suffix(f".old{TEMPORARY}")
             path.rename(old)
@@ -46,10 +46,39 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yields a temporary path for what gets the name of `path` in the end; what did not get it is removed.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except (OSError, SafetensorError) as error:
         raise _unwritable(path, error) from error
     finally:
         _remove(temporary)
+
+
+def give_usual_modes(path: Path) -> None:
+    """Lets a file, or a directory with all in it, be read by whom the umask allows.
+
+    safetensors and tempfile make what nobody but its owner can read.
+    """
+    mask = os.umask(0o077)  # It cannot be read without being set.
+    os.umask(mask)
+    within = path.rglob("*") if path.is_dir() else ()
+    for each in (path, *within):
+        with contextlib.suppress(OSError):  # Some file systems have no modes.
+            mode = stat.S_IMODE(each.lstat().st_mode)
+            usual = (0o777 if each.is_dir() else 0o666) & ~mask
+            if not each.is_symlink() and mode | usual != mode:
+                each.chmod(mode | usual)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -59,8 +88,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a JSON file, whole or not at all.
+
+    Raises:
+      UserError: a number in it is not finite, which JSON cannot hold and no result is; or it cannot be
+        written.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not written: {_not_finite(value)} is not finite, so something went wrong before"
+        ) from error
+    write_text(path, text + "\n")
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """The dotted key of a number that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name.removeprefix(".")
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return None
+    found = (_not_finite(each, f"{name}.{key}") for key, each in value.items())
+    return next(filter(None, found), None)
 
 
 def check_writable(path: Path) -> None:
@@ -69,8 +121,11 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path} is a directory; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        probe = path.with_name(
+            f".{path.name}.{uuid.uuid4().hex * 2}{TEMPORARY}"
+        )  # The longest name used.
+        probe.touch(exist_ok=False)
+        probe.unlink()
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from das_jax import cli, stopping
+from das_jax import __version__, cli, stopping
 from das_jax.config.fields import describe
 from das_jax.config.load import load_config
 from das_jax.errors import UserError
@@ -84,7 +84,7 @@ def test_a_configuration_is_checked_before_anything_heavy_is_imported(tmp_path: 
     (tmp_path / "typo.yaml").write_text("output_dir: x\ntrainin: {}\n")
     script = """
 import sys
-from das_jax import cli
+from das_jax import __version__, cli
 for words in ("prepare", "pretrain", "importance", "finetune --task=a", "plan --topology=v5e:2x4",
               "config", "evaluate runs/x --tasks"):
     assert cli.main([*words.split(), "typo.yaml"]) == 2
@@ -116,7 +116,14 @@ print(*sys.modules)
     [
         (["pretrain", QUICKSTART, "--training.steps", "7"], "7 is not understood"),
         (["pretrain", QUICKSTART, "later"], "later is not understood; settings are given as --key"),
+        (
+            ["pretrain", QUICKSTART, "--training.steps"],
+            "given as --key=value, not as --training.steps",
+        ),
         (["export", "a", "b", "--seed=1"], "--seed=1 is not understood"),
+        (["evaluate", "run", "--training.steps=3"], "das-jax evaluate takes no settings"),
+        (["report", "run", "--outptu=x"], "did you mean --output?"),
+        (["config", "--training.steps=3"], "changes a configuration, and none is given"),
         (["pretrain"], "required: CONFIG"),
         (["learn", QUICKSTART], "'learn'"),
         ([], "required: VERB"),
@@ -129,6 +136,69 @@ def test_what_is_not_understood(
         cli.main(arguments)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "{}"],
+        ["pretrain", QUICKSTART, "--output_dir={}"],
+        ["prepare", QUICKSTART, "--data.cache_dir={}"],
+        ["importance", QUICKSTART, "--output={}"],
+        ["importance", QUICKSTART, "--published={}"],
+        ["finetune", QUICKSTART, "--task=a", "--output={}"],
+        ["finetune", QUICKSTART, "--task=a", "--checkpoint={}"],
+        ["evaluate", "{}"],
+        ["evaluate", "run", "--tasks={}"],
+        ["report", "{}"],
+        ["report", "run", "--output={}"],
+        ["export", "{}", "there"],
+        ["export", "run", "{}"],
+        ["plan", QUICKSTART, "--topology=v5e:2x4", "--json={}"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("gs://bucket/x", "is not on this machine"),
+        ("s3:/x", "is not on this machine"),
+        ('""', "is empty"),
+        ("a" * 300, "has a name of 300 bytes"),
+        ("a/" * 2500, "is 5,000 bytes long"),
+        ("~nouser/x", "begins with ~nouser"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_can_be_no_path_is_said_before_anything_is_done(
+    arguments: list[str],
+    path: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if path == '""' and "_dir=" not in arguments[-1]:
+        path = ""
+    assert cli.main([word.format(path) for word in arguments]) == 2
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"das-jax: .+\n", shown)
+    assert said in shown
+    assert len(shown) < 300
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_seed_beside_seeds_would_mean_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", QUICKSTART, "--seeds=[0,1]", "--seed=3"]) == 2
+    assert "--seed=3 means nothing beside seeds (command line)" in capsys.readouterr().err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"das-jax {__version__}\n"
 
 
 def test_an_option_is_not_guessed_from_its_beginning(

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from das_jax.errors import UserError
 from das_jax.files import (
@@ -205,3 +207,34 @@ def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:
         raise ValueError("RESOURCE_EXHAUSTED: x: No space left on device [os_error_code='28']")
     with pytest.raises(ValueError, match="else"), explaining_full_disk(tmp_path, "buy one"):
         raise ValueError("something else")
+
+
+def test_what_is_not_finite_is_no_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "scores.json", {"a": [1.0]})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"scores\.json is not written: a\.1\.b is not finite"):
+            write_json(tmp_path / "scores.json", {"a": [1.0, {"b": value}]})
+    assert (tmp_path / "scores.json").read_text() == '{\n  "a": [\n    1.0\n  ]\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("mask", "file", "directory"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
+)
+def test_what_is_written_has_the_usual_modes(
+    tmp_path: Path, mask: int, file: int, directory: int
+) -> None:
+    """safetensors makes files that only their owner can read."""
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "model") as temporary:
+            temporary.mkdir(0o700)
+            (temporary / "deep").mkdir(0o700)
+            save_file({"x": np.zeros(1)}, temporary / "deep" / "x.safetensors")
+        with replacing(tmp_path / "map") as temporary:
+            save_file({"x": np.zeros(1)}, temporary)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "model", tmp_path / "model" / "deep"):
+        assert path.stat().st_mode & 0o777 == directory
+    for path in (tmp_path / "map", tmp_path / "model" / "deep" / "x.safetensors"):
+        assert path.stat().st_mode & 0o777 == file

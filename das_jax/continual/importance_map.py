@@ -61,6 +61,15 @@ def save(
         save_file(tensors, temporary, metadata)
 
 
+def is_map(path: Path) -> bool:
+    """Whether a file is a map written by `save`, of whatever model."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def load(path: str | Path, architecture: Architecture) -> ImportanceMap:
     """Reads a map written by `save`.
 

@@ -2,21 +2,27 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from das_jax.evaluation.comparison import rank, rankings, relative_flops
 from das_jax.evaluation.statistics import Estimate
 from das_jax.evaluation.summary import Summary
 from das_jax.files import write_text
 
+NAMES = ("scores", "measures", "ranks", "costs", "metrics", "importance", "agreement")
+FILES = tuple(f"{name}.csv" for name in NAMES)
+
 Rows = Iterable[Sequence[Any]]
 
 
 def write_csv_files(summaries: Sequence[Summary], directory: Path) -> None:
     """Writes scores, measures, ranks, costs, metrics, importance and agreement, a file each."""
-    for name, (header, rows) in {
+    tables: dict[str, tuple[str, Rows]] = {
         "scores": ("run kind unit row column samples seed value", _scores(summaries)),
         "measures": ("run kind measure samples number mean low high", _measures(summaries)),
         "ranks": (
@@ -28,12 +34,19 @@ def write_csv_files(summaries: Sequence[Summary], directory: Path) -> None:
         "metrics": ("run seed stage step metric value", _metrics(summaries)),
         "importance": ("run map kind layer units raw free", _importance(summaries)),
         "agreement": ("run kind map other spearman overlap chance", _agreement(summaries)),
-    }.items():
+    }
+    for name in NAMES:
+        header, rows = tables[name]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header.split())
-        writer.writerows(rows)
+        writer.writerows([_cell(value) for value in row] for row in rows)
         write_text(directory / f"{name}.csv", file.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """Empty where there is no number."""
+    return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
 
 
 def _scores(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:

@@ -26,6 +26,7 @@ from das_jax.files import sweep
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
 from das_jax.model.huggingface import Checkpoint
+from das_jax.outputs import check_free, creating
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
 from das_jax.training.results import BASE
@@ -212,16 +213,18 @@ def finetune_one(
       name: of the task.
       path: a stage of a run, a HuggingFace directory or a hub name; None for the configuration's model.
       output: where a classifier is written for HuggingFace, if anywhere: that of the seed that was best on
-        the validation set, of the first seed without one.
+        the validation set, of the first seed without one. It must not exist.
 
     Raises:
-      UserError: there is no such task or model, or anything else that needs mending.
+      UserError: there is no such task or model, the output exists, or anything else needs mending.
     """
     named = {task.name: task for task in config.evaluation.tasks}
     if name not in named:
         raise UserError(
             f"there is no task {name!r} in evaluation.tasks; it has {', '.join(named) or 'none'}"
         )
+    if output is not None:
+        on_first_host(lambda: check_free(output))
     if path is not None:
         stage = Path(path) / "huggingface"
         model = dataclasses.replace(config.model, path=str(stage) if stage.is_dir() else path)
@@ -233,16 +236,19 @@ def finetune_one(
         best = 0 if finetuned.validation is None else int(np.argmax(finetuned.validation))
         own = jax.tree.map(lambda x: x[best], workspace.sharding.fetch(finetuned.params_S))
         params = finetuned.words.widened(own, checkpoint.params)
-        on_first_host(
-            lambda: huggingface.export_classifier(
-                output,
-                params,
-                checkpoint.config,
-                checkpoint.architecture,
-                task.classes,
-                workspace.tokenizer,
-            )
-        )
+
+        def export() -> None:
+            with creating(output) as temporary:
+                huggingface.export_classifier(
+                    temporary,
+                    params,
+                    checkpoint.config,
+                    checkpoint.architecture,
+                    task.classes,
+                    workspace.tokenizer,
+                )
+
+        on_first_host(export)
     return task, finetuned
 
 

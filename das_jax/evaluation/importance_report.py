@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from das_jax.files import replacing
 from das_jax.model.units import Units
+from das_jax.outputs import creating
 
 COLUMNS = 256
 """Units per heat-map row, at most; neighbours in rank are averaged beyond that."""
@@ -72,5 +72,11 @@ def write_heat_map(path: Path, importance: Units) -> None:
         axis.set_ylabel("layer")
         axis.set_xticks([])
     figure.colorbar(axes[0].images[0], ax=axes, label="importance I")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with creating(path, is_heat_map) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": "das_jax"})
+
+
+def is_heat_map(path: Path) -> bool:
+    """Whether a file is a picture written by `write_heat_map`."""
+    with path.open("rb") as file:
+        return b"Software\0das_jax" in file.read(1024)

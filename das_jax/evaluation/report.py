@@ -1,6 +1,7 @@
 """The page that shows runs to people: one file, which needs no other and no network."""
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from das_jax.config.load import leaves
+from das_jax.errors import UserError
 from das_jax.evaluation import plots
 from das_jax.evaluation.comparison import (
     last_scores,
@@ -18,7 +20,7 @@ from das_jax.evaluation.comparison import (
     samples_notes,
     summarise_all,
 )
-from das_jax.evaluation.csv_files import write_csv_files
+from das_jax.evaluation.csv_files import FILES, write_csv_files
 from das_jax.evaluation.headline import headlines
 from das_jax.evaluation.score_table import MEANINGS, MEASURES, SHADE, SHADES, TITLES, ScoreTable
 from das_jax.evaluation.statistics import Estimate
@@ -26,6 +28,10 @@ from das_jax.evaluation.summary import Summary
 from das_jax.evaluation.svg import Plot
 from das_jax.files import write_text
 from das_jax.training.run_directory import WHERE_NOT_WHAT
+
+PAGE = "index.html"
+HEAD = re.compile(rb'<link rel="icon" href="data:,">\s<title>[^<]*: das_jax</title>')
+"""What a page begins with, and hardly any other file."""
 
 ABSENT = "\N{EN DASH}"
 
@@ -41,10 +47,28 @@ def write_pages(summaries: Sequence[Summary], directory: Path) -> Path:
     Returns:
       Where the page is.
     """
-    page = directory / "index.html"
+    page = directory / PAGE
+    write_text(page, render(summaries))  # First, as it says of the directory that it is a report.
     write_csv_files(summaries, directory)
-    write_text(page, render(summaries))
     return page
+
+
+def check_directory(directory: Path) -> None:
+    """Raises UserError if a report would replace files there that are not a report's."""
+    taken = [name for name in (PAGE, *FILES) if os.path.lexists(directory / name)]
+    if taken and not _is_report(directory / PAGE):
+        raise UserError(
+            f"{directory} holds {', '.join(taken)}, and no report of das-jax; give another --output"
+        )
+
+
+def _is_report(page: Path) -> bool:
+    """Whether a file is a page written by `write_pages`, of this version or an earlier one."""
+    try:
+        with page.open("rb") as file:
+            return HEAD.search(file.read(1 << 16)) is not None
+    except OSError:
+        return False
 
 
 def render(summaries: Sequence[Summary]) -> str:

@@ -1,6 +1,8 @@
 """A plan as a person reads it, and as a file."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -8,10 +10,12 @@ from rich.text import Text
 
 from das_jax.config.schema import Config
 from das_jax.files import write_json
+from das_jax.outputs import check_free, creating
 from das_jax.planning.compiled import TooLarge
 from das_jax.planning.plan import Phase, Plan, plan
 
 GIB = 2**30
+FORMAT = "das_jax plan 1"
 SMALL_SHARE = 0.01
 """Of the time, below which a part is not shown."""
 
@@ -27,16 +31,37 @@ def report(config: Config, topology_name: str, json_file: Path | None) -> None:
     Raises:
       UserError: see `plan`.
     """
+    if json_file is not None:
+        check_figures(json_file)
     console = Console(soft_wrap=True, highlight=False)
     try:
         planned = plan(config, topology_name, console.print)
     except TooLarge as error:
         if json_file is not None:
-            write_json(json_file, {"topology": topology_name, "fits": False, "reason": str(error)})
+            reason = {"topology": topology_name, "fits": False, "reason": str(error)}
+            write_figures(json_file, reason)
         raise
     console.print(render(planned))
     if json_file is not None:
-        write_json(json_file, planned.as_json())
+        write_figures(json_file, planned.as_json())
+
+
+def check_figures(path: Path) -> None:
+    """Raises UserError unless `write_figures` can write there."""
+    check_free(path, _is_plan)
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Writes the figures of a plan or a sweep as JSON; they replace older ones, and nothing else."""
+    with creating(path, _is_plan) as temporary:
+        write_json(temporary, {"format": FORMAT, **figures})
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def render(plan: Plan) -> Group:

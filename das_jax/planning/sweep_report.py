@@ -9,7 +9,7 @@ from rich.text import Text
 
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
-from das_jax.files import check_writable, write_json
+from das_jax.planning.report import check_figures, write_figures
 from das_jax.planning.sweep import Candidate, Row, Sweep, depths, sweep
 from das_jax.planning.topology import open_topology
 from das_jax.training.console import Console
@@ -30,13 +30,13 @@ def report(config: Config, topology_name: str, json_file: Path | None) -> None:
       UserError: see `sweep`; or no candidate fits.
     """
     if json_file is not None:
-        check_writable(json_file)
+        check_figures(json_file)
     topology = open_topology(topology_name)  # Before anything, the console too, asks for devices.
     console = Console()
     found = sweep(config, topology, console)
     console.rich.print(render(found))
     if json_file is not None:
-        write_json(json_file, as_json(found))
+        write_figures(json_file, as_json(found))
     if found.recommended is None:
         raise UserError(
             f"no candidate fits {topology_name}; lower data.length, lower training.batch_size or raise "

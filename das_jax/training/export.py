@@ -9,6 +9,7 @@ from das_jax.errors import UserError
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM
+from das_jax.outputs import check_free, creating
 from das_jax.training.checkpoint import Checkpoints, DamagedError, Restored
 from das_jax.training.console import Console
 from das_jax.training.run_directory import RunDirectory
@@ -26,8 +27,7 @@ def export(source: Path, target: Path) -> None:
     Raises:
       UserError: there is no whole checkpoint, or the target exists.
     """
-    if target.exists():
-        raise UserError(f"{target} exists already; give a new directory")
+    check_free(target)
     # The accelerator may be busy with the very run that is exported.
     jax.config.update("jax_platforms", "cpu")
     console = Console(quiet=True)
@@ -39,9 +39,10 @@ def export(source: Path, target: Path) -> None:
         if restored is not None:
             params = jax.device_get(restored.state["params"])
             config = huggingface_config.read_config(base)
-            huggingface.export(
-                target, params, config, architecture, huggingface.load_tokenizer(base)
-            )
+            with creating(target) as temporary:
+                huggingface.export(
+                    temporary, params, config, architecture, huggingface.load_tokenizer(base)
+                )
             console.log(f"{target}: {stage.name}, checkpoint {restored.step}, for HuggingFace")
             return
     raise UserError(f"{source} has no whole checkpoint; give another stage or step")

@@ -12,8 +12,8 @@ from das_jax.continual import importance, importance_map
 from das_jax.continual.importance import RawImportance
 from das_jax.continual.settings import DASSettings, ImportanceSettings
 from das_jax.errors import UserError
-from das_jax.files import check_writable
 from das_jax.model.units import Units
+from das_jax.outputs import check_free, creating
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
 from das_jax.training.distributed import check_same, on_first_host
@@ -110,7 +110,7 @@ def convert_published(config: Config, console: Console, directory: Path, output:
 def _check_output(output: Path) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"--output is {output}; give it the ending .safetensors")
-    on_first_host(lambda: check_writable(output))
+    on_first_host(lambda: check_free(output, _is_ours))
 
 
 def _save(
@@ -118,8 +118,18 @@ def _save(
 ) -> Units:
     normalised = importance.normalise(raw.mean, settings.normalization)
     architecture = workspace.checkpoint.architecture
-    on_first_host(lambda: importance_map.save(output, architecture, raw, normalised, normalised))
+
+    def save() -> None:
+        with creating(output, _is_ours) as temporary:
+            importance_map.save(temporary, architecture, raw, normalised, normalised)
+
+    on_first_host(save)
     return normalised
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether it is a map that somebody measured; a run's own map lies beside a stage's checkpoints."""
+    return importance_map.is_map(file) and not (file.parent / "checkpoints").is_dir()
 
 
 def importance_settings(config: Config) -> ImportanceSettings:

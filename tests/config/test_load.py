@@ -154,6 +154,43 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
             "data: {cache_dir: 12}",
             "x.yaml:9: data.cache_dir must be text, got 12; write it in quotes.",
         ),
+        # Items of a list that may be null.
+        ("seeds: [0, x]", 'x.yaml:9: seeds.1 must be a whole number >= 0, got "x".'),
+        ("seeds: [[0]]", "x.yaml:9: seeds.0 must be a whole number >= 0, got [0]."),
+        # More than can be counted, and names that no file can have.
+        (
+            "seed: 9223372036854775808",
+            "x.yaml:9: seed is 9223372036854775808; it may be 9,223,372,036,854,775,807 at most.",
+        ),
+        (
+            "training: {steps: 99999999999999999999}",
+            "x.yaml:9: training.steps is 99999999999999999999; it may be 2,147,483,647 at most.",
+        ),
+        (
+            "evaluation: {batch_size: 99999999999999999999}",
+            "x.yaml:9: evaluation.batch_size is 99999999999999999999; it may be 1,048,576 at most.",
+        ),
+        (
+            "data: {length: 99999999999999999999}",
+            "x.yaml:9: data.length is 99999999999999999999; it may be 1,048,576 at most.",
+        ),
+        (
+            "mesh: {data: 99999999999999999999}",
+            "x.yaml:9: mesh.data is 99999999999999999999; it may be 2,147,483,647 at most.",
+        ),
+        (
+            f"general: {{name: {'a' * 101}, source: {{kind: demo, name: acl}}}}",
+            f"x.yaml:9: general.name ({'a' * 57}...) has 101 characters; it may have 100 at most.",
+        ),
+        (
+            'general: {source: {kind: text, path: "a\\0b"}}',
+            "x.yaml:9: general.source.path (a\\x00b) holds a "
+            "NUL character, which no path can; remove it.",
+        ),
+        (
+            "training.steps: 5",
+            "x.yaml:9: training.steps is no setting; in a file, write training: {steps: ...}.",
+        ),
         # Values that are not among those allowed.
         (
             "preset: papr",
@@ -212,6 +249,14 @@ def test_a_mistake_is_one_sentence(load, more, sentence):
             "--domains.2.steps=1",
             "domains.2 does not exist; domains has 2 items, counted from domains.0.",
         ),
+        ("--domains.00.steps=1", "domains.00 does not exist; domains has 2 items"),
+        (
+            "--domains.0.name.x=1",
+            "domains.0.name.x cannot be set: domains.0.name is one (x.yaml:5), no",
+        ),
+        ("--seed.x=1", 'seed must be a whole number >= 0, got {"x": 1}.'),
+        ("--seeds=[1,1]", "seeds holds 1 and 1, which are equal; give"),
+        ("--seeds=[1,4294967297]", "seeds holds 1 and 4294967297, which are equal in the 32 bits"),
         ("--domains.one.steps=1", "domains.one does not exist; domains has 2 items"),
         ("--domains=[]", "domains must be a list, not empty, got []."),
         ("--domains.0.stepz=1", "domains.0.stepz is no setting; did you mean domains.0.steps?"),
@@ -224,6 +269,20 @@ def test_a_mistake_on_the_command_line_says_so(load, override, sentence):
     with pytest.raises(UserError, match="^command line: " + re.escape(sentence)) as caught:
         load(override)
     assert "\n" not in str(caught.value)
+
+
+def test_corpora_may_be_in_a_bucket_and_seeds_may_be_large(load):
+    config = load("--domains.1.source.path=gs://b/*.txt", "--seeds=[0, 4294967297]").config
+    assert config.domains[1].source.path == "gs://b/*.txt"
+    assert config.seeds == (0, 2**32 + 1)
+    assert load("--seeds.1=7", more="seeds: [1, 2]\n").config.seeds == (1, 7)
+
+
+def test_a_group_that_a_file_gave_a_value_is_not_mended_by_a_part_of_it(load):
+    with pytest.raises(
+        UserError, match=r"training\.steps cannot be set: training is 5 \(x\.yaml:9\)"
+    ):
+        load("--training.steps=3", more="training: 5\n")
 
 
 def test_a_key_that_the_method_on_the_command_line_lacks_is_an_error(load):

@@ -1,4 +1,6 @@
+import os
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -66,6 +68,73 @@ def test_a_missing_file_names_the_yaml_files_near_it(tmp_path, monkeypatch):
     (tmp_path / "near.yaml").touch()
     with pytest.raises(UserError, match=r"nothing\.yaml does not exist; there is .*near\.yaml\.$"):
         parse_file(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: " + "[" * 3000 + "]" * 3000, "values stand more than 32 deep"),
+        ("a: " + "{a: " * 3000 + "}" * 3000, "values stand more than 32 deep"),
+        ("- " * 3000, "values stand more than 32 deep"),
+        (
+            "a0: &a0 [1, 1]\n"
+            + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)),
+            "more than 100,000 values",
+        ),
+        ("a: " + "9" * 5000, "cannot be read; a value must be text, a number"),
+        ("a: !!int x", "x cannot be read; a value must be text, a number"),
+        ("a: !!bool x", "x cannot be read; a value must be text, a number"),
+        ("a: !!set {x}", "a value must be text, a number"),
+        ("a: !!python/object/apply:os.system [ls]", "a value must be text, a number"),
+        ('a: "\\ud800"', "holds half a character"),
+    ],
+    ids=lambda text: text[:16],
+)
+def test_what_no_configuration_needs_is_refused(text, says):
+    with pytest.raises(UserError, match=rf"^f\.yaml(:\d+)?: .*{re.escape(says)}"):
+        parse_yaml(text, "f.yaml")
+
+
+def test_halves_of_a_character_are_joined_as_in_json():
+    assert parse_yaml('"\\ud83d\\ude00"', "f.yaml").plain() == "\U0001f600"
+
+
+def test_what_is_no_ordinary_file_has_no_end_or_no_beginning(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is no ordinary file"):
+            parse_file(path)
+    (tmp_path / "weights").write_bytes(b"a" * 300_000)
+    with pytest.raises(UserError, match=r"has 300,000 bytes; that is no configuration file"):
+        parse_file(tmp_path / "weights")
+    with pytest.raises(UserError, match="holds a NUL character"):
+        parse_file(Path("a\0b"))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfa: 1\r\n")
+    assert parse_file(tmp_path / "x.yaml").plain() == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--a.b=1", "--a={c: 2}"], "--a={c: 2} would undo --a.b=1, which is given before it"),
+        (["--a.0.b=1", "--a=[]"], "--a=[] would undo --a.0.b=1"),
+        (["--a=5", "--a.b=1"], "--a.b=1 is given after 5 for the same setting"),
+        (["--a=[x]", "--a.1=y"], "--a.1=y is given after a list of 1 items"),
+        (["--a=[x]", "--a.00=y"], "--a.00=y is given after a list of 1 items"),
+    ],
+)
+def test_no_override_is_ignored_silently(overrides, says):
+    with pytest.raises(UserError, match="command line: " + re.escape(says)):
+        parse_overrides(overrides)
+
+
+def test_an_override_within_a_list_that_was_given_before_it():
+    assert parse_overrides(["--a=[{b: 1, c: 2}, 3]", "--a.0.b=4"]).plain() == {
+        "a": [{"b": 4, "c": 2}, 3]
+    }
 
 
 def test_a_directory_is_no_configuration_file(tmp_path):
