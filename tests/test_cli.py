@@ -84,7 +84,7 @@ def test_a_configuration_is_checked_before_anything_heavy_is_imported(tmp_path: 
     (tmp_path / "typo.yaml").write_text("output_dir: x\ntrainin: {}\n")
     script = """
 import sys
-from das_jax import __version__, cli
+from das_jax import cli
 for words in ("prepare", "pretrain", "importance", "finetune --task=a", "plan --topology=v5e:2x4",
               "config", "evaluate runs/x --tasks"):
     assert cli.main([*words.split(), "typo.yaml"]) == 2
