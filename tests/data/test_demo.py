@@ -96,6 +96,9 @@ def test_files_that_were_fetched_before_there_were_manifests_are_used(pip: FakeP
     shutil.rmtree(tmp_path / "manifests")
     assert demo.fetch("tiny", tmp_path) == directory
     assert len(pip.commands) == 1
+    (directory / "a.json").unlink()
+    demo.fetch("tiny", tmp_path)
+    assert len(pip.commands) == 2, "from then on they are watched"
 
 
 def test_pip_can_neither_build_nor_bring_anything_else(pip: FakePip, tmp_path: Path):
