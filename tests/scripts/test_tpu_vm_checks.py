@@ -142,7 +142,7 @@ def test_what_a_configuration_names_is_on_a_slice_or_refused(
     for word, said in {
         "--training.stesp=3": "training.stesp",
         "--output_dir=/data/mine": "output_dir: /data/mine is not in the bucket",
-        "--output_dir=gs://b/mine": "output_dir: gs://b/mine ",
+        "--output_dir=gs://b/mine": "gs://b/mine",
         "--model.path=~/mine": "model.path: ~/mine is not in the bucket",
         "--domains.0.source.path=../a.txt": "domains.0.source.path: ../a.txt is not",
         "other.yaml": "one configuration file",
