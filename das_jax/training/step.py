@@ -1,11 +1,12 @@
 """The train step: a pure function, and the one place where jit, donation and shardings are put on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import PartitionSpec
 
 from das_jax.continual.method import Memory, Method, Metrics
@@ -34,6 +35,21 @@ class TrainState(NamedTuple):
     memory: Memory
     rng: jax.Array
 
+
+EXCHANGES = frozenset(
+    (
+        *("psum", "psum2", "psum_invariant", "pmean", "pmax", "pmin", "ppermute", "pbroadcast"),
+        *("all_gather", "all_gather_invariant", "all_to_all", "ragged_all_to_all"),
+        *(
+            "reduce_scatter",
+            "psum_scatter",
+            "unreduced_psum",
+            "unreduced_reduce_scatter",
+            "axis_index",
+        ),
+    )
+)
+"""The primitives that tell a device of others."""
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
@@ -203,7 +219,12 @@ def compile_train_step(
 def compile_sums(
     function: Callable[[Params, Batch, jax.Array], Any], sharding: Sharding
 ) -> jax.stages.Wrapped:
-    """The jitted sum over the devices of `function(params, batch, rng)`, each on its own rows."""
+    """The jitted sum over the devices of `function(params, batch, rng)`, each on its own rows.
+
+    Raises:
+      TypeError: when it is traced, if the function asks the other devices for anything, as a loss made for
+        the mesh does: its sums would depend on how many there are.
+    """
     everywhere = PartitionSpec()
 
     def sums(params: Params, batch: Batch, rng: jax.Array) -> Any:
@@ -211,7 +232,7 @@ def compile_sums(
 
         def on_one_device(params: Params, batch: Batch, rng: jax.Array) -> Any:
             own = whole_params(params, specs, sharding)
-            return jax.lax.psum(function(own, batch, rng), sharding.batch)
+            return jax.lax.psum(_of_own_rows(function, own, batch, rng), sharding.batch)
 
         return jax.shard_map(
             on_one_device,
@@ -221,3 +242,36 @@ def compile_sums(
         )(params, batch, rng)
 
     return jax.jit(sums)
+
+
+def _of_own_rows(
+    function: Callable[[Params, Batch, jax.Array], Any],
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+) -> Any:
+    """`function(params, batch, rng)`, which must know of no other device."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, batch, rng)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    for used in _primitives(closed.jaxpr):
+        if used in EXCHANGES:
+            raise TypeError(
+                f"{name}, which Domain.accumulate sums, exchanges numbers with other devices ({used}), so "
+                "its sums would depend on how many there are; give it a loss of its own rows alone, such as "
+                "dataclasses.replace(method, axis_name=None).loss or masked_lm_loss_per_example"
+            )
+    if not all(x.manual_axis_type.varying for x in closed.out_avals):
+        raise TypeError(
+            f"{name}, which Domain.accumulate sums, returns something that does not depend on its rows, so "
+            "every device would count it once more; return sums over the rows, weighted by batch.weight"
+        )
+    leaves = jaxpr_as_fun(closed)(*jax.tree.leaves((params, batch, rng)))
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    """The names of all primitives of a program."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jaxprs_in_params(equation.params):
+            yield from _primitives(inner)

@@ -1,0 +1,166 @@
+"""Whether a method learns the same on one device and on several: for the tests of whoever writes one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from das_jax.continual.method import Memory, Method
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.model.architecture import Architecture
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import parameter_paths
+from das_jax.training.accumulate import accumulate
+from das_jax.training.optimizer import Optimizer
+from das_jax.training.sharding import Sharding, make_sharding
+from das_jax.training.step import compile_train_step, first_state
+
+TOLERANCE = 1e-3
+"""Of the norm of an array: what is left of float32 when sums are taken in another order."""
+
+ROWS, LENGTH = 8, 16
+
+
+def check_method(
+    method_class: Callable[[MaskedLM, Masking, Any, str], Method], settings: Any, devices: int = 2
+) -> None:
+    """Raises AssertionError unless a method does the same on one device and on several.
+
+    It prepares for a domain, takes one step on eight texts with a model of two layers, and ends the domain.
+    What must be equal: the memory before and after, every part of the loss, every number that `observe`
+    gives, and the gradients of all parameters, after the method's own transformations. In pytest, with
+    `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
+
+        def test_it_is_the_same_on_two_devices():
+            check_method(L2, L2Settings())
+
+    Args:
+      method_class: the method.
+      settings: its settings.
+      devices: how many there are to be in the second try.
+
+    Raises:
+      AssertionError: something differs; the sentence says what.
+      TypeError: the loss, or what `Domain.accumulate` is to sum, is not made for several devices.
+      UserError: there are fewer devices.
+    """
+    one, several = (
+        _learned(method_class, settings, make_sharding(count)) for count in (1, devices)
+    )
+    for part, expected in one.items():
+        actual = several[part]
+        assert jax.tree.structure(actual) == jax.tree.structure(expected), (
+            f"{part} has another structure on {devices} devices"
+        )
+        leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+        for path, a, e in zip(parameter_paths(expected), *leaves, strict=True):
+            _check_equal(f"{part} {path}".strip(), np.asarray(a), np.asarray(e), devices)
+
+
+def _check_equal(name: str, actual: np.ndarray, expected: np.ndarray, devices: int) -> None:
+    """Of arrays, by their norm."""
+    assert actual.shape == expected.shape, (
+        f"{name} has the shape {expected.shape} on one device and {actual.shape} on {devices}"
+    )
+    if not np.issubdtype(expected.dtype, np.number):
+        assert np.array_equal(actual, expected), f"{name} differs on {devices} devices"
+        return
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    assert np.isfinite(a).all(), f"{name} is not finite on {devices} devices"
+    assert np.isfinite(e).all(), f"{name} is not finite on one device"
+    # A gradient that is zero but for rounding, such as that of a key's bias, may be rounded otherwise.
+    assert np.linalg.norm(a - e) <= TOLERANCE * np.linalg.norm(e) + 1e-6, (
+        f"{name} depends on the number of devices: its norm is {np.linalg.norm(e):.6g} on one and "
+        f"{np.linalg.norm(a):.6g} on {devices}; a sum over rows goes through global_sum, and random numbers "
+        "belong to an example: Batch.example_keys"
+    )
+
+
+def _learned(
+    method_class: Callable[[MaskedLM, Masking, Any, str], Method], settings: Any, sharding: Sharding
+) -> dict[str, Any]:
+    """One step of one domain, and all that came of it."""
+    model = MaskedLM(_ARCHITECTURE)
+    masking = Masking(
+        mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=_ARCHITECTURE.vocab_size
+    )
+    method = method_class(model, masking, settings, sharding.batch)
+    method.check()
+    params = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
+    domain = _Domain(sharding.replicate(jax.random.key(1)), sharding)
+    before = method.before_domain(params, method.init(params), domain)
+    # The movement is the gradient, and no rounding noise is made large, as Adam makes it.
+    optimizer = Optimizer(optax.identity(), lambda step: 1.0)
+    rng = sharding.replicate(jax.random.key(2))
+    state = first_state(method, optimizer, sharding, params, before, rng)
+    step = compile_train_step(method, optimizer, sharding)
+    state, metrics = step(state, sharding.shard_batch(_rows(0)))
+    moved = jax.tree.map(lambda new, old: new - old, *map(sharding.fetch, (state.params, params)))
+    memory: Memory = sharding.put("memory", sharding.fetch(state.memory))
+    after = method.after_domain(state.params, memory, domain)
+    return {
+        "the memory after before_domain:": sharding.fetch(before),
+        "the step's": sharding.fetch(metrics),
+        "the gradient of": moved,
+        "the memory after after_domain:": sharding.fetch(after),
+    }
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """A domain of sixteen texts."""
+
+    rng: jax.Array
+    sharding: Sharding
+    index: int = 0
+    name: str = "check"
+    directory: Path | None = None
+
+    def log(self, sentence: str) -> None:
+        """Nobody watches."""
+
+    def accumulate(
+        self,
+        function: Callable[[Params, Batch, jax.Array], Any],
+        params: Params,
+        rng: jax.Array,
+        *,
+        examples: int,
+        batch_size: int,
+        purpose: str,
+    ) -> Any:
+        batches = (_rows(start)._asdict() for start in (0, ROWS))
+        return accumulate(function, params, rng, batches, self.sharding)
+
+
+def _rows(start: int) -> Batch:
+    """Texts of random words, the last two shorter than the others."""
+    tokens = np.random.default_rng(start).integers(5, _ARCHITECTURE.vocab_size, (ROWS, LENGTH))
+    tokens[:, 0], tokens[:, -1], tokens[6:, 10:] = 0, 2, _ARCHITECTURE.pad_token_id
+    index = np.arange(start, start + ROWS, dtype=np.uint32)
+    return Batch(tokens.astype(np.int32), index, np.ones(ROWS, np.float32))  # type: ignore[arg-type]
+
+
+_ARCHITECTURE = Architecture(
+    family="roberta",
+    vocab_size=64,
+    num_layers=2,
+    hidden_size=16,
+    num_heads=4,
+    intermediate_size=24,
+    position_rows=20,
+    type_vocab_size=1,
+    pad_token_id=1,
+    first_position=2,
+    layer_norm_eps=1e-5,
+    activation="gelu",
+    hidden_dropout=0.1,
+    attention_dropout=0.1,
+    initializer_range=0.2,
+    tied=True,
+)
