@@ -15,7 +15,7 @@ from das_jax.training.accumulate import accumulate
 from das_jax.training.distributed import on_first_host
 from das_jax.training.heldout import SEED, HeldoutSums
 from das_jax.training.metrics import check_parts
-from das_jax.training.run_directory import RunDirectory
+from das_jax.training.run_directory import RunDirectory, Scores
 from das_jax.training.workspace import Workspace
 
 BASE = "base model"
@@ -66,14 +66,14 @@ class Results:
         self._write_scores(name, params)
 
     def summary(self, name: str) -> str:
-        """The held-out losses before and after a stage."""
+        """The held-out losses before and after a stage, and whether it learned what it was to learn."""
         scores = self.directory.scores()
         before = list(scores)[list(scores).index(name) - 1]
         changes = ", ".join(
             f"{corpus} {scores[before][corpus]:.3f} -> {loss:.3f}"
             for corpus, loss in scores[name].items()
         )
-        return f"{name}: learned; held-out loss {changes}"
+        return f"{name}: learned; held-out loss {changes}{_no_better(scores, before, name)}"
 
     def _write_scores(self, row: str, params: Params) -> None:
         losses = self._heldout_losses(params)
@@ -116,3 +116,16 @@ class Results:
                 )
                 losses[name] = float(nats / tokens)
         return losses
+
+
+def _no_better(scores: Scores, before: str, name: str) -> str:
+    """A warning if a stage's own held-out loss is no lower than it was before, or than the base model's."""
+    loss, earlier, base = (scores[row][name] for row in (name, before, BASE))
+    if loss < min(earlier, base):
+        return ""
+    what = "before it" if loss >= earlier else "the base model's"
+    return (
+        f"\nwarning: {name} did not help: on its own held-out text the loss is {loss:.3f}, no lower than "
+        f"{what} ({earlier if loss >= earlier else base:.3f}); look at training.learning_rate and "
+        "training.steps"
+    )
