@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from das_jax.data.cloze import Facts
 from das_jax.data.tables import JSONLTable
 from das_jax.data.tasks import Examples, Task, TaskSettings
 from das_jax.evaluation import finetune as module
+from das_jax.evaluation.cloze import precision
 from das_jax.evaluation.finetune import Best, Finetuned, finetune
 from das_jax.evaluation.own_words import OwnWords
 from das_jax.model.classifier import Classifier
@@ -186,3 +188,19 @@ def test_losses_and_logits_that_are_none_give_no_scores(
             Classifier(model, 2), params, short, SEEDS, make_sharding(1), lambda *x: told.append(x)
         )
     assert np.isfinite(told).all(), "nobody is shown a number that is none"
+
+
+def test_logits_that_are_none_give_no_precision(model: MaskedLM, params: Params) -> None:
+    facts = Facts(
+        tokens_NxT=np.array([[0, 4, 60, 2], [0, 4, 20, 2]], np.int32),
+        position_N=np.array([1, 1], np.int32),
+        answer_N=np.array([7, 7], np.int32),
+        left_out=0,
+        key="",
+    )
+    assert 0 <= precision(model, params, facts, make_sharding(1)) <= 1
+    head = {**params["lm_head"], "bias": params["lm_head"]["bias"].at[5].set(jnp.inf)}
+    with pytest.raises(
+        NotFiniteError, match="logits at the blank of a fact became infinite or NaN"
+    ):
+        precision(model, {**params, "lm_head": head}, facts, make_sharding(1))
