@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from das_jax import cli
+from das_jax.evaluation.csv_files import FILES
 from tests.evaluation.conftest import MakeRun
 
 Capture = pytest.CaptureFixture[str]
@@ -32,6 +33,27 @@ def test_several_runs(
     for directory in ("report", "there"):
         assert "By F of held-out" in (tmp_path / directory / "index.html").read_text()
         assert (tmp_path / directory / "ranks.csv").is_file()
+
+
+def test_only_a_report_is_replaced(make_run: MakeRun, tmp_path: Path, capsys: Capture) -> None:
+    command = ["report", str(make_run("das")), "--output"]
+    there = tmp_path / "there"
+    assert cli.main([*command, str(there)]) == 0
+    assert {path.name for path in there.iterdir()} == {"index.html", *FILES}
+    (there / "costs.csv").unlink()  # As if it had been killed.
+    assert cli.main([*command, str(there)]) == 0
+    assert (there / "costs.csv").exists()
+    for name in ("index.html", "scores.csv"):
+        mine = tmp_path / f"mine-{name}"
+        mine.mkdir()
+        (mine / name).write_text("<title>mine: das_jax</title>")
+        capsys.readouterr()
+        assert cli.main([*command, str(mine)]) == 2
+        assert f"holds {name}, and no report of das-jax" in capsys.readouterr().err
+        assert [path.read_text() for path in mine.iterdir()] == ["<title>mine: das_jax</title>"]
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "notes.csv").touch()
+    assert cli.main([*command, str(tmp_path / "beside")]) == 0
 
 
 def test_a_mistake_is_one_sentence_and_nothing_is_written(

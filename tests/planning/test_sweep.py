@@ -221,6 +221,11 @@ def test_report_and_json_tell_the_same(
     arguments = ["--topology", "v5e:2x4", "--sweep", "--json", str(tmp_path / "sweep.json")]
     assert cli.main(["plan", path, *arguments]) == 0
     printed = capsys.readouterr().out
+    assert cli.main(["plan", path, *arguments]) == 0, "its own figures are replaced"
+    (tmp_path / "mine.json").write_text("[]")
+    assert cli.main(["plan", path, *arguments[:-1], str(tmp_path / "mine.json")]) == 2
+    assert (tmp_path / "mine.json").read_text() == "[]"
+    assert "mine.json exists already" in capsys.readouterr().err
     figures = json.loads((tmp_path / "sweep.json").read_text())
     first, *others = figures["rows"]
     speeds = [row.get("tokens_per_second", 0) for row in figures["rows"] if row["fits"]]

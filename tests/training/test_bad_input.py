@@ -207,6 +207,22 @@ def test_a_map_that_cannot_be_written(
     assert said in refused(f"--output={tmp_path / output}", verb="importance")
 
 
+def test_nothing_that_is_there_is_replaced(refused: Refused, tmp_path: Path) -> None:
+    """Before anything is measured or trained."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years")
+    save_file({"x": np.zeros(1)}, tmp_path / "weights.safetensors")
+    (tmp_path / "photo.png").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    said = refused("--task=topic", f"--output={tmp_path / 'thesis'}", verb="finetune")
+    assert "thesis exists already; give a new directory" in said
+    for name in ("weights", "photo"):
+        said = refused(f"--output={tmp_path / name}.safetensors", verb="importance")
+        assert "exists already and is nothing that this command wrote" in said
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+
+
 def test_published_maps_of_another_model(refused: Refused, tmp_path: Path) -> None:
     for name in importance_map.PUBLISHED_FILES.values():
         np.save(tmp_path / name, np.ones((12, 12)))
