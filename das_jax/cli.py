@@ -388,10 +388,16 @@ def _show(runs: list[Path], directory: Path) -> None:
     from das_jax.evaluation.report import write_pages
     from das_jax.evaluation.tables import report_tables
     from das_jax.training.console import screen
+    from das_jax.training.lost import lost
+    from das_jax.training.run_directory import RunDirectory
 
     summaries = summarise_all(runs)
     page = write_pages(summaries, directory)
     console = screen()
+    for summary in summaries:
+        for scores in summary.runs:
+            for sentence in lost(RunDirectory(scores.directory), scores.config):
+                console.print(f"warning: {sentence}", markup=False)
     for table in report_tables(summaries):
         console.print(table)
     console.print(f"{page} written, and the same as CSV files beside it", markup=False)

@@ -12,12 +12,15 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from das_jax.errors import UserError
+
+T = TypeVar("T")
 
 TEMPORARY = ".tmp"
 """How the hidden names end under which things are written."""
@@ -113,6 +116,32 @@ def _not_finite(value: Any, name: str = "") -> str | None:
         return None
     found = (_not_finite(each, f"{name}.{key}") for key, each in value.items())
     return next(filter(None, found), None)
+
+
+def read_json(path: Path, shape: TypeAdapter[T], remedy: str) -> T:
+    """Reads a JSON file that das_jax wrote.
+
+    Args:
+      path: the file.
+      shape: what it must hold; a number that is not finite is no number.
+      remedy: what to do if it is damaged.
+
+    Raises:
+      UserError: it is missing, cannot be read, or holds something else.
+    """
+    try:
+        content = path.read_bytes()
+        shape.validate_json(content, strict=True)
+        return json.loads(content)  # Whole, and not only what the shape speaks of.
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise UserError(f"{path} is damaged ({reason}); {remedy}")
 
 
 def check_writable(path: Path) -> None:

@@ -88,9 +88,11 @@ class DAS(Method):
         if domain.directory is not None:
             general = losses is not importance.masked_lm_losses
             name = "importance-general.safetensors" if general else "importance.safetensors"
-            importance_map.save(
-                domain.directory / name, self.model.architecture, raw, own, accumulated
-            )
+            path = domain.directory / name
+            try:
+                importance_map.save(path, self.model.architecture, raw, own, accumulated)
+            except UserError as error:  # The memory has what protects; the file is for people.
+                domain.log(f"warning: {error}; training goes on without it")
 
     def loss(
         self, params: Params, memory: DASMemory, batch: Batch, rng: jax.Array

@@ -1,5 +1,6 @@
 """What training logged, stage after stage along one axis of steps."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,10 @@ def read_records(run: Path) -> list[Record]:
     """All that the stages of a run logged."""
     records: list[Record] = []
     for stage in stage_directories(run):
-        offset = records[-1].step if records else 0
-        for metrics in map(json.loads, read_lines(stage / "metrics.jsonl")):
+        offset, lines = records[-1].step if records else 0, []
+        with contextlib.suppress(OSError):  # `das_jax.training.lost` names what cannot be read.
+            lines = read_lines(stage / "metrics.jsonl")
+        for metrics in map(json.loads, lines):
             step = offset + metrics.pop("step")
             before = records[-1].step if records else 0
             records.append(Record(stage_name(stage), step, step - before, metrics))

@@ -1,18 +1,18 @@
 """What a method protects: importance per layer, what of it is left free, and what maps have in common."""
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from das_jax.continual import importance_map
 from das_jax.continual.importance import FEWEST_UNITS, rank_correlation
 from das_jax.continual.importance_map import ImportanceMap
 from das_jax.errors import UserError
 from das_jax.evaluation.curves import stage_directories, stage_name
 from das_jax.evaluation.scores import RunScores
-from das_jax.model.huggingface_config import architecture_of
 from das_jax.model.units import Units
+from das_jax.training.lost import load_map
 from das_jax.training.run_directory import RunDirectory
 
 GENERAL = "general knowledge"
@@ -65,8 +65,7 @@ class Protection:
 def read_maps(run: RunScores) -> dict[str, ImportanceMap]:
     """The importance maps of a run's finished stages, in order; none if its method measures none.
 
-    Raises:
-      UserError: a map is damaged, or not of this run.
+    One that is damaged, or another's, is left out; `das_jax.training.lost` names it.
     """
     found = {}
     for stage in stage_directories(run.directory):
@@ -75,22 +74,13 @@ def read_maps(run: RunScores) -> dict[str, ImportanceMap]:
             ("importance.safetensors", stage_name(stage)),
         ):
             if (stage / file).exists() and stage_name(stage) in run.rows:
-                architecture = architecture_of(RunDirectory(run.directory).base)
-                found[name] = importance_map.load(stage / file, architecture)
-                if found[name].halves is None:
-                    raise UserError(
-                        f"{stage / file} was converted with --published, so it is not the map of this "
-                        "stage; put that back, or remove the file"
-                    )
+                with contextlib.suppress(UserError):
+                    found[name] = load_map(RunDirectory(run.directory), stage / file)
     return found
 
 
 def protection_of(runs: tuple[RunScores, ...]) -> Protection | None:
-    """The importance of a run with one or several seeds, None if its method measures none.
-
-    Raises:
-      UserError: a map is damaged.
-    """
+    """The importance of a run with one or several seeds, None if its method measures none."""
     seeds = [read_maps(run) for run in runs]
     names = tuple(name for name in seeds[0] if all(name in maps for maps in seeds))
     if not names:

@@ -1,13 +1,15 @@
 """What was measured of a run, as files: the held-out losses that the run leaves, and its evaluation."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict  # Pydantic reads that of typing from Python 3.12 on only.
+
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
-from das_jax.files import write_json
+from das_jax.files import read_json, write_json
 from das_jax.training.results import BASE
 from das_jax.training.run_directory import RunDirectory
 
@@ -29,14 +31,25 @@ class Evaluation:
     path: Path
 
     def read(self) -> dict[str, dict[str, Any]]:
+        """What was measured so far, for what measures more.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        return self._read(_COLUMNS)
+
+    def read_whole(self) -> dict[str, dict[str, Any]]:
+        """What was measured, every part of it looked at.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        return self._read(_EVALUATION)
+
+    def _read(self, shape: TypeAdapter[Any]) -> dict[str, dict[str, Any]]:
         if not self.path.exists():
             return {"tasks": {}, "cloze": {}}
-        try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{self.path} is damaged ({error}); remove it and run das-jax evaluate again"
-            ) from error
+        return read_json(self.path, shape, "remove it and run das-jax evaluate again")
 
     def begin(self, columns: dict[tuple[str, str], dict[str, Any]]) -> None:
         """Writes down what is measured; scores of a column that is not what it was are forgotten.
@@ -60,6 +73,56 @@ class Evaluation:
         everything = self.read()
         everything[kind][name]["rows"][row] = cell
         write_json(self.path, everything)
+
+
+class _Row(TypedDict):
+    weights: str
+
+
+class _Column(TypedDict):
+    key: str
+    rows: dict[str, _Row]
+
+
+class _ColumnsFile(TypedDict):
+    tasks: dict[str, _Column]
+    cloze: dict[str, _Column]
+
+
+class _TaskRow(TypedDict):
+    weights: str
+    seeds: list[int]
+    scores: dict[str, list[FiniteFloat]]
+
+
+class _Task(TypedDict):
+    key: str
+    domain: str | None
+    metric: str
+    classes: list[str]
+    baselines: dict[str, dict[str, FiniteFloat]]
+    rows: dict[str, _TaskRow]
+
+
+class _FactsRow(TypedDict):
+    weights: str
+    precision: FiniteFloat
+
+
+class _Facts(TypedDict):
+    key: str
+    knowledge: str | None
+    facts: int
+    rows: dict[str, _FactsRow]
+
+
+class _EvaluationFile(TypedDict):
+    tasks: dict[str, _Task]
+    cloze: dict[str, _Facts]
+
+
+_COLUMNS = TypeAdapter(_ColumnsFile)
+_EVALUATION = TypeAdapter(_EvaluationFile)
 
 
 @dataclass(frozen=True)
@@ -104,7 +167,7 @@ def read_scores(directory: Path) -> RunScores:
     config, heldout = run.config(), run.scores()
     if not heldout:
         raise UserError(f"{directory} has no checkpoints yet; run das-jax pretrain first")
-    evaluation = Evaluation(run.evaluation).read()
+    evaluation = Evaluation(run.evaluation).read_whole()
     return RunScores(
         directory, config, tuple(heldout), heldout, evaluation["tasks"], evaluation["cloze"]
     )

@@ -73,10 +73,10 @@ class Summary:
         """Of training."""
         tokens = flops = seconds = 0.0
         for record in itertools.chain(*self.records):
-            took = record.metrics["seconds_per_step"] * record.steps
+            took = record.metrics.get("seconds_per_step", 0.0) * record.steps
             seconds += took
-            tokens += record.metrics["tokens_per_second"] * took
-            flops += record.metrics["flops_per_second"] * took
+            tokens += record.metrics.get("tokens_per_second", 0.0) * took
+            flops += record.metrics.get("flops_per_second", 0.0) * took
         runs = len(self.runs)
         return Cost(tokens / runs, flops / runs, seconds / runs)
 

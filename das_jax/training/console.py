@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import jax
 import rich.console
@@ -115,6 +116,7 @@ class Console:
         self.awaits_first_step = True
         first_host = jax.process_index() == 0
         self.rich = screen(quiet=not first_host)
+        self.rich.file = cast(IO[str], _Unfailing(self.rich.file))
         self.live = self.rich.is_terminal and not quiet and first_host
 
     def log(self, sentence: str) -> None:
@@ -167,6 +169,39 @@ class Console:
             yield line
         finally:
             line.stop()
+
+
+class _Unfailing:
+    """A stream for what only reports: where it cannot be written, work goes on without it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            return self._go_on_without(error)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._go_on_without(error)
+
+    def _go_on_without(self, error: OSError) -> int:
+        """Everything from now on, what is buffered too, goes nowhere; a reader who left need not be told."""
+        if not isinstance(error, BrokenPipeError):
+            sentence = (
+                f"warning: the output cannot be written ({error.strerror}); work goes on without it"
+            )
+            with contextlib.suppress(OSError):
+                print(sentence, file=sys.stderr, flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return 0
 
 
 def screen(quiet: bool = False) -> rich.console.Console:

@@ -12,7 +12,7 @@ from das_jax.model.masked_lm import MaskedLM
 from das_jax.outputs import check_free, creating
 from das_jax.training.checkpoint import Checkpoints, DamagedError, Restored
 from das_jax.training.console import Console
-from das_jax.training.run_directory import RunDirectory
+from das_jax.training.run_directory import AGAIN, RunDirectory
 from das_jax.training.sharding import make_sharding
 
 
@@ -33,7 +33,10 @@ def export(source: Path, target: Path) -> None:
     console = Console(quiet=True)
     stages, step = find_stages(source)
     base = RunDirectory(stages[0].parent).base
-    architecture = huggingface_config.architecture_of(base)
+    try:
+        architecture = huggingface_config.architecture_of(base)
+    except UserError as error:
+        raise UserError(f"{base} is lost or damaged; {AGAIN}") from error
     for stage in stages:
         restored = _restore(stage, step, architecture, console)
         if restored is not None:

@@ -6,9 +6,10 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from das_jax import stopping
 from das_jax.stopping import Interrupted as Interrupted
@@ -144,7 +145,7 @@ def status(requested: signal.Signals | None) -> int:
     return 130 if requested == signal.SIGINT else 0
 
 
-_watching: dict[signal.Signals, object] = {}
+_watching: Mapping[signal.Signals, Any] = {}
 
 
 def _forget() -> None:
@@ -152,7 +153,7 @@ def _forget() -> None:
     if _watching:
         signal.set_wakeup_fd(-1)
         for number, handler in _watching.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         stopping.ask(False)
 
 

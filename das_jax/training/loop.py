@@ -145,8 +145,6 @@ def train(
                         f"{stage}: stopped at step {done} of {steps} and saved; "
                         "the same command goes on from here"
                     )
-                if (
-                    console.awaits_first_step
-                ):  # Said after saving: a pipe without a reader ends the process.
+                if console.awaits_first_step:
                     console.first_step(stage, seconds)
     return state

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from das_jax import stopping
 from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.continual.method import Method
@@ -23,9 +24,10 @@ from das_jax.training.distributed import on_first_host
 from das_jax.training.flops import train_step_flops
 from das_jax.training.interruption import Interruption
 from das_jax.training.loop import FINISHED, TRAINING, train, training_checkpoint
+from das_jax.training.lost import lost
 from das_jax.training.metrics import MetricsWriter
 from das_jax.training.optimizer import Optimizer, domain_optimizer
-from das_jax.training.results import Results
+from das_jax.training.results import BASE, Results
 from das_jax.training.run_directory import RunDirectory, Scores
 from das_jax.training.sharding import check_divisible
 from das_jax.training.stages import Learned, Stage, stages_of
@@ -103,13 +105,18 @@ def pretrain(
         corpora = workspace.corpora()
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
-        directory.begin(config, inputs)
-        results = Results(workspace, directory, corpora)
+        directory.begin(config, inputs, console.log)
         stages = stages_of(config, corpora)
+        results = Results(workspace, directory, corpora, tuple(stage.name for stage in stages))
         run = Run(workspace, directory, stages, results, interruption, report)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
             run.learn_all()
-        return on_first_host(directory.scores)
+        if results.unwritten:
+            raise UserError(
+                f"{directory.path} has learned all it should, but: {results.unwritten[0]}; then start the "
+                "same command again, which writes it"
+            )
+        return results.scores
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,12 @@ class Run:
            place in the data included.
         3. A damaged checkpoint is passed over for the one before it; a stage without any starts again,
            from what the stage before it left.
+        4. What else a finished stage leaves is made again where it was damaged or deleted.
         """
         first, learned, resumed = self._resume()
+        self.results.read_scores()
+        if first > 0 or resumed is not None:
+            self._make_again(self.stages[:first])
         if first == len(self.stages):
             self.console.log(f"{self.directory.path} is finished; nothing is left to do")
             return
@@ -171,6 +182,47 @@ class Run:
         params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
         return 0, Learned(params, None), None
 
+    def _make_again(self, finished: list[Stage]) -> None:
+        """Writes what should be there of the base model and of finished stages, and names what cannot be."""
+        made = []
+        if self.results.lacks(BASE, self.directory.base):
+            params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
+            self.results.write_base(params)
+            made.append(BASE)
+        for stage in finished:
+            if self.results.lacks(stage.name, self._path(stage) / "huggingface"):
+                stopping.check()
+                with self._checkpoints(stage, read_only=True) as checkpoints:
+                    restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
+                if restored is not None and restored.step >= stage.steps:
+                    self.results.write_stage(
+                        stage.name, self._path(stage), restored.state["params"]
+                    )
+                    made.append(stage.name)
+        for name in made:
+            self.console.log(f"{name}: what it leaves was damaged or lost, and is made again")
+        page = self.directory.report
+        if finished and (made or on_first_host(lambda: not page.is_file())):
+            self._report()
+        for sentence in on_first_host(lambda: lost(self.directory, self.config)):
+            self.console.log(f"warning: {sentence}")
+
+    def _report(self) -> None:
+        """Shows the run to people; whatever goes wrong there stops no training."""
+
+        def reason() -> str | None:
+            try:
+                self.report(self.directory.path)
+            except Exception as error:
+                return (str(error).strip() or repr(error)).splitlines()[0]
+            return None
+
+        if (failed := on_first_host(reason)) is not None:
+            self.console.log(
+                f"warning: the report is not written ({failed}); training goes on, and `das-jax report "
+                f"{self.directory.path}` writes it"
+            )
+
     def _learn(self, stage: Stage, learned: Learned, resumed: TrainState | None) -> Learned:
         """One stage from its beginning, or from a state in its middle, to its end.
 
@@ -195,9 +247,9 @@ class Run:
                 memory = sharding.put("memory", method.after_domain(state.params, memory, domain))
             finished = Learned(state.params, memory)
             self.results.write_stage(stage.name, self._path(stage), state.params)
-            on_first_host(lambda: self.report(self.directory.path))
+            self._report()
             checkpoints.save(stage.steps + 1, finished._asdict(), {"phase": FINISHED})
-        self.console.log(on_first_host(lambda: self.results.summary(stage.name)))
+        self.console.log(self.results.summary(stage.name))
         return finished
 
     def _first_state(
@@ -284,9 +336,9 @@ class Run:
     def _path(self, stage: Stage) -> Path:
         return self.directory.stage(stage.number, stage.name)
 
-    def _checkpoints(self, stage: Stage) -> Checkpoints:
+    def _checkpoints(self, stage: Stage, read_only: bool = False) -> Checkpoints:
         directory = self._path(stage) / "checkpoints"
-        return Checkpoints(directory, self.workspace.sharding, self.console.log)
+        return Checkpoints(directory, self.workspace.sharding, self.console.log, read_only)
 
     def _writable(self, stage: Stage) -> Path | None:
         """The stage's directory, on the host that writes."""

@@ -1,6 +1,7 @@
 """What a run leaves for people: HuggingFace checkpoints and held-out losses."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from das_jax.errors import UserError
 from das_jax.files import replacing
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.masked_lm import Params
+from das_jax.model.safetensors_files import open_tensors
 from das_jax.training.accumulate import accumulate
 from das_jax.training.distributed import on_first_host
 from das_jax.training.heldout import SEED, HeldoutSums
@@ -24,11 +26,41 @@ BASE = "base model"
 
 @dataclass(frozen=True)
 class Results:
-    """Measures and writes; what is there already is written again, the same."""
+    """Measures and writes; what is there already is written again, the same.
+
+    What cannot be written does not stop the training that is under way: it is said, and written when the
+    run is started again.
+
+    Attributes:
+      workspace: the parts of the run.
+      directory: where it is.
+      corpora: whose held-out losses are measured.
+      stages: the names of all stages, in order.
+      scores: the rows of scores.json.
+      unwritten: why things are not there that should be.
+    """
 
     workspace: Workspace
     directory: RunDirectory
     corpora: dict[str, Corpus]
+    stages: tuple[str, ...]
+    scores: Scores = field(default_factory=dict)
+    unwritten: list[str] = field(default_factory=list)
+
+    def read_scores(self) -> None:
+        """Takes over the rows measured before; what is damaged will be measured again."""
+
+        def read() -> Scores:
+            try:
+                found = self.directory.scores()
+            except UserError as error:
+                self.workspace.console.log(f"warning: {str(error).partition(';')[0]}")
+                return {}
+            return {
+                row: losses for row, losses in found.items() if set(losses) == set(self.corpora)
+            }
+
+        self.scores.update(on_first_host(read))
 
     def write_base(self, params: Params) -> None:
         """The base model's scores, configuration and tokenizer: an export later needs nothing outside
@@ -41,7 +73,7 @@ class Results:
                 huggingface_config.write_config(temporary, self.workspace.checkpoint.config)
                 huggingface.write_tokenizer(temporary, self.workspace.tokenizer)
 
-        on_first_host(write)
+        self._keep(write)
         self._write_scores(BASE, params)
 
     def write_stage(self, name: str, stage: Path, params: Params) -> None:
@@ -54,7 +86,7 @@ class Results:
         """
         workspace = self.workspace
         whole, checkpoint = workspace.sharding.fetch(params), workspace.checkpoint
-        on_first_host(
+        self._keep(
             lambda: huggingface.export(
                 stage / "huggingface",
                 whole,
@@ -65,19 +97,55 @@ class Results:
         )
         self._write_scores(name, params)
 
+    def lacks(self, row: str, directory: Path) -> bool:
+        """Whether a row of the scores is lost, or a HuggingFace directory is damaged or gone.
+
+        Args:
+          row: `base model`, whose directory has no weights, or a stage.
+          directory: `base` or the stage's `huggingface`.
+        """
+
+        def whole() -> bool:
+            try:
+                if row != BASE:
+                    open_tensors(directory)
+                huggingface.load_tokenizer(directory)
+                found = huggingface_config.architecture_of(directory)
+            except Exception:  # Damaged bytes raise anything.
+                return False
+            return found == self.workspace.checkpoint.architecture
+
+        return row not in self.scores or not on_first_host(whole)
+
     def summary(self, name: str) -> str:
         """The held-out losses before and after a stage, and whether it learned what it was to learn."""
-        scores = self.directory.scores()
-        before = list(scores)[list(scores).index(name) - 1]
+        rows = list(self.scores)
+        before = rows[rows.index(name) - 1]
         changes = ", ".join(
-            f"{corpus} {scores[before][corpus]:.3f} -> {loss:.3f}"
-            for corpus, loss in scores[name].items()
+            f"{corpus} {self.scores[before][corpus]:.3f} -> {loss:.3f}"
+            for corpus, loss in self.scores[name].items()
         )
-        return f"{name}: learned; held-out loss {changes}{_no_better(scores, before, name)}"
+        return f"{name}: learned; held-out loss {changes}{_no_better(self.scores, before, name)}"
 
     def _write_scores(self, row: str, params: Params) -> None:
-        losses = self._heldout_losses(params)
-        on_first_host(lambda: self.directory.write_scores({**self.directory.scores(), row: losses}))
+        rows = {**self.scores, row: self._heldout_losses(params)}
+        self.scores.clear()
+        self.scores.update({each: rows[each] for each in (BASE, *self.stages) if each in rows})
+        self._keep(lambda: self.directory.write_scores(self.scores))
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        """Writes on the first host; a failure is said and kept in mind, and does not stop the run."""
+
+        def reason() -> str | None:
+            try:
+                write()
+            except UserError as error:
+                return str(error)
+            return None
+
+        if (failed := on_first_host(reason)) is not None:
+            self.unwritten.append(failed)
+            self.workspace.console.log(f"warning: {failed}; training goes on")
 
     def _heldout_losses(self, params: Params) -> dict[str, float]:
         """Nats per masked token of every corpus."""

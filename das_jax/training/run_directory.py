@@ -1,12 +1,11 @@
 """The directory of a run: what it holds, where, and whether it belongs to this configuration."""
 
 import contextlib
-import json
 import platform
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,15 @@ import flax
 import jax
 import optax
 from filelock import FileLock, Timeout
+from pydantic import FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict  # Pydantic reads that of typing from Python 3.12 on only.
 
 import das_jax
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.config.show import difference, to_yaml
 from das_jax.errors import UserError
-from das_jax.files import TEMPORARY, sweep, write_json, write_text
+from das_jax.files import TEMPORARY, read_json, sweep, write_json, write_text
 from das_jax.training.distributed import check_same, on_every_host, on_first_host
 
 Scores = dict[str, dict[str, float]]
@@ -36,6 +37,9 @@ WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "data.beam", "mesh.", *AFTERWA
 """Settings that say where a run happens, or what is asked of its models afterwards; they may change, what
 is trained does not depend on them."""
 
+
+AGAIN = "start das-jax pretrain once more with the same configuration, which makes it again"
+"""What to do about something damaged or lost that follows from the checkpoints."""
 
 LOCK = ".lock"
 PROBE = "shared"
@@ -159,7 +163,9 @@ class RunDirectory:
             "give another with --output_dir=DIR"
         )
 
-    def begin(self, config: Config, inputs: dict[str, str]) -> None:
+    def begin(
+        self, config: Config, inputs: dict[str, str], log: Callable[[str], None] = print
+    ) -> None:
         """Writes down what the run is of, once all is known to be good; checks it when the run goes on.
 
         Until then nothing is written, so a configuration with a mistake can be mended and started again.
@@ -167,6 +173,7 @@ class RunDirectory:
         Args:
           config: the configuration.
           inputs: a hash of all that the configuration only names: the model and the texts.
+          log: is told if the hashes of the beginning are lost.
 
         Raises:
           UserError: an input is not what it was when the run was begun, or not what it is on
@@ -174,16 +181,30 @@ class RunDirectory:
         """
         for what, value in inputs.items():
             check_same(what, value)
-        on_first_host(lambda: self._begin(config, inputs))
+        on_first_host(lambda: self._begin(config, inputs, log))
 
-    def _begin(self, config: Config, inputs: dict[str, str]) -> None:
+    def _begin(self, config: Config, inputs: dict[str, str], log: Callable[[str], None]) -> None:
         if not self._config.exists():
             write_text(self._config, _versions() + to_yaml(config))
         path = self.path / "inputs.json"
+        try:
+            before = self.inputs() if path.exists() or self._stages() else inputs
+            if set(before) != set(inputs):
+                raise UserError(f"{path} is damaged (it names other inputs)")
+        except UserError as error:
+            log(
+                f"warning: {str(error).partition(';')[0]}; it is written again, and whether the model and "
+                "the texts are those that the run was begun with is not known"
+            )
+            before = inputs
+            if path.is_dir():
+                raise UserError(
+                    f"{path} is a directory where a file belongs; move it away"
+                ) from error
+            path.unlink(missing_ok=True)
         if not path.exists():
-            write_json(path, inputs)
-        before = json.loads(path.read_text())
-        changed = [name for name in inputs if before.get(name) != inputs[name]]
+            write_json(path, before)
+        changed = [name for name in inputs if before[name] != inputs[name]]
         if changed:
             raise UserError(
                 f"{', '.join(changed)} changed after {self.path} was begun; "
@@ -241,8 +262,12 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     def inputs(self) -> dict[str, str]:
-        """A hash of the model and of every text, as they were when the run was begun."""
-        return json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
+        """A hash of the model and of every text, as they were when the run was begun.
+
+        Raises:
+          UserError: the file is damaged or lost.
+        """
+        return read_json(self.path / "inputs.json", _INPUTS, AGAIN)
 
     def stage(self, number: int, name: str) -> Path:
         """The directory of a stage: checkpoints/, huggingface/, importance.safetensors, metrics.jsonl,
@@ -251,9 +276,15 @@ class RunDirectory:
         return self.path / f"{number:02}-{name}"
 
     def scores(self) -> Scores:
-        """The rows measured so far."""
+        """The rows measured so far.
+
+        Raises:
+          UserError: the file is damaged.
+        """
         path = self.path / "scores.json"
-        return json.loads(path.read_text())["heldout_masked_lm_loss"] if path.exists() else {}
+        if not path.exists():
+            return {}
+        return read_json(path, _SCORES, AGAIN)["heldout_masked_lm_loss"]
 
     def write_scores(self, scores: Scores) -> None:
         write_json(
@@ -261,6 +292,14 @@ class RunDirectory:
             {"unit": "nats per masked token", "heldout_masked_lm_loss": scores},
         )
 
+
+class _ScoresFile(TypedDict):
+    unit: str
+    heldout_masked_lm_loss: dict[str, dict[str, FiniteFloat]]
+
+
+_SCORES = TypeAdapter(_ScoresFile)
+_INPUTS = TypeAdapter(dict[str, str])
 
 _START = re.compile(
     rf"{re.escape(LOCK)}|\.({re.escape(RUN_FILES[0])}|{PROBE})\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}"

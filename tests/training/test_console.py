@@ -1,6 +1,9 @@
 """What a person sees."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import rich.console
@@ -110,3 +113,35 @@ def test_text_is_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     long = "[red]papers[/red] /a/b " * 20
     Console().log(long)
     assert capsys.readouterr().out == long + "\n"
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_an_output_that_cannot_be_written_stops_nothing(full: bool) -> None:
+    """A log on a full disk is said once; a reader who left (`| head`) need not be told."""
+    script = """
+from das_jax.training.console import Console
+console = Console()
+for number in range(3):
+    console.log(f"line {number}")
+with console.progress("training", 3) as line:
+    line.update(3, "loss 1.0")
+"""
+    if full:
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(output)
+    said = (
+        "warning: the output cannot be written (No space left on device); work goes on without it\n"
+    )
+    assert (done.returncode, done.stderr) == (0, said if full else "")

@@ -163,6 +163,41 @@ def test_sigterm_while_text_is_prepared(project: Project, start: Start, tmp_path
     assert start(*command).status == 0
 
 
+def test_what_was_damaged_or_deleted_is_made_again(
+    project: Project, start: Start, reference: Path, tmp_path: Path
+) -> None:
+    """The checkpoints decide: after damage to all that a finished run leaves, and in the middle of one."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    shutil.copytree(reference, whole)
+    (whole / "scores.json").write_text("{")
+    (whole / "inputs.json").write_bytes(b"")
+    for name in ("base", "report", "01-papers/huggingface"):
+        shutil.rmtree(whole / name)
+    shutil.copytree(whole, half)
+    weights = whole / "02-reviews" / "huggingface" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    ended = start("pretrain", project.config, f"--output_dir={whole}")
+    assert (ended.status, ended.errors) == (0, "")
+    assert ended.output.count("what it leaves was damaged or lost, and is made again") == 4
+    assert results(whole) == results(reference)
+    assert (whole / "base" / "tokenizer.json").is_file()
+    assert (whole / "report" / "index.html").is_file()
+
+    # The last stage is learned beside what cannot be repaired, and beside a file where the report belongs.
+    shutil.rmtree(half / "02-reviews")
+    (half / "report").touch()
+    cut = half / "01-papers" / "importance.safetensors"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    ended = start("pretrain", project.config, f"--output_dir={half}")
+    assert (ended.status, ended.errors) == (0, "")
+    assert "warning: the report is not written (" in ended.output
+    assert f"warning: importance map {cut} cannot be read" in ended.output
+    shutil.copy(reference / "01-papers" / cut.name, cut)
+    assert results(half) == results(reference)
+    again = start("pretrain", project.config, f"--output_dir={half}")
+    assert f"{half} is finished; nothing is left to do" in again.output
+
+
 def damage(checkpoint: Path, kind: str) -> None:
     """Cuts the largest file short, or flips some of its bits."""
     largest = max(checkpoint.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())

@@ -279,6 +279,33 @@ sys.stdin.read()
     begun(tmp_path, config)
 
 
+BROKEN = [b"", b"{", b"\xff\x00", b"[]", b"null", b'{"the text of papers": 1}', b'{"a": "b"}']
+
+
+@pytest.mark.parametrize("content", [*BROKEN, None])
+def test_damaged_hashes_are_written_again_and_that_is_said(
+    tmp_path: Path, config: Config, content: bytes | None
+) -> None:
+    directory = begun(tmp_path, config)
+    (tmp_path / "01-papers").mkdir()
+    path = tmp_path / "inputs.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    said: list[str] = []
+    with directory.claimed(config):
+        directory.begin(config, INPUTS, said.append)
+    (sentence,) = said
+    assert "inputs.json is damaged (" in sentence
+    assert "is written again, and whether the model and the texts are those" in sentence
+    assert directory.inputs() == INPUTS
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_damaged_scores(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "scores.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"scores\.json is damaged \(.*start das-jax pretrain once"):
+        RunDirectory(tmp_path).scores()
+
+
 def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run of das-jax: it has no config"):
         RunDirectory(tmp_path).config()
