@@ -8,9 +8,9 @@ one machine.
 import json
 import shlex
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
@@ -56,7 +56,12 @@ def write_streams(
     (directory / "tokenizer.json").write_text(encoder.backend.to_str())
     write = partial(
         _write_part,
-        encoder=replace(encoder, backend=None),
+        encoder=partial(
+            Encoder,
+            special=encoder.special,
+            unknown=encoder.unknown,
+            never_masked=encoder.never_masked,
+        ),
         as_text=encoder.backend.encode_special_tokens,
         heldout=heldout,
         cache_dir=str(cache_dir),
@@ -137,7 +142,7 @@ def _library() -> Any:
 
 def _write_part(
     piece: tuple[int, Source],
-    encoder: Encoder,
+    encoder: Callable[[Tokenizer], Encoder],
     as_text: bool,
     heldout: float,
     cache_dir: str,
@@ -147,11 +152,11 @@ def _write_part(
     place = epath.Path(directory)
     # A runner may start a piece twice; its files must not get mixed up.
     prefix = place / f"{number:08}-{uuid.uuid4().hex}"
-    encoder = replace(encoder, backend=_tokenizer(str(place / "tokenizer.json"), as_text))
+    backend = _tokenizer(str(place / "tokenizer.json"), as_text)
     result: dict[str, Any]
     try:
         documents = sources.documents(source, epath.Path(cache_dir))
-        parts = write_parts(documents, encoder, heldout, prefix)
+        parts = write_parts(documents, encoder(backend), heldout, prefix)
         result = {split: asdict(part) for split, part in parts.items()}
     except UserError as error:
         result = {"error": str(error)}
