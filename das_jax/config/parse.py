@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
     def fetch_flow_collection_start(self, token: type) -> None:
         if self.flow_level > DEEPEST:  # Looking ahead takes longer with every bracket.
             raise yaml.scanner.ScannerError(None, None, _TOO_DEEP, self.get_mark())
-        super().fetch_flow_collection_start(token)  # type: ignore[misc]
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.yaml_implicit_resolvers = {}

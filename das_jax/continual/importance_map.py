@@ -101,12 +101,11 @@ def load(path: str | Path, architecture: Architecture) -> ImportanceMap:
     shapes = unit_shapes(architecture)
 
     def group(name: str, leading: tuple[int, ...] = (), largest: float = np.inf) -> Units:
-        return Units(
-            **{
-                kind: _checked(path, tensors, f"{name}.{kind}", (*leading, *shape), largest)
-                for kind, shape in shapes.items()
-            }
-        )
+        arrays: dict[str, Any] = {
+            kind: _checked(path, tensors, f"{name}.{kind}", (*leading, *shape), largest)
+            for kind, shape in shapes.items()
+        }
+        return Units(**arrays)
 
     return ImportanceMap(
         raw=group("raw"),
@@ -120,7 +119,7 @@ def _checked(
     path: Path, tensors: dict[str, Any], name: str, shape: tuple[int, ...], largest: float
 ) -> np.ndarray:
     """An array of a map, float32, if it holds what a map can."""
-    values = tensors.get(name)
+    values: Any = tensors.get(name)
     problem = None
     if values is None:
         problem = "is missing"
@@ -147,7 +146,7 @@ def load_published(directory: str | Path, architecture: Architecture) -> Units:
       UserError: a file is absent, is no plain array, has another model's shape, or a number is not finite.
     """
     directory = Path(directory).expanduser()
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for kind, shape in unit_shapes(architecture).items():
         path = directory / PUBLISHED_FILES[kind]
         array = _read_published(path, shape)

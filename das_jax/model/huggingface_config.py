@@ -91,7 +91,8 @@ def write_config(
       classes: of the classifier, in the order of its logits; None for a masked LM.
     """
     _, prefix = FAMILIES[config["model_type"]]
-    stale, head, labels = WEIGHTS, "MaskedLM", {}
+    stale: tuple[str, ...] = WEIGHTS
+    head, labels = "MaskedLM", {}
     if classes is not None:
         stale, head = WEIGHTS + HEAD, "SequenceClassification"
         labels = {
@@ -134,7 +135,7 @@ def architecture_of(directory: Path) -> Architecture:
         ) from error
     check_values(config, file)
     return Architecture(
-        family=family,
+        family=raw["model_type"],
         vocab_size=config.vocab_size,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,

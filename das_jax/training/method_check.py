@@ -54,9 +54,8 @@ def check_method(
     )
     for part, expected in one.items():
         actual = several[part]
-        assert jax.tree.structure(actual) == jax.tree.structure(expected), (
-            f"{part} has another structure on {devices} devices"
-        )
+        structures: list[Any] = [*map(jax.tree.structure, (actual, expected))]
+        assert structures[0] == structures[1], f"{part} has another structure on {devices} devices"
         leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
         for path, a, e in zip(parameter_paths(expected), *leaves, strict=True):
             _check_equal(f"{part} {path}".strip(), np.asarray(a), np.asarray(e), devices)
