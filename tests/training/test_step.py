@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from das_jax.continual import settings as method_settings
 from das_jax.continual.das import DAS, DASMemory, DASSettings
 from das_jax.continual.method import Memory, Method, Metrics, UpdateTrace
 from das_jax.continual.naive import Naive
@@ -185,16 +186,19 @@ def test_a_penalty_on_the_parameters_counts_once(
 
 
 def test_the_method_of_the_readme_is_taken_on_any_mesh(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: MaskedLM, masking: Masking, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = (
-        block.split("```")[0]
-        for block in readme.split("```python\n")
-        if "class L2(Method)" in block
-    )
-    names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")]
+
+    def execute(text: str, names: dict[str, Any]) -> dict[str, Any]:
+        (code,) = (block for block in blocks if text in block)
+        exec(compile(code, "README.md", "exec"), names)
+        return names
+
+    of_settings = execute("class L2Settings", dict(vars(method_settings)))
+    monkeypatch.setattr(method_settings, "L2Settings", of_settings["L2Settings"], raising=False)
+    names = execute("class L2(Method)", of_settings)
     method = names["L2"](model, masking, names["L2Settings"](), "data")
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 1e-3)
 
