@@ -79,8 +79,8 @@ def pretrain(
       console: where a person watches.
       interruption: says whether somebody asked to stop.
       report: shows the run of a directory to people, after every stage.
-      check_inputs: reads what will be needed after training, and raises UserError if it cannot be used: a
-        new run does not begin then; one that goes on says so and does, for training does not need it.
+      check_inputs: reads what will be needed after training, and raises UserError if it cannot be used, so
+        that a new run does not begin; one that goes on does not need it.
 
     Raises:
       UserError: something in the configuration or the data needs mending.
@@ -96,12 +96,8 @@ def pretrain(
         first = directory.stage(1, config.domains[0].name) / "checkpoints"
         if not on_first_host(first.is_dir):  # Later, what a method starts from is no longer needed.
             workspace.method(config.method).check()
-        try:
+        if not on_first_host(lambda: directory.begun):
             check_inputs(workspace)
-        except UserError as error:
-            if not on_first_host(lambda: directory.begun):
-                raise
-            console.log(f"warning: das-jax evaluate will not be able to go on: {error}")
         corpora = workspace.corpora()
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()

@@ -349,6 +349,4 @@ def test_a_run_goes_on_without_its_end_tasks(
         tmp_path / "run.yaml", output_dir=str(tmp_path / "run"), evaluation__cloze=facts
     )
     assert cli.main(["pretrain", str(config)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "warning: das-jax evaluate will not be able to go on: No file matches" in said
-    assert "is finished; nothing is left to do" in said
+    assert "is finished; nothing is left to do" in " ".join(capsys.readouterr().out.split())
