@@ -376,6 +376,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
         ("text\n".encode("utf-16")[:-1], "begins as UTF-16 and is not that after line 0"),
         (b"text\ncaf\xe9\n", "line 2: byte 0xe9 at position 4 is not UTF-8"),
     ],
+    ids=["zip", "tar", "tar.gz", "gz.gz", "parquet", "lfs", "utf-16-le", "utf-16", "latin-1"],
 )
 def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, sentence: str):
     (tmp_path / "a.txt").write_bytes(content)
@@ -391,6 +392,7 @@ def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, se
         (POINTER, "is only the pointer of Git LFS"),
         (parquet("text")[:-1], "cannot be read to its end"),
     ],
+    ids=["empty", "gz", "lfs", "cut"],
 )
 def test_what_is_no_parquet_is_called_what_it_is(tmp_path: Path, content: bytes, sentence: str):
     (tmp_path / "a.parquet").write_bytes(content)
