@@ -35,6 +35,7 @@ pytest_plugins = ["tests.project"]
 
 # The same examples every time, and no time limit on a busy machine.
 hypothesis.settings.register_profile("das_jax", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("das_jax")
 
 
