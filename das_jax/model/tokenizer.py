@@ -226,6 +226,9 @@ def write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None
     if config.get("tokenizer_class") == AS_STORED:
         # The two versions take other things for granted.
         config["model_input_names"] = list(tokenizer.model_input_names)
+        words = json.loads(_state(tokenizer.backend_tokenizer, "pre_tokenizer") or b"{}")
+        if "add_prefix_space" in words:
+            config["add_prefix_space"] = words["add_prefix_space"]
         write_json(directory / CONFIG, config)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from das_jax.model import huggingface
@@ -84,6 +84,8 @@ def inputs(place: Path) -> list[Path]:
     named = {f"{name}_token": token for name, token in names.items()}
     lower, marked = byte_level(), word_piece(lowercase=True)
     lower.normalizer = normalizers.Lowercase()
+    spaced = byte_level()
+    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     marked.add_special_tokens(["[DRUG]"])
     found = [
         save(config(place / "bert", "bert", tokenizer_class="BertTokenizer"), word_piece()),
@@ -110,6 +112,7 @@ def inputs(place: Path) -> list[Path]:
         ),
         save(config(place / "roberta", "roberta"), byte_level()),
         save(config(place / "lower", "roberta", tokenizer_class="RobertaTokenizerFast"), lower),
+        save(config(place / "spaced", "roberta", tokenizer_class="RobertaTokenizer"), spaced),
     ]
     for name, family, tokenizer in (
         ("vocab.txt", "bert", word_piece()),
