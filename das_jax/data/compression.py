@@ -141,6 +141,7 @@ def opened(path: epath.Path) -> Iterator[Any]:
         packed = format_of(stream.peek(HEAD))
         if packed is None:
             check_head(path, stream.peek(HEAD))
+            _check_name(path, stream.peek(HEAD))
             yield stream
             return
         with packed.open(stream) as unpacked:
@@ -195,8 +196,12 @@ def check_head(path: epath.Path, head: bytes) -> None:
             f"{path} is text in UTF-16 or UTF-32 without the mark that says so, or no text: "
             "convert it to UTF-8."
         )
+
+
+def _check_name(path: epath.Path, head: bytes) -> None:
+    """Raises UserError if a name promises a compressed file that is neither that nor text."""
     promised = next((each for each in FORMATS if path.suffix.lower() == each.suffix), None)
-    if promised is not None:
+    if promised is not None and encoding_of(head) is None and not _is_text(head):
         raise UserError(
             f"{path} cannot be read to its end (its name says {promised.name}, but it does not begin so, "
             "and is no text): is the file complete?"

@@ -254,6 +254,12 @@ def csv_records(
                 continue
             if not names:
                 names = _header(row.fields, where)
+                if quoting == "auto" and not in_quotes and any(map(_in_quotes, names)):
+                    raise UserError(
+                        f"{where}, names columns in quotes, which are characters like any other where tabs "
+                        "stand between columns: set `quoting: quoted` of this table, or `none` if they "
+                        "belong to the names."
+                    )
             elif len(row.fields) != len(names):
                 until = "" if row.last_line == row.line else f" up to line {row.last_line}"
                 raise UserError(
@@ -276,6 +282,10 @@ def csv_form(path: epath.Path, delimiter: str | None, quoting: Quoting) -> tuple
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
         delimiter = "\t" if ".tsv" in suffixes else ","
     return delimiter, quoting == "quoted" or (quoting == "auto" and delimiter != "\t")
+
+
+def _in_quotes(name: str) -> bool:
+    return len(name) > 1 and name.startswith('"') and name.endswith('"')
 
 
 def _header(names: list[str], where: str) -> list[str]:
@@ -324,6 +334,10 @@ def _parquet_file(path: epath.Path, stream: Any) -> pa.parquet.ParquetFile:
         raise UserError(f"{path} is empty: give a whole Parquet file.")
     if not head.startswith(b"PAR1"):
         check_head(path, head)
+        raise UserError(
+            f"{path} cannot be read to its end (it does not begin as Parquet does): text is read with "
+            "kind: text or jsonl."
+        )
     return pa.parquet.ParquetFile(stream)
 
 

@@ -321,7 +321,8 @@ def test_parquet_null(tmp_path: Path):
 
 def test_a_file_that_is_not_parquet(tmp_path: Path):
     (tmp_path / "a.parquet").write_text("text")
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read to its end"):
+    sentence = r"a\.parquet cannot be read to its end .*: text is read with kind: text or jsonl"
+    with pytest.raises(UserError, match=sentence):
         read(parquet_source(tmp_path / "a.parquet"))
 
 
@@ -382,6 +383,15 @@ def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, se
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UserError, match=rf"a\.txt,? {sentence}"):
         read(text_source(tmp_path / "a.txt"))
+
+
+def test_what_is_packed_well_is_not_called_cut_short(tmp_path: Path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"caf\xe9\n"))
+    with pytest.raises(UserError, match=r"a\.gz, line 1: byte 0xe9 at position 4 is not UTF-8"):
+        read(text_source(tmp_path / "a.gz"))
+    (tmp_path / "b.gz").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"b\.gz .*its name says gzip, but it does not begin so"):
+        read(text_source(tmp_path / "b.gz"))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,18 @@ def test_quoting_can_be_set_for_any_delimiter(tmp_path: Path):
     assert row == {"text": '"one', "label": "1"}
 
 
+def test_column_names_in_quotes_are_not_guessed(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text('"text"\t"label"\n"one"\t1\n')
+    with pytest.raises(
+        UserError, match=r"a\.tsv, line 1, names columns in quotes.*quoting: quoted"
+    ):
+        read(csv_table(tmp_path / "a.tsv"))
+    ((_, row),) = read(csv_table(tmp_path / "a.tsv", quoting="quoted"))
+    assert row == {"text": "one", "label": "1"}
+    ((_, row),) = read(csv_table(tmp_path / "a.tsv", quoting="none"))
+    assert row == {'"text"': '"one"', '"label"': "1"}
+
+
 FIELD = st.text('ab",;\t\n\r é', max_size=8)
 
 
