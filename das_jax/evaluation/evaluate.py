@@ -26,6 +26,7 @@ from das_jax.files import sweep
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
 from das_jax.model.huggingface import Checkpoint
+from das_jax.model.tokenizer_fit import leaves_out_types
 from das_jax.outputs import check_free, creating
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
@@ -149,6 +150,13 @@ def checked_task(workspace: Workspace, settings: TaskSettings) -> Task:
     task = load_task(settings, workspace.tokenizer, workspace.cache_dir)
     for note in task.notes:
         workspace.console.log(f"warning: {note}")
+    architecture = workspace.checkpoint.architecture
+    if settings.pair is not None and leaves_out_types(workspace.tokenizer, architecture):
+        workspace.console.log(
+            f"warning: end task {settings.name}: the two texts of a pair have one token type, as "
+            "model_input_names of tokenizer_config.json lists no token_type_ids; add them if the model was "
+            "trained with two"
+        )
     return task
 
 

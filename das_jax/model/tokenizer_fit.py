@@ -89,6 +89,19 @@ def token_types(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     """The largest token type that a tokenizer gives a single text, and a pair of texts."""
     if "token_type_ids" not in tokenizer.model_input_names:
         return 0, 0
+    return _template_types(tokenizer)
+
+
+def leaves_out_types(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> bool:
+    """Whether pairs come without the token types that the tokenizer's template and the model have for them.
+
+    transformers 4 gave them where tokenizer_config.json does not list its outputs; 5 does not.
+    """
+    rows, (_, pair) = architecture.type_vocab_size, _template_types(tokenizer)
+    return 0 < pair < rows and "token_type_ids" not in tokenizer.model_input_names
+
+
+def _template_types(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     text = tokenizer.mask_token or "a"  # Every vocabulary has a token for this text.
     encode = tokenizer.backend_tokenizer.encode
     return max(encode(text).type_ids, default=0), max(encode(text, text).type_ids, default=0)

@@ -24,6 +24,7 @@ from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.tokenizer_fit import leaves_out_types
 from tests.model.vocabularies import BERT, byte_level, config, word_piece
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c")
@@ -261,9 +262,11 @@ def test_token_types_that_the_model_does_not_have(
         huggingface.check_tokenizer(tokenizer, few)
     if "pairs" in said:
         huggingface.check_tokenizer(tokenizer, few, pairs=False)
+    assert not leaves_out_types(tokenizer, more)
     # What is never said to the model need not be known to it.
     silent = with_template(directory, *template)
     huggingface.check_tokenizer(silent, few)
+    assert leaves_out_types(silent, more) == ("pairs" in said)
 
 
 @pytest.mark.parametrize(("names", "rows"), [(["token_type_ids"], 2), ([], 1)])
