@@ -243,6 +243,8 @@ def parse_overrides(overrides: Iterable[str]) -> Node:
                 f"{COMMAND_LINE}: {written} is not an override; "
                 "write --KEY=VALUE, for example --training.steps=100."
             )
+        if len(names) > DEEPEST:
+            raise UserError(f"{COMMAND_LINE}: {written}: {_TOO_DEEP}.")
         for other, its_text in given.items():
             if len(other) > len(names) and other[: len(names)] == names:
                 raise UserError(

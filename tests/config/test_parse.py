@@ -179,6 +179,11 @@ def test_an_argument_of_another_form_is_refused(override):
         parse_overrides([override])
 
 
+def test_a_key_of_3000_parts_is_refused():
+    with pytest.raises(UserError, match=r"^command line: --a.*values stand more than 32 deep"):
+        parse_overrides(["--" + "a." * 3000 + "b=1"])
+
+
 def test_malformed_yaml_on_the_command_line_is_quoted():
     with pytest.raises(UserError, match=re.escape("command line: --a=[1: this is not valid YAML")):
         parse_overrides(["--a=[1"])
