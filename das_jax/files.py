@@ -256,9 +256,9 @@ def explaining_full_disk(place: Path, remedy: str) -> Iterator[None]:
 
 def _unwritable(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or error
-    return UserError(
-        f"{path} cannot be written ({reason}); choose another place, or make room there"
-    )
+    other_kind = getattr(error, "errno", None) in (errno.EISDIR, errno.ENOTDIR)
+    remedy = "move away what is there" if other_kind else "make room there"
+    return UserError(f"{path} cannot be written ({reason}); choose another place, or {remedy}")
 
 
 def _remove(path: Path) -> None:

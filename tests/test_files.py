@@ -154,10 +154,20 @@ def test_an_error_leaves_the_old(tmp_path: Path) -> None:
 def test_a_file_never_takes_the_place_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"work cannot be written \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"work cannot be written \(Is a directory\).* move away"):
         write_text(tmp_path / "work", "text")
     assert entries(tmp_path) == {"work"}
     assert os.listdir(tmp_path / "work") == ["thesis.tex"]
+
+
+def test_a_directory_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "base").write_text("x")
+    with (
+        pytest.raises(UserError, match=r"base cannot be written .*, or move away what is there$"),
+        replacing(tmp_path / "base") as temporary,
+    ):
+        temporary.mkdir()
+    assert entries(tmp_path) == {"base"}
 
 
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:

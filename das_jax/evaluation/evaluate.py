@@ -31,7 +31,7 @@ from das_jax.outputs import check_free, creating
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
 from das_jax.training.results import BASE
-from das_jax.training.run_directory import RunDirectory
+from das_jax.training.run_directory import AGAIN, RunDirectory
 from das_jax.training.sharding import check_divisible
 from das_jax.training.workspace import Workspace, open_workspace
 
@@ -326,7 +326,10 @@ class RunEvaluation:
 
     def _checkpoint(self, path: Path | None) -> Checkpoint:
         if path is not None:
-            return huggingface.load(path)
+            try:
+                return huggingface.load(path)
+            except UserError as error:
+                raise UserError(f"{str(error).partition(';')[0]}; {AGAIN}") from error
         model = self.workspace.config.model.path
         checkpoint = self.workspace.checkpoint
         if checkpoint.weights_hash() != self.run.inputs().get(f"the model {model}"):

@@ -11,7 +11,7 @@ from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.files import read_json, write_json
 from das_jax.training.results import BASE
-from das_jax.training.run_directory import RunDirectory
+from das_jax.training.run_directory import AGAIN, RunDirectory
 
 SEED_DIRECTORY = "seed-*"
 """What a run with several `seeds` holds: a run for each."""
@@ -166,6 +166,8 @@ def read_scores(directory: Path) -> RunScores:
     run = RunDirectory(directory)
     config, heldout = run.config(), run.scores()
     if not heldout:
+        if any(directory.glob("[0-9][0-9]*-*/huggingface")):
+            raise UserError(f"{directory / 'scores.json'} is lost; {AGAIN}")
         raise UserError(f"{directory} has no checkpoints yet; run das-jax pretrain first")
     evaluation = Evaluation(run.evaluation).read_whole()
     return RunScores(

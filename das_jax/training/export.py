@@ -35,6 +35,7 @@ def export(source: Path, target: Path) -> None:
     base = RunDirectory(stages[0].parent).base
     try:
         architecture = huggingface_config.architecture_of(base)
+        tokenizer = huggingface.load_tokenizer(base)
     except UserError as error:
         raise UserError(f"{base} is lost or damaged; {AGAIN}") from error
     for stage in stages:
@@ -43,9 +44,7 @@ def export(source: Path, target: Path) -> None:
             params = jax.device_get(restored.state["params"])
             config = huggingface_config.read_config(base)
             with creating(target) as temporary:
-                huggingface.export(
-                    temporary, params, config, architecture, huggingface.load_tokenizer(base)
-                )
+                huggingface.export(temporary, params, config, architecture, tokenizer)
             console.log(f"{target}: {stage.name}, checkpoint {restored.step}, for HuggingFace")
             return
     raise UserError(f"{source} has no whole checkpoint; give another stage or step")

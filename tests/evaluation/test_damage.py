@@ -74,7 +74,9 @@ def test_a_score_that_is_none(
 
 @pytest.mark.parametrize("new", [float("nan"), "8", None, True, [8.0]])
 def test_a_loss_that_is_none(make_run: MakeRun, capsys: Capture, new: Any) -> None:
-    run = make_run("das", heldout=changed(HELDOUT, ("acl", "news"), new))
+    run = make_run("das")
+    losses = {"unit": "", "heldout_masked_lm_loss": changed(HELDOUT, ("acl", "news"), new)}
+    (run / "scores.json").write_text(json.dumps(losses))
     status, _, said = report(run, capsys)
     assert status == 2
     assert "scores.json is damaged (heldout_masked_lm_loss.acl.news: " in said
@@ -133,3 +135,14 @@ def test_a_stage_without_its_row_is_named(make_run: MakeRun, capsys: Capture) ->
     status, output, errors = report(run, capsys)
     assert (status, errors) == (0, "")
     assert "warning: the held-out losses of acl are lost; start das-jax pretrain once" in output
+
+
+def test_lost_scores_are_not_called_a_run_that_has_not_begun(
+    make_run: MakeRun, capsys: Capture
+) -> None:
+    run = make_run("das")
+    (run / "01-acl" / "huggingface").mkdir(parents=True)
+    (run / "scores.json").unlink()
+    status, _, errors = report(run, capsys)
+    assert status == 2
+    assert errors.startswith(f"das-jax: {run / 'scores.json'} is lost; start das-jax pretrain once")
