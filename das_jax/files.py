@@ -256,7 +256,7 @@ def explaining_full_disk(place: Path, remedy: str) -> Iterator[None]:
 
 def _unwritable(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or error
-    other_kind = getattr(error, "errno", None) in (errno.EISDIR, errno.ENOTDIR)
+    other_kind = getattr(error, "errno", None) in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
     remedy = "move away what is there" if other_kind else "make room there"
     return UserError(f"{path} cannot be written ({reason}); choose another place, or {remedy}")
 
