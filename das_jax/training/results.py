@@ -109,6 +109,8 @@ class Results:
             try:
                 if row != BASE:
                     open_tensors(directory)
+                if not (directory / "tokenizer_config.json").is_file():
+                    return False
                 huggingface.load_tokenizer(directory)
                 found = huggingface_config.architecture_of(directory)
             except Exception:  # Damaged bytes raise anything.
