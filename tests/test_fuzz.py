@@ -296,7 +296,7 @@ def test_bytes_of_a_table(content: bytes, name: str) -> None:
 
 
 @pytest.mark.slow
-@few(8)
+@few(5)
 @given(data=st.data())
 def test_runs(project: Project, data: st.DataObject) -> None:
     """Whatever is set: what is learned has numbers, and is a run that goes on."""
@@ -394,7 +394,7 @@ def run_prepare(project: Project, here: Path, model: Path) -> Said:
 
 
 @pytest.mark.slow
-@few(24)
+@few(10)
 @given(data=st.data())
 def test_damage_to_a_finished_run(project: Project, reference: Path, data: st.DataObject) -> None:
     """Any file of it cut, changed, gone, or a directory: the same command, and all that only reads."""

@@ -30,7 +30,7 @@ class Facts(NamedTuple):
     answer_N: np.ndarray
     left_out: int
     key: str
-    unknown: float
+    unknown: float = 0.0
 
 
 def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> Facts:
