@@ -187,6 +187,8 @@ class RunDirectory:
         if not self._config.exists():
             write_text(self._config, _versions() + to_yaml(config))
         path = self.path / "inputs.json"
+        if path.is_dir():
+            raise UserError(f"{path} is a directory where a file belongs; move it away")
         try:
             before = self.inputs() if path.exists() or self._stages() else inputs
             if set(before) != set(inputs):
@@ -197,10 +199,6 @@ class RunDirectory:
                 "the texts are those that the run was begun with is not known"
             )
             before = inputs
-            if path.is_dir():
-                raise UserError(
-                    f"{path} is a directory where a file belongs; move it away"
-                ) from error
             path.unlink(missing_ok=True)
         if not path.exists():
             write_json(path, before)
