@@ -73,9 +73,9 @@ def das_jax_parts(sizes: Sizes, anchor: str) -> tuple[Any, ...]:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
-    from das_jax.continual.das import DAS, ContrastiveSettings, DASMemory, DASSettings
     from das_jax.data.batch import Batch
     from das_jax.data.masking import Masking
+    from das_jax.methods.das.das import DAS, ContrastiveSettings, DASMemory, DASSettings
     from das_jax.model.masked_lm import MaskedLM
     from das_jax.model.units import Units, unit_shapes
     from das_jax.planning.architectures import KNOWN
@@ -125,7 +125,7 @@ def das_jax_importance(sizes: Sizes) -> Run:
     method, sharding, params, _, batch, rng = das_jax_parts(sizes, "masked")
     import jax
 
-    from das_jax.continual.importance import GateGradientSums, masked_lm_losses
+    from das_jax.methods.das.importance import GateGradientSums, masked_lm_losses
     from das_jax.training.step import compile_sums
 
     sums = compile_sums(GateGradientSums(method, masked_lm_losses), sharding)

@@ -20,14 +20,14 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from das_jax.config.load import load_config
-from das_jax.continual import importance
-from das_jax.continual.das import DAS, DASMemory, DASSettings
-from das_jax.continual.importance import ImportanceSettings, Losses, gate_gradients, normalise
-from das_jax.continual.method import Method
-from das_jax.continual.soft_mask import SoftMaskSettings
 from das_jax.data.batch import Batch
 from das_jax.data.batches import sequential_batches, train_batches
 from das_jax.data.corpus import Corpus
+from das_jax.methods.contract import Method
+from das_jax.methods.das import importance
+from das_jax.methods.das.das import DAS, DASMemory, DASSettings
+from das_jax.methods.das.importance import ImportanceSettings, Losses, gate_gradients, normalise
+from das_jax.methods.soft_mask import SoftMaskSettings
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units

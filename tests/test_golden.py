@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from das_jax.continual import importance
-from das_jax.continual.das import DAS, DASMemory, DASSettings
-from das_jax.continual.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
+from das_jax.methods.das import importance
+from das_jax.methods.das.das import DAS, DASMemory, DASSettings
+from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.model import huggingface, huggingface_weights
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import MaskedLM, Params

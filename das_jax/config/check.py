@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from das_jax.config.schema import Config
-from das_jax.continual.settings import DASSettings
 from das_jax.errors import UserError
+from das_jax.methods.settings import DASSettings
 
 
 def check(config: Config, origin: Callable[[str], str]) -> None:

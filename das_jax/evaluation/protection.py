@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from das_jax.continual.importance import FEWEST_UNITS, rank_correlation
-from das_jax.continual.importance_map import ImportanceMap
 from das_jax.errors import UserError
 from das_jax.evaluation.curves import stage_directories, stage_name
 from das_jax.evaluation.scores import RunScores
+from das_jax.methods.das.importance import FEWEST_UNITS, rank_correlation
+from das_jax.methods.das.importance_map import ImportanceMap
 from das_jax.model.units import Units
 from das_jax.training.lost import load_map
 from das_jax.training.run_directory import RunDirectory

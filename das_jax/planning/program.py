@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.config.schema import Config
-from das_jax.continual import importance
-from das_jax.continual.importance import GateGradientSums, Losses
-from das_jax.continual.method import Method
-from das_jax.continual.registry import method_class
-from das_jax.continual.settings import DASSettings, MethodSettings, NaiveSettings
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
+from das_jax.methods.contract import Method
+from das_jax.methods.das import importance
+from das_jax.methods.das.importance import GateGradientSums, Losses
+from das_jax.methods.registry import method_class
+from das_jax.methods.settings import DASSettings, MethodSettings, NaiveSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.topology import Topology
 from das_jax.training.flops import importance_flops, train_step_flops

@@ -53,7 +53,7 @@ def accumulate(
 
 @dataclass(frozen=True)
 class TrainingDomain:
-    """A domain as a method sees it; see `continual.method.Domain`."""
+    """A domain as a method sees it; see `methods.contract.Domain`."""
 
     index: int
     name: str

@@ -5,8 +5,8 @@ forward and backward has it three times, or twice if no gradients of weights are
 computes again to save memory is not useful, nor is a logit where nothing is predicted.
 """
 
-from das_jax.continual.importance import Losses, hidden_proxy_losses, masked_lm_losses
-from das_jax.continual.method import Method
+from das_jax.methods.contract import Method
+from das_jax.methods.das.importance import Losses, hidden_proxy_losses, masked_lm_losses
 from das_jax.model.architecture import Architecture
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from das_jax.config.schema import TrainingSettings
-from das_jax.continual.method import Metrics
 from das_jax.data.batch import Batch
+from das_jax.methods.contract import Metrics
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console, Line, process_seconds
 from das_jax.training.distributed import Agreement

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from das_jax.config.schema import Config
-from das_jax.continual import importance_map
-from das_jax.continual.das import DASSettings
-from das_jax.continual.importance_map import ImportanceMap
 from das_jax.errors import UserError
+from das_jax.methods.das import importance_map
+from das_jax.methods.das.das import DASSettings
+from das_jax.methods.das.importance_map import ImportanceMap
 from das_jax.model.huggingface_config import architecture_of
 from das_jax.training.metrics import read_rows
 from das_jax.training.run_directory import AGAIN, RunDirectory

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from das_jax.config.schema import Config
-from das_jax.continual import importance, importance_map
-from das_jax.continual.importance import RawImportance
-from das_jax.continual.settings import DASSettings, ImportanceSettings
 from das_jax.errors import UserError
+from das_jax.methods.das import importance, importance_map
+from das_jax.methods.das.importance import RawImportance
+from das_jax.methods.settings import DASSettings, ImportanceSettings
 from das_jax.model.units import Units
 from das_jax.outputs import check_free, creating
 from das_jax.training.accumulate import TrainingDomain

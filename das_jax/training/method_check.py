@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import optax
 
-from das_jax.continual.method import Memory, Method
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.methods.contract import Memory, Method
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths

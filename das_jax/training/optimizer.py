@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from das_jax.config.schema import TrainingSettings
-from das_jax.continual.method import Transforms, UpdateTrace
+from das_jax.methods.contract import Transforms, UpdateTrace
 from das_jax.model.masked_lm import Params
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from das_jax import stopping
 from das_jax.config.load import leaves
 from das_jax.config.schema import Config
-from das_jax.continual.method import Method
 from das_jax.data.batches import train_batches
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
+from das_jax.methods.contract import Method
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from das_jax.config.schema import Config
-from das_jax.continual.method import Memory
-from das_jax.continual.settings import MethodSettings, NaiveSettings
 from das_jax.data.corpus import Corpus
+from das_jax.methods.contract import Memory
+from das_jax.methods.settings import MethodSettings, NaiveSettings
 from das_jax.model.masked_lm import Params
 
 

@@ -9,8 +9,8 @@ import optax
 from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import PartitionSpec
 
-from das_jax.continual.method import Memory, Method, Metrics
 from das_jax.data.batch import Batch
+from das_jax.methods.contract import Memory, Method, Metrics
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_sum, per_shard
 from das_jax.training.exchange import summed_gradients, whole_params

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.config.schema import Config, CorpusSettings, GeneralSettings
-from das_jax.continual.method import Method
-from das_jax.continual.registry import method_class
-from das_jax.continual.settings import MethodSettings
 from das_jax.data import corpus, demo
 from das_jax.data.corpus import Corpus
 from das_jax.data.masking import Masking
 from das_jax.data.settings import Source
 from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
+from das_jax.methods.contract import Method
+from das_jax.methods.registry import method_class
+from das_jax.methods.settings import MethodSettings
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.fused_attention import LANES

@@ -5,9 +5,9 @@ import pytest
 
 from das_jax.config.load import leaves, load_config
 from das_jax.config.schema import Config
-from das_jax.continual.das import DASSettings
-from das_jax.continual.naive import NaiveSettings
 from das_jax.errors import UserError
+from das_jax.methods.das.das import DASSettings
+from das_jax.methods.naive import NaiveSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

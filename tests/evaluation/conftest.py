@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from das_jax.continual import importance_map
-from das_jax.continual.importance import RawImportance
+from das_jax.methods.das import importance_map
+from das_jax.methods.das.importance import RawImportance
 from das_jax.model.architecture import Architecture
 from das_jax.model.huggingface_config import architecture_of
 from das_jax.model.units import Units, unit_shapes

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from das_jax.continual import importance_map
-from das_jax.continual.importance import RawImportance
 from das_jax.evaluation.protection import GENERAL, protection_of, top_overlap
 from das_jax.evaluation.scores import read_scores
+from das_jax.methods.das import importance_map
+from das_jax.methods.das.importance import RawImportance
 from das_jax.model.huggingface_config import architecture_of
 from das_jax.model.units import Units, unit_shapes
 from das_jax.training.run_directory import RunDirectory

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from das_jax import cli
-from das_jax.continual import importance_map
-from das_jax.continual.importance import RawImportance
+from das_jax.methods.das import importance_map
+from das_jax.methods.das.importance import RawImportance
 from das_jax.model import huggingface_config
 from das_jax.model.units import full_units
 from tests.project import Project, write_model

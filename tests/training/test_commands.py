@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from das_jax import cli
-from das_jax.continual import importance, importance_map
 from das_jax.evaluation.scores import runs_of
+from das_jax.methods.das import importance, importance_map
 from das_jax.model import huggingface_config
 from das_jax.model.units import Units, unit_shapes
 from tests.project import Project, Start

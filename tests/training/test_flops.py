@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from das_jax.continual import importance
-from das_jax.continual.das import DAS, ContrastiveSettings, DASSettings
-from das_jax.continual.method import Method
-from das_jax.continual.naive import Naive, NaiveSettings
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.methods.contract import Method
+from das_jax.methods.das import importance
+from das_jax.methods.das.das import DAS, ContrastiveSettings, DASSettings
+from das_jax.methods.naive import Naive, NaiveSettings
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.planning.architectures import KNOWN
 from das_jax.training import flops

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from das_jax.continual.das import DAS, DASSettings
-from das_jax.continual.importance import ImportanceSettings
-from das_jax.continual.method import Domain, Memory, Method, Metrics
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
+from das_jax.methods.contract import Domain, Memory, Method, Metrics
+from das_jax.methods.das.das import DAS, DASSettings
+from das_jax.methods.das.importance import ImportanceSettings
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_mean, global_sum
 from das_jax.training.method_check import check_method

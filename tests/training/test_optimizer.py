@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from das_jax.config.schema import TrainingSettings
-from das_jax.continual.method import Transforms
+from das_jax.methods.contract import Transforms
 from das_jax.training.optimizer import (
     Optimizer,
     adamw,

@@ -84,12 +84,12 @@ KILLED: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "between training and importance",
-        {"at": "das_jax.continual.das:DAS.after_domain"},
+        {"at": "das_jax.methods.das.das:DAS.after_domain"},
         "papers: going on from step",
     ),
     (
         "after the importance pass",
-        {"at": "das_jax.continual.importance_map:save", "when": "after"},
+        {"at": "das_jax.methods.das.importance_map:save", "when": "after"},
         "papers: going on from step",
     ),
     (

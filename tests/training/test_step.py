@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from das_jax.continual import settings as method_settings
-from das_jax.continual.das import DAS, DASMemory, DASSettings
-from das_jax.continual.method import Memory, Method, Metrics, UpdateTrace
-from das_jax.continual.naive import Naive
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.methods import settings as method_settings
+from das_jax.methods.contract import Memory, Method, Metrics, UpdateTrace
+from das_jax.methods.das.das import DAS, DASMemory, DASSettings
+from das_jax.methods.naive import Naive
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.objectives.collectives import global_mean, global_sum

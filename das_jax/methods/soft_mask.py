@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from das_jax.continual.settings import SoftMaskSettings as SoftMaskSettings
+from das_jax.methods.settings import SoftMaskSettings as SoftMaskSettings
 from das_jax.model.units import FREE as FREE
 from das_jax.model.units import OWNERS, Owner, Rules, along, owners_of, parameter_paths
 
@@ -29,7 +29,7 @@ def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransform
 
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> from das_jax.continual.soft_mask import FREE, Owner, soft_mask
+    >>> from das_jax.methods.soft_mask import FREE, Owner, soft_mask
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "scale": jnp.ones(3)}
     >>> rules = [("kernel", Owner("neurons", (1,))), ("bias", Owner("neurons", (0,))), ("scale", FREE)]
     >>> importance = {"neurons": jnp.array([0.0, 0.5, 1.0])}

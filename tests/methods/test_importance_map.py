@@ -11,9 +11,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from das_jax.continual import importance_map
-from das_jax.continual.importance import RawImportance
 from das_jax.errors import UserError
+from das_jax.methods.das import importance_map
+from das_jax.methods.das.importance import RawImportance
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.model.units import Units, unit_shapes

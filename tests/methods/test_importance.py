@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from das_jax.continual import importance
-from das_jax.continual.das import DAS, DASSettings
-from das_jax.continual.importance import GateGradientSums, gate_gradients, normalise
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.methods.das import importance
+from das_jax.methods.das.das import DAS, DASSettings
+from das_jax.methods.das.importance import GateGradientSums, gate_gradients, normalise
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units
 from das_jax.training.sharding import make_sharding

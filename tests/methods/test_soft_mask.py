@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from das_jax.continual import soft_mask as module
-from das_jax.continual.soft_mask import effective_mask, soft_mask
+from das_jax.methods import soft_mask as module
+from das_jax.methods.soft_mask import effective_mask, soft_mask
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import OWNERS, Owner, full_units, owners_of, unit_shapes
 

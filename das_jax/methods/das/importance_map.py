@@ -9,9 +9,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from das_jax.continual.importance import RawImportance
 from das_jax.errors import UserError
 from das_jax.files import replacing
+from das_jax.methods.das.importance import RawImportance
 from das_jax.model.architecture import Architecture
 from das_jax.model.units import Units, unit_shapes
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from das_jax.continual.das import DAS
-from das_jax.continual.method import Method
-from das_jax.continual.naive import Naive
-from das_jax.continual.settings import DASSettings, NaiveSettings
+from das_jax.methods.contract import Method
+from das_jax.methods.das.das import DAS
+from das_jax.methods.naive import Naive
+from das_jax.methods.settings import DASSettings, NaiveSettings
 
 METHODS: dict[type, type[Method]] = {DASSettings: DAS, NaiveSettings: Naive}
 

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from das_jax.continual import importance, importance_map
-from das_jax.continual.importance import Losses, RawImportance
-from das_jax.continual.method import Domain, Method, Metrics, Transforms, UpdateTrace
-from das_jax.continual.settings import ContrastiveSettings as ContrastiveSettings
-from das_jax.continual.settings import DASSettings
-from das_jax.continual.soft_mask import effective_mask, factors_of, soft_mask
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
 from das_jax.errors import UserError
+from das_jax.methods.contract import Domain, Method, Metrics, Transforms, UpdateTrace
+from das_jax.methods.das import importance, importance_map
+from das_jax.methods.das.importance import Losses, RawImportance
+from das_jax.methods.settings import ContrastiveSettings as ContrastiveSettings
+from das_jax.methods.settings import DASSettings
+from das_jax.methods.soft_mask import effective_mask, factors_of, soft_mask
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from das_jax.continual.method import Domain, Method
-from das_jax.continual.settings import ImportanceSettings, Normalization
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
+from das_jax.methods.contract import Domain, Method
+from das_jax.methods.settings import ImportanceSettings, Normalization
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.collectives import per_shard

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from das_jax.continual import importance, importance_map
-from das_jax.continual.das import (
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.errors import UserError
+from das_jax.methods.contract import UpdateTrace
+from das_jax.methods.das import importance, importance_map
+from das_jax.methods.das.das import (
     DAS,
     ContrastiveSettings,
     DASMemory,
@@ -16,12 +20,8 @@ from das_jax.continual.das import (
     Keys,
     unmasked_update,
 )
-from das_jax.continual.importance import GateGradientSums, ImportanceSettings
-from das_jax.continual.method import UpdateTrace
-from das_jax.continual.soft_mask import SoftMaskSettings, soft_mask
-from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
-from das_jax.errors import UserError
+from das_jax.methods.das.importance import GateGradientSums, ImportanceSettings
+from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, unit_shapes
 from das_jax.training.optimizer import adamw
