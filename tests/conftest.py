@@ -11,9 +11,11 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import functools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis
 import jax
@@ -31,7 +33,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest never parses.
 
-pytest_plugins = ["tests.project"]
+pytest_plugins = ["tests.project", "tests.golden_case"]
 
 # The same examples every time, and no time limit on a busy machine.
 hypothesis.settings.register_profile("das_jax", deadline=None, derandomize=True)
@@ -45,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=Path(__file__).parent / "golden",
         metavar="DIR",
-        help="compare with other golden arrays: DIR/bert and DIR/roberta (see tests/golden/README.md)",
+        help="compare with other golden arrays: DIR/bert and DIR/roberta for DAS, DIR/systems/bert and "
+        "DIR/systems/roberta for the other methods (see tests/golden/README.md)",
     )
 
 
@@ -64,6 +67,37 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
     def load(arch: str) -> Golden:
         with np.load(directory / arch / "golden.npz", allow_pickle=False) as archive:
             return Golden(directory / arch / "model", dict(archive))
+
+    return load
+
+
+class Systems(NamedTuple):
+    """Another tiny model and what the other methods compute on it; see tests/golden/README.md.
+
+    Attributes:
+      model: the directory of the checkpoint.
+      arguments: the sizes it was made with.
+      arrays: the arrays of a family, such as `ewc`; read when they are asked for.
+    """
+
+    model: Path
+    arguments: dict[str, Any]
+    arrays: Callable[[str], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def systems(request: pytest.FixtureRequest) -> Callable[[str], Systems]:
+    """`systems("bert")` or `systems("roberta")`."""
+    directory = request.config.getoption("golden") / "systems"
+
+    @functools.cache
+    def arrays(arch: str, family: str) -> dict[str, np.ndarray]:
+        with np.load(directory / arch / f"{family}.npz", allow_pickle=False) as archive:
+            return dict(archive)
+
+    def load(arch: str) -> Systems:
+        arguments = json.loads((directory / arch / "arguments.json").read_text())
+        return Systems(directory / arch / "model", arguments, functools.partial(arrays, arch))
 
     return load
 

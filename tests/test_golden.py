@@ -5,8 +5,6 @@ parameters, relative to the largest entry; with x64 on they are 1e-9 for all. `-
 same tests on arrays of other sizes.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,9 +19,8 @@ from das_jax.data.masking import Masked, Masking
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
-from das_jax.model import huggingface, huggingface_weights
 from das_jax.model.heads import mean_pool
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units
 from das_jax.objectives.contrastive import contrastive_loss
 from das_jax.objectives.masked_lm import masked_lm_loss, masked_lm_loss_per_example
@@ -31,72 +28,9 @@ from das_jax.objectives.proxy_kl import proxy_kl_per_example
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import compile_train_step, init_state, make_train_step
+from tests.golden_case import Case, from_labels
 
 UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A golden model in one precision."""
-
-    arrays: dict[str, np.ndarray]
-    model: MaskedLM
-    params: Params
-    dtype: Any
-
-    def array(self, name: str) -> jax.Array:
-        value = self.arrays[name]
-        return jnp.asarray(value, self.dtype if value.dtype.kind == "f" else jnp.int32)
-
-    def units(self, name: str) -> Units:
-        return Units(*(self.array(f"{name}.{kind}") for kind in Units._fields))
-
-    def tensors(self, params: Params) -> dict[str, np.ndarray]:
-        """By HuggingFace name, [out, in]."""
-        return huggingface_weights.to_tensors(jax.device_get(params), self.model.architecture)
-
-    def assert_close(self, actual: Any, expected: Any, tolerance: float, name: str) -> None:
-        """Largest error relative to the largest entry; `tolerance` is the one of float32."""
-        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-        assert actual.shape == expected.shape, name
-        if self.dtype == jnp.float64:
-            tolerance = 1e-9
-        error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-300)
-        assert error <= tolerance, f"{name}: error {error:.2e} above {tolerance:.0e}"
-
-    def masked(self, prefix: str = "") -> Masked:
-        return from_labels(self.arrays[f"{prefix}corrupted_ids"], self.arrays[f"{prefix}labels"])
-
-
-def from_labels(tokens_BxT: np.ndarray, labels_BxT: np.ndarray) -> Masked:
-    """The masked positions of a batch whose labels are -100 elsewhere."""
-    chosen = labels_BxT != -100
-    count = chosen.sum(axis=-1).max()
-    positions = np.argsort(~chosen, axis=-1, kind="stable")[..., :count]
-    labels = np.take_along_axis(labels_BxT, positions, axis=-1)
-    weights = np.take_along_axis(chosen, positions, axis=-1).astype(np.float32)
-    return Masked(
-        jnp.asarray(tokens_BxT, jnp.int32),
-        jnp.asarray(positions),
-        jnp.asarray(np.where(weights, labels, 0)),
-        jnp.asarray(weights),
-    )
-
-
-@pytest.fixture(params=["float32", "float64"])
-def case(request: pytest.FixtureRequest, golden: Any, arch: str) -> Iterator[Case]:
-    directory, arrays = golden(arch)
-    wide = request.param == "float64"
-    with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        dtype = jnp.dtype(request.param)
-        checkpoint = huggingface.load(directory)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), checkpoint.params)
-        yield Case(arrays, MaskedLM(checkpoint.architecture, dtype), params, dtype)
-
-
-@pytest.fixture(params=["bert", "roberta"])
-def arch(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def mlm_losses(
@@ -140,10 +74,7 @@ class GoldenLosses:
 
 
 def importance_batch(case: Case) -> tuple[DAS, Batch]:
-    tokens = case.array("input_ids")
-    rows = tokens.shape[0]
-    batch = Batch(tokens, jnp.arange(rows), jnp.ones(rows, case.dtype))
-    return DAS(case.model, UNUSED_MASKING, DASSettings()), batch
+    return DAS(case.model, UNUSED_MASKING, DASSettings()), case.batch()
 
 
 def test_importance(case: Case) -> None:
@@ -195,9 +126,7 @@ def test_gradients_and_soft_mask(case: Case) -> None:
     masked, _ = transform.update(gradients, transform.init(case.params))
     for prefix, tree in (("grad.", gradients), ("soft_masked_grad.", masked)):
         tensors = case.tensors(tree)
-        expected = {
-            k.removeprefix(prefix): v for k, v in case.arrays.items() if k.startswith(prefix)
-        }
+        expected = case.named(prefix)
         assert set(tensors) == set(expected)
         largest = max(np.abs(value).max() for value in expected.values())
         for name, value in expected.items():
