@@ -14,21 +14,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from das_jax.data.batches import whole_batches
 from das_jax.data.tasks import Examples, Task
 from das_jax.evaluation.classification import classification_scores
 from das_jax.evaluation.own_words import OwnWords, own_words
+from das_jax.methods.contract import Transforms
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.masked_lm import token_losses
 from das_jax.training.metrics import check_parts
-from das_jax.training.optimizer import adamw, warmup_linear_decay
+from das_jax.training.optimizer import Optimizer, OptimizerState, adamw, warmup_linear_decay
 from das_jax.training.sharding import Sharding
 
 WARMUP = 0.1
 """The share of the steps over which the learning rate rises, before it falls linearly to 0."""
+
+PLAIN = Transforms()
+"""Fine-tuning protects nothing."""
 
 
 class State(NamedTuple):
@@ -37,13 +40,13 @@ class State(NamedTuple):
     Attributes:
       step: steps taken, [].
       params: the classifier's.
-      opt_state: AdamW's.
+      opt_state: the optimizer's.
       key: of dropout.
     """
 
     step: jax.Array
     params: Params
-    opt_state: Any
+    opt_state: OptimizerState
     key: jax.Array
 
 
@@ -66,15 +69,16 @@ class Finetuning:
     learning_rate: float
 
     @property
-    def _adamw(self) -> optax.GradientTransformation:
-        return adamw(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+    def _optimizer(self) -> Optimizer:
+        direction = adamw(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+        return Optimizer(direction, warmup_linear_decay(self.learning_rate, self.steps, WARMUP))
 
     def init(self, pretrained: Params, seed: jax.Array) -> State:
         """The state of one seed before the first step."""
         head_key, dropout_key = jax.random.split(jax.random.key(seed))
         params = self.classifier.init(pretrained, head_key)
         zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, self._adamw.init(params), dropout_key)
+        return State(zero, params, self._optimizer.init(params, PLAIN), dropout_key)
 
     def step(
         self,
@@ -93,9 +97,9 @@ class Finetuning:
             return jnp.sum(losses_B * weight_B) / jnp.sum(weight_B)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
-        direction, opt_state = self._adamw.update(gradients, state.opt_state, state.params)
-        rate = warmup_linear_decay(self.learning_rate, self.steps, WARMUP)(state.step)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        params, opt_state, _ = self._optimizer.update(
+            gradients, state.opt_state, state.params, PLAIN, state.step
+        )
         return State(state.step + 1, params, opt_state, state.key), loss
 
     def _split(self, rows: Any) -> Any:

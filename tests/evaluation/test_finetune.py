@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from das_jax.data.cloze import Facts
@@ -95,6 +96,27 @@ def test_seeds_trained_together_are_those_trained_alone(
         )
     heads_S = together.params_S["classifier"]["output"]["kernel"]
     assert not np.allclose(heads_S[0], heads_S[1])
+
+
+def test_a_step_is_adams_at_the_rate_of_the_schedule(
+    model: MaskedLM, params: Params, task: Task
+) -> None:
+    """Against optax's own Adam, on the gradients that the first moments say there were."""
+    finetuning = module.Finetuning(Classifier(model, 2), make_sharding(1), 4, 8, 1e-2)
+    rows = tuple(jnp.asarray(x[:8]) for x in task.train)
+    state = jax.jit(finetuning.init)(params, np.uint32(3))
+    adam = optax.adam(lambda step: 1e-2 * jnp.array([1, 3 / 4, 2 / 4, 1 / 4])[step])
+    expected, adam_state = state.params, adam.init(state.params)
+    step = jax.jit(finetuning.step)
+    for _ in range(3):
+        before = optax.tree.get(state.opt_state, "mu")
+        state, _ = step(state, rows, jnp.ones(8))
+        after = optax.tree.get(state.opt_state, "mu")
+        gradients = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, after, before)
+        updates, adam_state = adam.update(gradients, adam_state)
+        expected = optax.apply_updates(expected, updates)
+    for actual, wanted in zip(*map(jax.tree.leaves, (state.params, expected)), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_it_learns(together: Finetuned) -> None:
