@@ -36,7 +36,8 @@ from das_jax.objectives.masked_lm import masked_lm_loss_per_example
 from das_jax.precision import at_least_float32
 from das_jax.training.accumulate import TrainingDomain, accumulate
 from das_jax.training.console import Console
-from das_jax.training.optimizer import Optimizer, adamw, warmup_linear_decay
+from das_jax.training.optimizer import Optimizer, adamw
+from das_jax.training.schedules import Linear
 from das_jax.training.step import compile_train_step, init_state
 from das_jax.training.workspace import Workspace, open_workspace
 
@@ -217,7 +218,7 @@ def row_7(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str
 
 def row_9(lab: Lab, protected: Units) -> Iterator[tuple[str, str]]:
     space = lab.workspace
-    optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), warmup_linear_decay(5e-4, STEPS, 0.1))
+    optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), Linear(5e-4, STEPS, 0.1))
     mean = {kind: float(1 - np.mean(x)) for kind, x in protected._asdict().items()}
     yield "mean of the mask 1 - I", per_kind(mean)
     for apply_to in ("gradient", "update"):

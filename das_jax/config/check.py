@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from das_jax.config.schema import Config
+from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.settings import DASSettings
 
@@ -17,11 +17,13 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
     Raises:
       UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
-        a domain that is not learned, or an initial importance map that does not exist.
+        a domain that is not learned, a schedule with another's options or longer than a domain, or an
+        initial importance map that does not exist.
     """
     _check_seeds(config, origin)
     _check_domains(config, origin)
     _check_tasks(config, origin)
+    _check_schedule(config.training, origin)
     if isinstance(config.method, DASSettings) and config.method.importance.initial is not None:
         path = Path(config.method.importance.initial).expanduser()
         if not path.exists():
@@ -81,3 +83,26 @@ def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
                 f"({', '.join(domains)}); leave it out if the task asks for general knowledge."
             )
         names[task.name] = key
+
+
+def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) -> None:
+    schedule, usual = training.schedule, TrainingSettings()
+    used = SCHEDULE_OPTIONS[schedule]
+    for option in dict.fromkeys(each for options in SCHEDULE_OPTIONS.values() for each in options):
+        value = getattr(training, option)
+        if option not in used and value != getattr(usual, option):
+            takes = [name for name, options in SCHEDULE_OPTIONS.items() if option in options]
+            key = f"training.{option}"
+            raise UserError(
+                f"{origin(key)}: {key} is {value}, which the schedule {schedule} does not use; leave it out, "
+                f"or set training.schedule to {' or '.join(takes)}."
+            )
+    parts = [each for each in ("warmup", "settling", "cooldown") if each in ("warmup", *used)]
+    total = sum(getattr(training, part) for part in parts)
+    if total > 1 + 1e-9:
+        key = max(parts, key=lambda part: getattr(training, part))
+        names = " and ".join(f"training.{part}" for part in parts)
+        raise UserError(
+            f"{origin(f'training.{key}')}: {names} together take {total:g} of a domain's steps; make it 1 at "
+            "most."
+        )

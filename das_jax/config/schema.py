@@ -3,6 +3,7 @@
 The defaults are what we recommend, the same as the preset `das_jax`; `paper` is the paper's values.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
@@ -12,6 +13,17 @@ from das_jax.methods.settings import MethodSettings
 from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
+
+SCHEDULE_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "linear": (),
+    "cosine": (),
+    "rewarmed": ("floor",),
+    "constant": (),
+    "infinite": ("settling", "constant", "cooldown", "floor"),
+    "wsd": ("cooldown",),
+}
+"""What each schedule reads of `training`, besides its learning rate and warm-up."""
 
 
 @settings
@@ -77,8 +89,22 @@ class TrainingSettings:
     loss is the mean over the whole batch; DAS contrasts the texts of a micro-batch with each other."""
     learning_rate: PositiveFloat = 1e-4
     """The highest learning rate of a domain."""
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The share of a domain's steps over which the learning rate rises; it then falls linearly to 0."""
+    schedule: Literal["linear", "cosine", "rewarmed", "constant", "infinite", "wsd"] = "linear"
+    """How the learning rate goes on after the warm-up: falls to 0, `linear` or as a `cosine`; falls as a
+    cosine to `floor` (`rewarmed`); stays (`constant`); stays, and falls to 0 over `cooldown` as 1 - sqrt
+    (`wsd`); or settles at `constant`, from which later domains start without a warm-up, and falls to `floor`
+    over `cooldown` (`infinite`)."""
+    warmup: Part = 0.1
+    """The share of a domain's steps over which the learning rate rises."""
+    settling: Part = 0.3
+    """The share of the first domain's steps over which an infinite schedule falls to `constant`."""
+    constant: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The constant rate of an infinite schedule, as a share of `learning_rate`."""
+    cooldown: Part = 0.1
+    """The share of a domain's steps, the last ones, over which the rate of `wsd` and `infinite` falls."""
+    floor: Share = 0.1
+    """The lowest rate, as a share of the rate it falls from: of `learning_rate` with `rewarmed`, of the
+    constant one with `infinite`."""
     b1: Share = 0.9
     """AdamW's decay of the mean of the gradients."""
     b2: Share = 0.999
@@ -87,6 +113,9 @@ class TrainingSettings:
     """What AdamW adds to the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled decay."""
+    second_moment: Literal["fresh", "carried"] = "fresh"
+    """What a domain begins with as AdamW's mean of the squared gradients and its count of steps: nothing, or
+    what the domain before it left. The mean of the gradients always begins afresh."""
     mask_rate: Share = 0.15
     """The share of the tokens that the masked-LM loss predicts."""
     log_every: Count = 50

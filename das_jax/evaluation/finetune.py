@@ -24,7 +24,8 @@ from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.masked_lm import token_losses
 from das_jax.training.metrics import check_parts
-from das_jax.training.optimizer import Optimizer, OptimizerState, adamw, warmup_linear_decay
+from das_jax.training.optimizer import AdamW, Optimizer, OptimizerState
+from das_jax.training.schedules import Linear
 from das_jax.training.sharding import Sharding
 
 WARMUP = 0.1
@@ -70,8 +71,8 @@ class Finetuning:
 
     @property
     def _optimizer(self) -> Optimizer:
-        direction = adamw(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
-        return Optimizer(direction, warmup_linear_decay(self.learning_rate, self.steps, WARMUP))
+        adamw = AdamW(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+        return Optimizer(adamw, Linear(self.learning_rate, self.steps, WARMUP))
 
     def init(self, pretrained: Params, seed: jax.Array) -> State:
         """The state of one seed before the first step."""

@@ -155,7 +155,8 @@ def settings_that_matter(summary: Summary) -> dict[str, str]:
         "domains": ", ".join(domains),
         "general text": "none",
         "batch": f"{training.batch_size} chunks of {config.data.length} tokens",
-        "learning rate": f"{training.learning_rate:g}, {training.warmup:.0%} of the steps to rise",
+        "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
+        f"{training.warmup:.0%} of the steps to rise",
         "preset": config.preset,
         "seeds": ", ".join(map(str, summary.seeds)),
     }

@@ -1,22 +1,190 @@
 """AdamW between the method's two pieces, and the learning rate of a domain."""
 
-import functools
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from das_jax.config.schema import TrainingSettings
+from das_jax.config.schema import SCHEDULE_OPTIONS, TrainingSettings
+from das_jax.errors import UserError
 from das_jax.methods.contract import Transforms, UpdateTrace
 from das_jax.model.masked_lm import Params
+from das_jax.model.units import parameter_paths
+from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "rewarmed": Cosine,
+    "constant": Constant,
+    "infinite": Infinite,
+    "wsd": WSD,
+}
+"""What `training.schedule` names; the options of each are in `SCHEDULE_OPTIONS`."""
+
+Decays = tuple[tuple[str, bool], ...]
+"""Patterns of parameters' whole paths and whether weight decay pulls them; the first match decides."""
+
+EVERYTHING: Decays = ((".*", True),)
+
+
+class SecondMoment(NamedTuple):
+    """What Adam knows of the squared gradients, which one domain may hand to the next.
+
+    Attributes:
+      nu: their decayed sum, with the shapes of the trained parameters.
+      steps: how many it is of, [].
+    """
+
+    nu: Params
+    steps: jax.Array
+
+
+class CarryingAdamState(NamedTuple):
+    """Of `scale_by_carrying_adam`.
+
+    Attributes:
+      steps: of this domain, [].
+      mu: the decayed sum of the gradients of this domain.
+      nu: the decayed sum of the squared gradients, of this domain and those before it.
+      all_steps: of all of them, [].
+    """
+
+    steps: jax.Array
+    mu: Params
+    nu: Params
+    all_steps: jax.Array
 
 
 class OptimizerState(NamedTuple):
     gradient: optax.OptState
     adamw: optax.OptState
     update: optax.OptState
+
+    @property
+    def second_moment(self) -> SecondMoment:
+        """What the next domain may begin with; see `carry`."""
+        adam = self.adamw[0]
+        steps = adam.all_steps if isinstance(adam, CarryingAdamState) else adam.count
+        return SecondMoment(adam.nu, steps)
+
+
+def scale_by_carrying_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, whose second moment may go on from that of another domain; see `carry`.
+
+    Each moment counts its own steps: the bias of the first is that of this domain's alone.
+    """
+
+    def init(params: Params) -> CarryingAdamState:
+        zero = jnp.zeros((), jnp.int32)
+        zeros = optax.tree.zeros_like(params)
+        return CarryingAdamState(zero, zeros, zeros, zero)
+
+    def update(
+        updates: Params, state: CarryingAdamState, params: Params | None = None
+    ) -> tuple[Params, CarryingAdamState]:
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        steps, all_steps = state.steps + 1, state.all_steps + 1
+        direction = jax.tree.map(
+            lambda m, v: m / (jnp.sqrt(v) + eps),
+            optax.tree.bias_correction(mu, b1, steps),
+            optax.tree.bias_correction(nu, b2, all_steps),
+        )
+        return direction, CarryingAdamState(steps, mu, nu, all_steps)
+
+    return optax.GradientTransformation(init, update)
+
+
+def carry(second_moment: SecondMoment, state: OptimizerState) -> OptimizerState:
+    """The state in which a domain begins with the second moment that the one before it left.
+
+    Args:
+      second_moment: `OptimizerState.second_moment` at the end of the domain before.
+      state: a fresh one, of an optimizer whose second moment is carried.
+
+    Raises:
+      UserError: the domain before trained other parameters.
+    """
+    adam, *rest = state.adamw
+    before, now = _shapes(second_moment.nu), _shapes(adam.nu)
+    if before != now:
+        path = sorted(dict(before.items() ^ now.items()))[0]
+        raise UserError(
+            f"training.second_moment is carried, but two domains train different parameters ({path}); set "
+            "it to fresh"
+        )
+    adam = adam._replace(nu=second_moment.nu, all_steps=second_moment.steps)
+    return state._replace(adamw=(adam, *rest))
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
+
+
+class Direction(Protocol):
+    """What turns gradients into a direction: `AdamW`, or any optax transformation."""
+
+    @property
+    def init(self) -> Callable[[Params], optax.OptState]: ...
+    @property
+    def update(self) -> Callable[[Params, Any, Params], tuple[Params, Any]]: ...
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam's direction plus decoupled weight decay, without the learning rate (Loshchilov and Hutter, ICLR
+    2019). A value: equal numbers are equal optimizers, which share compiled programs.
+
+    Attributes:
+      b1, b2, eps, weight_decay: as in `optax.adamw`.
+      decays: which parameters weight decay pulls; a rule must match every one.
+      second_moment: whether the second moment may be `carry`'s.
+    """
+
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    decays: Decays = EVERYTHING
+    second_moment: Literal["fresh", "carried"] = "fresh"
+
+    def init(self, params: Params) -> optax.OptState:
+        return self._transformation.init(params)
+
+    def update(
+        self, gradients: Params, state: optax.OptState, params: Params
+    ) -> tuple[Params, optax.OptState]:
+        return self._transformation.update(gradients, state, params)
+
+    @property
+    def _transformation(self) -> optax.GradientTransformation:
+        adam = optax.scale_by_adam if self.second_moment == "fresh" else scale_by_carrying_adam
+        decay = optax.identity()
+        if self.weight_decay:
+            mask = None if self.decays == EVERYTHING else self._pulled
+            decay = optax.add_decayed_weights(self.weight_decay, mask)
+        return optax.chain(adam(b1=self.b1, b2=self.b2, eps=self.eps), decay)
+
+    def _pulled(self, params: Params) -> Any:
+        """Whether weight decay pulls it, for every parameter."""
+
+        def pulled(path: str) -> bool:
+            for pattern, decays in self.decays:
+                if re.fullmatch(pattern, path):
+                    return decays
+            raise ValueError(f"no rule says whether weight decay pulls {path!r}: add one")
+
+        return jax.tree.unflatten(jax.tree.structure(params), map(pulled, parameter_paths(params)))
+
+
+adamw = AdamW
+"""As optax spells it."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +196,8 @@ class Optimizer:
       schedule: the learning rate of a step, counted from 0.
     """
 
-    adamw: optax.GradientTransformation
-    schedule: optax.Schedule
+    adamw: Direction
+    schedule: Callable[[jax.Array], Any]
 
     def init(self, params: Params, transforms: Transforms) -> OptimizerState:
         return OptimizerState(
@@ -56,40 +224,36 @@ class Optimizer:
         params_after = jax.tree.map(
             lambda p, u: p - (learning_rate * u).astype(p.dtype), params, masked
         )
-        trace = UpdateTrace(params, gradients, finished, masked, self.adamw, state.adamw)
+        direction = optax.GradientTransformation(self.adamw.init, self.adamw.update)
+        trace = UpdateTrace(params, gradients, finished, masked, direction, state.adamw)
         return params_after, OptimizerState(gradient_state, adamw_state, update_state), trace
 
 
-def adamw(b1: float, b2: float, eps: float, weight_decay: float) -> optax.GradientTransformation:
-    """Adam's direction plus decoupled weight decay on every parameter, without the learning rate."""
-    return optax.chain(
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
-    )
+def domain_optimizer(
+    settings: TrainingSettings,
+    steps: int,
+    *,
+    first: bool = True,
+    learning_rate: float | None = None,
+    decays: Decays = EVERYTHING,
+) -> Optimizer:
+    """The optimizer of a domain.
 
-
-def warmup_linear_decay(peak: float, steps: int, warmup: float) -> optax.Schedule:
-    """Rises linearly over the share `warmup` of the steps and falls linearly towards 0, which step
-    `steps` would reach.
-
-    No step of the domain has a rate of zero: the first has peak / warm-up steps.
+    Args:
+      settings: of the run.
+      steps: of the domain.
+      first: whether no domain was learned before it.
+      learning_rate: the highest; None for that of the settings.
+      decays: which parameters weight decay pulls.
     """
-    rising = round(steps * warmup)
-
-    def schedule(step: Any) -> jax.Array:
-        up = (step + 1) / max(rising, 1)
-        down = (steps - step) / max(steps - rising, 1)
-        return peak * jnp.where(step < rising, up, jnp.clip(down, 0, 1))
-
-    return schedule
-
-
-@functools.lru_cache(maxsize=16)
-def domain_optimizer(settings: TrainingSettings, steps: int) -> Optimizer:
-    """The optimizer of a domain of that many steps; the same object for equal arguments, as programs
-    are kept by it.
-    """
+    peak = settings.learning_rate if learning_rate is None else learning_rate
+    options = {name: getattr(settings, name) for name in SCHEDULE_OPTIONS[settings.schedule]}
+    schedule = SCHEDULES[settings.schedule](peak, steps, settings.warmup, **options)
     return Optimizer(
-        adamw(settings.b1, settings.b2, settings.eps, settings.weight_decay),
-        warmup_linear_decay(settings.learning_rate, steps, settings.warmup),
+        AdamW(
+            *(settings.b1, settings.b2, settings.eps, settings.weight_decay),
+            decays=decays,
+            second_moment=settings.second_moment,
+        ),
+        schedule if first else schedule.of_later_domains(),
     )

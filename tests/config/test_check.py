@@ -108,3 +108,42 @@ def test_an_end_task_that_belongs_nowhere_or_takes_anothers_name_is_refused(
 ):
     with pytest.raises(UserError, match="^" + re.escape(sentence)):
         load(override)
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (
+            "schedule: cosine, floor: 0.2",
+            "command line: training.floor is 0.2, which the schedule cosine does not use; leave it out, or "
+            "set training.schedule to rewarmed or infinite.",
+        ),
+        (
+            "constant: 0.2",
+            "command line: training.constant is 0.2, which the schedule linear does not use; leave it out, "
+            "or set training.schedule to infinite.",
+        ),
+        (
+            "schedule: infinite, warmup: 0.2, settling: 0.5, cooldown: 0.4",
+            "command line: training.warmup and training.settling and training.cooldown together take 1.1 of "
+            "a domain's steps; make it 1 at most.",
+        ),
+        (
+            "schedule: wsd, cooldown: 0.95",
+            "command line: training.warmup and training.cooldown together take 1.05 of a domain's steps;",
+        ),
+        (
+            "schedule: infinite, floor: 0",
+            "command line: training.floor must be a number > 0 and < 1, got 0.",
+        ),
+    ],
+)
+def test_a_schedule_is_given_what_it_uses_and_no_more_than_there_is(load, training, sentence):
+    with pytest.raises(UserError, match="^" + re.escape(sentence)):
+        load(f"--training={{{training}}}")
+
+
+def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load):
+    full = "{schedule: infinite, warmup: 0.1, settling: 0.3, cooldown: 0.6}"
+    assert load(f"--training={full}").config.training.floor == 0.1
+    assert load("--training={schedule: cosine, warmup: 1, floor: 0.1}").config.training.warmup == 1

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,32 +8,11 @@ import pytest
 import torch
 
 from das_jax.config.schema import TrainingSettings
+from das_jax.errors import UserError
 from das_jax.methods.contract import Transforms
-from das_jax.training.optimizer import (
-    Optimizer,
-    adamw,
-    domain_optimizer,
-    warmup_linear_decay,
-)
-
-
-def test_the_schedule_rises_falls_and_never_rests() -> None:
-    schedule = warmup_linear_decay(peak=2.0, steps=10, warmup=0.4)
-    rates = [float(schedule(step)) for step in range(10)]
-    np.testing.assert_allclose(rates, np.array([3, 6, 9, 12, 12, 10, 8, 6, 4, 2]) / 6, rtol=1e-6)
-    assert float(schedule(10)) == 0
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 3, 2500])
-def test_no_step_of_any_schedule_has_no_rate(steps: int, warmup: float) -> None:
-    rates = jax.vmap(warmup_linear_decay(1e-4, steps, warmup))(jnp.arange(steps))
-    assert (rates > 0).all()
-    assert rates.max() == pytest.approx(1e-4)
-    rising = round(steps * warmup)
-    assert (jnp.diff(rates[:rising]) > 0).all()
-    assert (jnp.diff(rates[rising:]) < 0).all()
-
+from das_jax.model.units import parameter_paths
+from das_jax.training.optimizer import Optimizer, OptimizerState, adamw, carry, domain_optimizer
+from das_jax.training.schedules import Linear
 
 SCALES = np.array([1, 1e-3, 0, 10, 1e-6])
 GRADIENTS = (np.random.default_rng(0).normal(size=(6, 5)) * SCALES).astype(np.float32)
@@ -48,7 +29,7 @@ def learned(optimizer: Optimizer, transforms: Transforms = Transforms()) -> np.n
 
 
 def test_it_is_adamw() -> None:
-    schedule = warmup_linear_decay(0.1, 6, 0.5)
+    schedule = Linear(0.1, 6, 0.5)
     ours = learned(Optimizer(adamw(0.8, 0.95, 1e-6, 0.3), schedule))
 
     reference = optax.adamw(schedule, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.3)
@@ -88,10 +69,96 @@ def test_half_the_update_is_half_the_movement_and_half_the_gradient_is_not() -> 
     np.testing.assert_allclose(learned(optimizer, half) - np.arange(5), whole, atol=1e-6)
 
 
-def test_equal_domains_share_an_optimizer() -> None:
-    settings = TrainingSettings(steps=10, learning_rate=0.5)
-    assert domain_optimizer(settings, 10) is domain_optimizer(
-        TrainingSettings(steps=10, learning_rate=0.5), 10
+def test_equal_settings_are_equal_optimizers() -> None:
+    """Compiled steps are kept by the optimizer: equal ones must share a step, unequal ones must not."""
+
+    def made(steps: int = 10, first: bool = True, **options: Any) -> Optimizer:
+        return domain_optimizer(TrainingSettings(**options), steps, first=first)
+
+    infinite = {"schedule": "infinite", "cooldown": 0.25}
+    unequal = [
+        made(),
+        made(11),
+        made(b2=0.99),
+        made(schedule="constant"),
+        made(schedule="cosine"),
+        made(schedule="rewarmed"),
+        made(**infinite),
+        made(first=False, **infinite),
+        made(second_moment="carried"),
+        domain_optimizer(TrainingSettings(), 10, learning_rate=0.5),
+        domain_optimizer(TrainingSettings(), 10, decays=(("b", True), (".*", False))),
+    ]
+    assert len({*unequal}) == len(unequal)
+    assert {*unequal} == {*unequal, made(), made(steps=10, b1=0.9), made(first=False)}
+
+
+def test_weight_decay_pulls_what_its_rules_say() -> None:
+    decays = ((".*/bias", False), ("frozen/.*", False), (".*", True))
+    optimizer = adamw(0.9, 0.999, 1e-8, 0.5, decays=decays)
+    params = {
+        "frozen": {"kernel": jnp.ones(2)},
+        "free": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+    }
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    moved, _ = optimizer.update(zeros, optimizer.init(params), params)
+    found = {
+        path: float(x[0])
+        for path, x in zip(parameter_paths(moved), jax.tree.leaves(moved), strict=True)
+    }
+    assert found == {"free/bias": 0, "free/kernel": 0.5, "frozen/kernel": 0}
+    with pytest.raises(ValueError, match="no rule says whether weight decay pulls 'free/bias'"):
+        adamw(0.9, 0.999, 1e-8, 0.5, decays=((".*/kernel", True),)).init(params)
+
+
+def carried(
+    domains: list[np.ndarray], second_moment: str
+) -> tuple[list[np.ndarray], OptimizerState]:
+    """The directions of every step of domains that hand on their second moment."""
+    optimizer = Optimizer(
+        adamw(0.8, 0.95, 1e-6, 0.0, second_moment=second_moment), Linear(1.0, 6, 0.0)
     )
-    assert domain_optimizer(settings, 10) is not domain_optimizer(settings, 11)
-    assert float(domain_optimizer(settings, 10).schedule(0)) == 0.5
+    params, directions, state = {"w": jnp.zeros(5)}, [], None
+    for gradients in domains:
+        fresh = optimizer.init(params, Transforms())
+        state = fresh if state is None else carry(state.second_moment, fresh)
+        for step, gradient in enumerate(gradients):
+            _, state, trace = optimizer.update(
+                {"w": jnp.asarray(gradient)}, state, params, Transforms(), jnp.int32(step)
+            )
+            directions.append(np.asarray(trace.finished["w"]))
+    return directions, state
+
+
+def test_a_carried_second_moment_is_that_of_all_domains_and_the_first_is_not() -> None:
+    domains = [GRADIENTS[:4], 3 * GRADIENTS[4:], GRADIENTS[2:5]]
+    found, state = carried(domains, "carried")
+    b1, b2, nu, steps, expected = 0.8, 0.95, 0.0, 0, []
+    for gradients in domains:
+        mu = 0.0
+        for own, gradient in enumerate(gradients.astype(np.float64), start=1):
+            steps += 1
+            mu = b1 * mu + (1 - b1) * gradient
+            nu = b2 * nu + (1 - b2) * gradient**2
+            corrected = mu / (1 - b1**own), nu / (1 - b2**steps)
+            expected.append(corrected[0] / (np.sqrt(corrected[1]) + 1e-6))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.second_moment.nu["w"], nu, rtol=1e-5)
+    assert int(state.second_moment.steps) == steps == 9
+
+
+def test_the_first_domain_is_the_same_whether_its_second_moment_is_carried_on() -> None:
+    fresh, state = carried([GRADIENTS], "fresh")
+    np.testing.assert_array_equal(fresh, carried([GRADIENTS], "carried")[0])
+    assert int(state.second_moment.steps) == 6
+
+
+def test_a_second_moment_of_other_parameters_is_refused() -> None:
+    optimizer = domain_optimizer(TrainingSettings(second_moment="carried"), 10)
+    one, other = (
+        optimizer.init(params, Transforms())
+        for params in ({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": jnp.ones(2), "b": jnp.ones(3)})
+    )
+    match = r"^training\.second_moment is carried, .* different parameters \(b\); set it to fresh$"
+    with pytest.raises(UserError, match=match):
+        carry(one.second_moment, other)
