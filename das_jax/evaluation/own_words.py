@@ -6,11 +6,14 @@ of the task's own words, W of V, learns exactly what the whole one would, with l
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from das_jax.data.tasks import Examples, Task
 from das_jax.model.classifier import Classifier
+from das_jax.model.leaves import LEAVES
 from das_jax.model.masked_lm import MaskedLM, Params
 
 
@@ -43,13 +46,27 @@ class OwnWords:
 
     def narrowed(self, params: Params) -> Params:
         """Parameters with these words' rows only."""
-        return _with_words(params, np.asarray(_words(params))[self.tokens_W])
+        flat = flatten_dict(params, sep="/")
+        for path, rows in self._rows(flat):
+            flat[path] = np.asarray(flat[path])[rows]
+        return unflatten_dict(flat, sep="/")
 
     def widened(self, params: Params, pretrained: Params) -> Params:
         """Parameters with every word: the others are as they were pretrained."""
-        words_VxD = np.array(_words(pretrained))
-        words_VxD[self.tokens_W] = _words(params)
-        return _with_words(params, words_VxD)
+        flat, whole = (flatten_dict(tree, sep="/") for tree in (params, pretrained))
+        for path, rows in self._rows(flat):
+            words = np.array(whole[path])
+            words[rows] = flat[path]
+            flat[path] = words
+        return unflatten_dict(flat, sep="/")
+
+    def _rows(self, flat: dict[str, Any]) -> list[tuple[str, tuple]]:
+        """Of every parameter with an axis of words, its path and where these words are."""
+        found = [leaf for leaf in LEAVES if leaf.path in flat and "V" in leaf.letters]
+        return [
+            (leaf.path, (slice(None),) * leaf.letters.index("V") + (self.tokens_W,))
+            for leaf in found
+        ]
 
 
 def own_words(task: Task, pad_token_id: int) -> OwnWords:
@@ -57,12 +74,3 @@ def own_words(task: Task, pad_token_id: int) -> OwnWords:
     parts = [part for part in (task.train, task.validation, task.test) if part is not None]
     tokens = np.concatenate([part.tokens_NxT.ravel() for part in parts] + [[pad_token_id]])
     return OwnWords(np.unique(tokens), pad_token_id)
-
-
-def _words(params: Params) -> np.ndarray:
-    return params["embeddings"]["word"]["embedding"]
-
-
-def _with_words(params: Params, words_WxD: np.ndarray) -> Params:
-    embeddings = {**params["embeddings"], "word": {"embedding": words_WxD}}
-    return {**params, "embeddings": embeddings}

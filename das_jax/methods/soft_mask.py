@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from das_jax.methods.settings import SoftMaskSettings as SoftMaskSettings
+from das_jax.model.leaves import OWNERS, owners_of
 from das_jax.model.units import FREE as FREE
-from das_jax.model.units import OWNERS, Owner, Rules, along, owners_of, parameter_paths
+from das_jax.model.units import Owner, Rules, along, parameter_paths
 
 TINY = 1e-30
 

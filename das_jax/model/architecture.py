@@ -43,6 +43,22 @@ class Architecture:
         """The longest sequence that the position table serves."""
         return self.position_rows - self.first_position
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of every axis of a parameter by its letter: as in `das_jax`, and P for the rows of the
+        position table, Y for token types.
+        """
+        return {
+            "L": self.num_layers,
+            "V": self.vocab_size,
+            "P": self.position_rows,
+            "Y": self.type_vocab_size,
+            "D": self.hidden_size,
+            "H": self.num_heads,
+            "K": self.head_size,
+            "F": self.intermediate_size,
+        }
+
     def identity(self) -> str:
         """A SHA-256 of every number here, hence of all parameter shapes; equal for all checkpoints of
         one model.

@@ -31,11 +31,8 @@ class Classifier:
         """The encoder of a masked LM and a random head; the LM head is left behind."""
         hidden_1xD = jnp.zeros((1, self.model.architecture.hidden_size))
         head = self._head.init(key, hidden_1xD, None)["params"]
-        return {
-            "embeddings": pretrained["embeddings"],
-            "layers": pretrained["layers"],
-            "classifier": head,
-        }
+        encoder = {part: value for part, value in pretrained.items() if part != "lm_head"}
+        return {**encoder, "classifier": head}
 
     def logits(
         self,

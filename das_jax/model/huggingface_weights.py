@@ -1,4 +1,4 @@
-"""HuggingFace tensors to the parameter tree and back: one table for both directions."""
+"""HuggingFace tensors to the parameter tree and back, both by the table of leaves."""
 
 import dataclasses
 import math
@@ -11,64 +11,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
+from das_jax.model.leaves import (
+    CLASSIFIER,
+    DECODER,
+    ENCODER,
+    LM_HEAD,
+    NAMES,
+    WORDS,
+    Leaf,
+    Leaves,
+    leaves_of,
+)
 from das_jax.model.safetensors_files import StoredTensor, open_tensors
 
-Leaves = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""Of every parameter of a module: name here, name there, axes there (`HK` is H and K as one axis)."""
-
-
-def embedding(rows: str) -> Leaves:
-    """A table with one row for every id."""
-    return (("embedding", "weight", (rows, "D")),)
-
-
-def dense(outputs: str, inputs: str) -> Leaves:
-    """A projection: [in, out] here, [out, in] there."""
-    return (("kernel", "weight", (outputs, inputs)), ("bias", "bias", (outputs,)))
-
-
-LAYER_NORM: Leaves = (("scale", "weight", ("D",)), ("bias", "bias", ("D",)))
-
-# {} is the number of the layer. P are positions, Y token types, C classes; the other letters are das_jax's.
-ENCODER = {
-    "embeddings/word": ("embeddings.word_embeddings", embedding("V")),
-    "embeddings/position": ("embeddings.position_embeddings", embedding("P")),
-    "embeddings/token_type": ("embeddings.token_type_embeddings", embedding("Y")),
-    "embeddings/layer_norm": ("embeddings.LayerNorm", LAYER_NORM),
-    "layers/attention/query": ("encoder.layer.{}.attention.self.query", dense("HK", "D")),
-    "layers/attention/key": ("encoder.layer.{}.attention.self.key", dense("HK", "D")),
-    "layers/attention/value": ("encoder.layer.{}.attention.self.value", dense("HK", "D")),
-    "layers/attention/output": ("encoder.layer.{}.attention.output.dense", dense("D", "HK")),
-    "layers/attention/layer_norm": ("encoder.layer.{}.attention.output.LayerNorm", LAYER_NORM),
-    "layers/feed_forward/intermediate": ("encoder.layer.{}.intermediate.dense", dense("F", "D")),
-    "layers/feed_forward/output": ("encoder.layer.{}.output.dense", dense("D", "F")),
-    "layers/feed_forward/layer_norm": ("encoder.layer.{}.output.LayerNorm", LAYER_NORM),
-}
-BERT_HEAD = {
-    "lm_head/dense": ("cls.predictions.transform.dense", dense("D", "D")),
-    "lm_head/layer_norm": ("cls.predictions.transform.LayerNorm", LAYER_NORM),
-    "lm_head": ("cls.predictions", (("bias", "bias", ("V",)),)),
-    "lm_head/decoder": ("cls.predictions.decoder", (("kernel", "weight", ("V", "D")),)),
-}
-ROBERTA_HEAD = {
-    "lm_head/dense": ("lm_head.dense", dense("D", "D")),
-    "lm_head/layer_norm": ("lm_head.layer_norm", LAYER_NORM),
-    "lm_head": ("lm_head", (("bias", "bias", ("V",)),)),
-    "lm_head/decoder": ("lm_head.decoder", (("kernel", "weight", ("V", "D")),)),
-}
-
-BERT_CLASSIFIER = {
-    "classifier/dense": ("bert.pooler.dense", dense("D", "D")),
-    "classifier/output": ("classifier", dense("C", "D")),
-}
-ROBERTA_CLASSIFIER = {
-    "classifier/dense": ("classifier.dense", dense("D", "D")),
-    "classifier/output": ("classifier.out_proj", dense("C", "D")),
-}
-
-NOT_MASKED_LM = re.compile(
-    r"(bert|roberta)\.(pooler\..*|embeddings\.(position_ids|token_type_ids))|cls\.seq_relationship\..*"
-)
 OLD_LAYER_NORM = {".gamma": ".weight", ".beta": ".bias"}
 
 
@@ -98,69 +53,24 @@ class Row(NamedTuple):
         return np.ascontiguousarray(value.reshape(self.tensor_shape))
 
 
-class Names(NamedTuple):
-    """How a family names its two parts."""
+def table(leaves: Leaves, architecture: Architecture, num_classes: int | None = None) -> list[Row]:
+    """The rows of these parameters."""
+    sizes = architecture.sizes if num_classes is None else {**architecture.sizes, "C": num_classes}
 
-    encoder: str
-    head: str
+    def row(leaf: Leaf) -> Row:
+        tensor_shape = tuple(math.prod(sizes[x] for x in axis) for axis in leaf.tensor_axes)
+        shape = tuple(sizes[x] for x in leaf.one)
+        return Row(leaf.path, leaf.name(architecture.family), tensor_shape, shape, leaf.projects)
 
-
-def names_of(architecture: Architecture) -> Names:
-    return (
-        Names("bert", "cls.predictions")
-        if architecture.family == "bert"
-        else Names("roberta", "lm_head")
-    )
-
-
-def table(architecture: Architecture) -> list[Row]:
-    """Every parameter of a masked LM."""
-    head = dict(BERT_HEAD if architecture.family == "bert" else ROBERTA_HEAD)
-    if architecture.tied:
-        del head["lm_head/decoder"]
-    return _rows(architecture, head, num_classes=0)
-
-
-def classifier_table(architecture: Architecture, num_classes: int) -> list[Row]:
-    """Every parameter of a classifier."""
-    head = BERT_CLASSIFIER if architecture.family == "bert" else ROBERTA_CLASSIFIER
-    return _rows(architecture, head, num_classes)
-
-
-def _rows(
-    architecture: Architecture, head: dict[str, tuple[str, Leaves]], num_classes: int
-) -> list[Row]:
-    """Every parameter of the encoder and of a head."""
-    arch = architecture
-    sizes = {
-        "V": arch.vocab_size,
-        "P": arch.position_rows,
-        "Y": arch.type_vocab_size,
-        "D": arch.hidden_size,
-        "H": arch.num_heads,
-        "K": arch.head_size,
-        "F": arch.intermediate_size,
-        "C": num_classes,
-    }
-    prefix = names_of(arch).encoder
-    modules = {path: (f"{prefix}.{name}", leaves) for path, (name, leaves) in ENCODER.items()}
-    rows = []
-    for path, (name, leaves) in {**modules, **head}.items():
-        for leaf, suffix, axes in leaves:
-            transposed = leaf == "kernel"
-            letters = "".join(reversed(axes) if transposed else axes)
-            tensor_shape = tuple(math.prod(sizes[letter] for letter in axis) for axis in axes)
-            shape = tuple(sizes[letter] for letter in letters)
-            rows.append(Row(f"{path}/{leaf}", f"{name}.{suffix}", tensor_shape, shape, transposed))
-    return rows
+    return [row(leaf) for leaf in leaves]
 
 
 def to_tensors(params: Any, architecture: Architecture) -> dict[str, np.ndarray]:
     """Parameters, or anything shaped like them, as tensors of HuggingFace's masked LM: by name, [out, in]."""
-    tensors = _tensors(params, table(architecture), architecture)
+    tensors = _tensors(params, table(leaves_of(architecture), architecture), architecture)
     if not architecture.tied:
         # HuggingFace keeps the bias twice: only the decoder's is used, but both are asked for.
-        head = names_of(architecture).head
+        head = NAMES[architecture.family].head
         tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"].copy()
     return tensors
 
@@ -169,7 +79,8 @@ def to_classifier_tensors(
     params: Any, architecture: Architecture, num_classes: int
 ) -> dict[str, np.ndarray]:
     """Parameters of a classifier as tensors of HuggingFace's: by name, [out, in]."""
-    return _tensors(params, classifier_table(architecture, num_classes), architecture)
+    rows = table((*ENCODER, *CLASSIFIER), architecture, num_classes)
+    return _tensors(params, rows, architecture)
 
 
 def _tensors(params: Any, rows: list[Row], architecture: Architecture) -> dict[str, np.ndarray]:
@@ -208,12 +119,13 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
             f"{source} holds {len(tensors)} tensors, too few for the {architecture.num_layers} layers of "
             "config.json; the two files are not of one checkpoint"
         )
-    tensors = usual_names(tensors, names_of(architecture).encoder)
-    dropped = [name for name in tensors if NOT_MASKED_LM.fullmatch(name)]
+    names = NAMES[architecture.family]
+    tensors = usual_names(tensors, names.encoder)
+    dropped = [name for name in tensors if re.fullmatch(names.others, name)]
     dropped_as = [tensors.pop(name).name for name in dropped]
     notes = [f"left out: {', '.join(dropped_as)} (not part of the masked LM)"] if dropped else []
 
-    has_head = any(name.startswith(f"{names_of(architecture).head}.") for name in tensors)
+    has_head = any(name.startswith(f"{names.head}.") for name in tensors)
     if has_head:
         architecture = settle_decoder(tensors, architecture, notes)
     else:
@@ -223,8 +135,7 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
         )
     params = {
         row.path: read_parameter(row, tensors, architecture, source)
-        for row in table(architecture)
-        if has_head or not row.path.startswith("lm_head/")
+        for row in table(leaves_of(architecture) if has_head else ENCODER, architecture)
     }
     if not has_head:
         params |= new_lm_head(architecture)
@@ -244,11 +155,12 @@ def settle_decoder(
     What is tied may be stored under either name, or under both. Where these differ, it is not tied, as in
     transformers.
     """
-    prefix, head = names_of(architecture)
+    family = architecture.family
+    head, decoder = NAMES[family].head, DECODER.name(family)
     if (bias := tensors.pop(f"{head}.decoder.bias", None)) is not None:
         # Where there are two, this is the one that the model adds.
         tensors[f"{head}.bias"] = bias
-    decoder, words = f"{head}.decoder.weight", f"{prefix}.embeddings.word_embeddings.weight"
+    words = WORDS.name(family)
     if not (architecture.tied and decoder in tensors):
         return architecture
     if words not in tensors:
@@ -286,13 +198,13 @@ def new_lm_head(architecture: Architecture) -> dict[str, np.ndarray]:
     """A tied LM head by path, always the same: dense normal with `initializer_range`, LayerNorm 1 and 0."""
     random = np.random.default_rng(0)
     params = {}
-    for row in table(architecture):
-        if row.path == "lm_head/dense/kernel":
-            params[row.path] = random.normal(0, architecture.initializer_range, row.shape).astype(
-                np.float32
-            )
-        elif row.path.startswith("lm_head/"):
-            params[row.path] = np.full(row.shape, row.path.endswith("/scale"), np.float32)
+    for leaf in LM_HEAD:
+        shape = leaf.shape(architecture.sizes)
+        if leaf.matrix:
+            value = random.normal(0, architecture.initializer_range, shape)
+        else:
+            value = np.full(shape, leaf.path.endswith("/scale"))
+        params[leaf.path] = value.astype(np.float32)
     return params
 
 

@@ -1,6 +1,5 @@
 """The masked language model as pure functions of its parameters."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,10 @@ import jax.numpy as jnp
 from das_jax.model.architecture import Architecture
 from das_jax.model.encoder import Encoder
 from das_jax.model.heads import LMHead
-from das_jax.model.units import Units, parameter_paths
+from das_jax.model.leaves import LEAVES, Leaves, matrices_of
+from das_jax.model.units import Units
 
 Params = dict[str, Any]
-
-MATRICES = r".*/(kernel|embedding)"
-"""Parameters that are cast to the type of the matrix products before they are used; all others are small
-and used in float32."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +94,17 @@ class MaskedLM:
         )
 
 
-def cast_matrices(params: Params, dtype: Any) -> Params:
+def cast_matrices(params: Params, dtype: Any, leaves: Leaves = LEAVES) -> Params:
     """Matrices and embeddings in the type in which a layer uses them anyway.
 
     Before the loop over layers: inside it, the backward pass would stack their gradients in float32.
+
+    Raises:
+      ValueError: a parameter that none of `leaves` claims.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    paths = parameter_paths(params)
+    arrays, treedef = jax.tree.flatten(params)
+    matrices = matrices_of(params, leaves)
     return jax.tree.unflatten(
         treedef,
-        [
-            x.astype(dtype) if re.fullmatch(MATRICES, path) else x
-            for x, path in zip(leaves, paths, strict=True)
-        ],
+        [x.astype(dtype) if matrix else x for x, matrix in zip(arrays, matrices, strict=True)],
     )

@@ -1,13 +1,15 @@
-"""Units: what importance is measured of, and which parameter each of them owns."""
+"""Units: what importance is measured of, and how they lie along the axes of the parameters they own."""
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from das_jax.model.architecture import Architecture
+
+T = TypeVar("T")
 
 
 class Units(NamedTuple):
@@ -36,30 +38,23 @@ FREE = None
 
 Rules = Sequence[tuple[str, Owner | None]]
 
-OWNERS: Rules = (
-    (r"layers/attention/(query|key|value)/kernel", Owner("heads", (0, 2))),
-    (r"layers/attention/(query|key|value)/bias", Owner("heads", (0, 1))),
-    (r"layers/attention/output/kernel", Owner("heads", (0, 1))),
-    (r"layers/attention/output/bias", FREE),
-    (r"layers/feed_forward/intermediate/kernel", Owner("intermediate", (0, 2))),
-    (r"layers/feed_forward/intermediate/bias", Owner("intermediate", (0, 1))),
-    (r"layers/feed_forward/output/kernel", Owner("output", (0, 2))),
-    (r"layers/feed_forward/output/bias", Owner("output", (0, 1))),
-    (r"layers/(attention|feed_forward)/layer_norm/(scale|bias)", FREE),
-    (r"embeddings/.*", FREE),
-    (r"lm_head/.*", FREE),
-)
-"""The encoder's parameters (`layers/` is stacked, [L, ...]); the first pattern that matches the whole
-path decides."""
+
+class Kind(NamedTuple):
+    """A kind of unit, and the letters of its array's axes: the stack first, then the units."""
+
+    name: str
+    axes: str
+
+
+HEADS, INTERMEDIATE, OUTPUT = Kind("heads", "LH"), Kind("intermediate", "LF"), Kind("output", "LD")
+KINDS = (HEADS, INTERMEDIATE, OUTPUT)
+"""The fields of `Units`."""
 
 
 def unit_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     """The shape [L, U] of every kind, in the order of `Units`."""
-    return {
-        "heads": (architecture.num_layers, architecture.num_heads),
-        "intermediate": (architecture.num_layers, architecture.intermediate_size),
-        "output": (architecture.num_layers, architecture.hidden_size),
-    }
+    sizes = architecture.sizes
+    return {kind.name: (sizes[kind.axes[0]], sizes[kind.axes[1]]) for kind in KINDS}
 
 
 def full_units(
@@ -84,23 +79,26 @@ def parameter_paths(params: Any) -> list[str]:
     ]
 
 
-def owners_of(params: Any, rules: Rules = OWNERS) -> list[Owner | None]:
-    """The owner of every parameter, in the order of `jax.tree.leaves(params)`.
+def claims(params: Any, rules: Sequence[tuple[str, T]], unclaimed: str) -> list[T]:
+    """What the first rule whose pattern matches the whole path says of every parameter, in the order of
+    `jax.tree.leaves(params)`.
+
+    Args:
+      params: any tree.
+      rules: pairs of a pattern and what is so of the parameters that it matches.
+      unclaimed: the error's sentence; {!r} is the path.
 
     Raises:
       ValueError: a parameter that no rule claims.
     """
-    owners = []
-    for path in parameter_paths(params):
-        for pattern, owner in rules:
+
+    def claim(path: str) -> T:
+        for pattern, said in rules:
             if re.fullmatch(pattern, path):
-                owners.append(owner)
-                break
-        else:
-            raise ValueError(
-                f"no rule claims the parameter {path!r}: add one that names its owner, or FREE if it has none"
-            )
-    return owners
+                return said
+        raise ValueError(unclaimed.format(path))
+
+    return [claim(path) for path in parameter_paths(params)]
 
 
 def along(unit_values: jax.Array, owner: Owner, rank: int) -> jax.Array:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from das_jax.hardware import Chip
+from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
 from das_jax.planning import collectives
 from das_jax.planning.costs import FREE, Cost, Costs
 from das_jax.planning.hlo import Computation, Instruction, Module, root
@@ -33,9 +34,9 @@ ERRORS = {"v5e": 0.3}
 OTHER_ERROR = 0.5
 
 PARTS = (
-    ("attention", r"layers/attention"),
-    ("feed-forward", r"layers/feed_forward"),
-    ("embeddings", r"Encoder\)?\)?/embeddings"),
+    ("attention", ATTENTION),
+    ("feed-forward", FEED_FORWARD),
+    ("embeddings", rf"Encoder\)?\)?/{EMBEDDINGS}"),
     ("residuals of the layers", r"Encoder|shard_map/broadcast"),
     ("LM head", r"LMHead"),
     ("masking and losses", r"shard_map"),

@@ -1,30 +1,33 @@
 """What devices send each other once a step, inside `shard_map`: split parameters and sums of gradients."""
 
-import re
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-from das_jax.model.masked_lm import MATRICES, Params
-from das_jax.model.units import parameter_paths
+from das_jax.model.leaves import LEAVES, Leaves, matrices_of
+from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import per_shard
 from das_jax.training.sharding import Sharding
 
 
-def whole_params(params: Params, specs: Any, sharding: Sharding) -> Params:
+def whole_params(params: Params, specs: Any, sharding: Sharding, leaves: Leaves = LEAVES) -> Params:
     """Whole parameters, every device's own, so that their gradients are its own rows' alone.
 
     Args:
       params: this device's part of the parameters.
       specs: how they are split.
       sharding: matrices and embeddings travel in the type that it says.
+      leaves: of the parameters: which are matrices.
+
+    Raises:
+      ValueError: a parameter that none of `leaves` claims.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    arrays, treedef = jax.tree.flatten(params)
     whole = [
-        _whole(x, spec, sharding, cast=re.fullmatch(MATRICES, path) is not None)
-        for x, spec, path in zip(
-            leaves, jax.tree.leaves(specs), parameter_paths(params), strict=True
+        _whole(x, spec, sharding, cast)
+        for x, spec, cast in zip(
+            arrays, jax.tree.leaves(specs), matrices_of(params, leaves), strict=True
         )
     ]
     return jax.tree.unflatten(treedef, whole)

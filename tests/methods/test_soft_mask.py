@@ -9,8 +9,9 @@ import pytest
 
 from das_jax.methods import soft_mask as module
 from das_jax.methods.soft_mask import effective_mask, soft_mask
+from das_jax.model.leaves import OWNERS, owners_of
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.model.units import OWNERS, Owner, full_units, owners_of, unit_shapes
+from das_jax.model.units import Owner, full_units, unit_shapes
 
 
 def test_its_example_runs() -> None:

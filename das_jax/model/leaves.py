@@ -1,0 +1,282 @@
+"""The one table of parameters: where each stands, along which axes, and which units it writes and reads.
+
+Everything that depends on a parameter's place asks here: HuggingFace's tensors, the owners of the soft mask,
+what is cast, the rows of the word embedding. A family of models is a mapping from modules here to modules
+there; a graft brings leaves of its own.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from das_jax.model.architecture import Architecture
+from das_jax.model.units import HEADS, INTERMEDIATE, OUTPUT, Kind, Owner, Rules, claims
+
+STACKS = "LN"
+"""Axes that count modules, L layers or N inserted blocks: HuggingFace has a tensor for each."""
+
+SUFFIXES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+"""The last part of a name, here and at HuggingFace."""
+
+
+class Leaf(NamedTuple):
+    """A parameter, as one row of the table.
+
+    Attributes:
+      path: its keys, joined by slashes. One row may stand for several parameters of a graft: the path is a
+        regular expression that must match the whole of theirs.
+      axes: a letter for each, as in `das_jax`, and P for positions, Y token types, C classes; a graft may
+        add others. An arrow parts what a projection sums over from what it gives: `LHK->D`.
+      writes: the kind of unit that it feeds, along the last axes that have the kind's letters. A gate on
+        such a unit multiplies what this parameter gives.
+      reads: the kind of unit that it is fed by, along the first axes that have the kind's letters.
+    """
+
+    path: str
+    axes: str
+    writes: Kind | None = None
+    reads: Kind | None = None
+
+    @property
+    def letters(self) -> str:
+        """One for each axis of the array, e.g. `LDHK`."""
+        return self.axes.replace("->", "")
+
+    @property
+    def one(self) -> str:
+        """The letters of one layer's array, e.g. `DHK`."""
+        return self.letters.lstrip(STACKS)
+
+    @property
+    def stacked(self) -> bool:
+        return self.one != self.letters
+
+    @property
+    def projects(self) -> bool:
+        """Whether it maps inputs to outputs; HuggingFace holds such arrays transposed."""
+        return "->" in self.axes
+
+    @property
+    def tensor_axes(self) -> tuple[str, ...]:
+        """The axes at HuggingFace, [out, in] of a projection; `HK` is H and K as one axis."""
+        if self.projects:
+            inputs, outputs = self.axes.lstrip(STACKS).split("->")
+            return outputs, inputs
+        return tuple(re.findall("[A-Z]K?", self.one))
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it is cast to the type of the matrix products before it is used. All others are small
+        and used in float32.
+        """
+        return len(self.tensor_axes) > 1
+
+    @property
+    def sides(self) -> "Sides":
+        """The units that it writes and those that it reads, and along which of its axes they lie."""
+        return Sides(
+            output=_owner(self.writes, self.letters.rindex),
+            input=_owner(self.reads, self.letters.index),
+        )
+
+    @property
+    def owner(self) -> Owner | None:
+        """The units that it writes or, if it writes none, those that it reads."""
+        return self.sides.output or self.sides.input
+
+    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Of the array, from the length of every axis."""
+        return tuple(sizes[letter] for letter in self.letters)
+
+    def name(self, family: str) -> str:
+        """The tensor at HuggingFace; {} is the number of the layer."""
+        module, _, last = self.path.rpartition("/")
+        return f"{NAMES[family].modules[module]}.{SUFFIXES[last]}"
+
+
+def _owner(kind: Kind | None, axis: Callable[[str], int]) -> Owner | None:
+    return kind and Owner(kind.name, tuple(axis(letter) for letter in kind.axes))
+
+
+class Sides(NamedTuple):
+    """The units on the two sides of a parameter, None where there are none.
+
+    A method that protects what lies between two used units scales by 1 - min(A_output, A_input), a side
+    without units counting as 1 (Serra et al., ICML 2018, eq. 2); `along` gives A its place.
+    """
+
+    output: Owner | None
+    input: Owner | None
+
+
+Leaves = Sequence[Leaf]
+
+ATTENTION, FEED_FORWARD, EMBEDDINGS = "layers/attention", "layers/feed_forward", "embeddings"
+"""The parts of an encoder: the beginnings of its parameters' paths, and of their operations' names in a
+compiled program."""
+
+WORDS = Leaf("embeddings/word/embedding", "VD")
+
+ENCODER: tuple[Leaf, ...] = (
+    WORDS,
+    Leaf("embeddings/position/embedding", "PD"),
+    Leaf("embeddings/token_type/embedding", "YD"),
+    Leaf("embeddings/layer_norm/scale", "D"),
+    Leaf("embeddings/layer_norm/bias", "D"),
+    Leaf("layers/attention/query/kernel", "LD->HK", writes=HEADS),
+    Leaf("layers/attention/query/bias", "LHK", writes=HEADS),
+    Leaf("layers/attention/key/kernel", "LD->HK", writes=HEADS),
+    Leaf("layers/attention/key/bias", "LHK", writes=HEADS),
+    Leaf("layers/attention/value/kernel", "LD->HK", writes=HEADS),
+    Leaf("layers/attention/value/bias", "LHK", writes=HEADS),
+    Leaf("layers/attention/output/kernel", "LHK->D", reads=HEADS),
+    Leaf("layers/attention/output/bias", "LD"),
+    Leaf("layers/attention/layer_norm/scale", "LD"),
+    Leaf("layers/attention/layer_norm/bias", "LD"),
+    Leaf("layers/feed_forward/intermediate/kernel", "LD->F", writes=INTERMEDIATE),
+    Leaf("layers/feed_forward/intermediate/bias", "LF", writes=INTERMEDIATE),
+    Leaf("layers/feed_forward/output/kernel", "LF->D", writes=OUTPUT, reads=INTERMEDIATE),
+    Leaf("layers/feed_forward/output/bias", "LD", writes=OUTPUT),
+    Leaf("layers/feed_forward/layer_norm/scale", "LD"),
+    Leaf("layers/feed_forward/layer_norm/bias", "LD"),
+)
+LM_HEAD: tuple[Leaf, ...] = (
+    Leaf("lm_head/dense/kernel", "D->D"),
+    Leaf("lm_head/dense/bias", "D"),
+    Leaf("lm_head/layer_norm/scale", "D"),
+    Leaf("lm_head/layer_norm/bias", "D"),
+    Leaf("lm_head/bias", "V"),
+)
+DECODER = Leaf("lm_head/decoder/kernel", "D->V")
+"""Of an LM head that is not tied to the word embedding."""
+
+CLASSIFIER: tuple[Leaf, ...] = (
+    Leaf("classifier/dense/kernel", "D->D"),
+    Leaf("classifier/dense/bias", "D"),
+    Leaf("classifier/output/kernel", "D->C"),
+    Leaf("classifier/output/bias", "C"),
+)
+LEAVES: Leaves = (*ENCODER, *LM_HEAD, DECODER, *CLASSIFIER)
+"""Every parameter of every model; a graft's come after them."""
+
+
+class Names(NamedTuple):
+    """How a family names its modules at HuggingFace.
+
+    Attributes:
+      encoder: the prefix of the encoder's, which a bare encoder leaves out.
+      modules: from a module here to the one there.
+      others: a pattern for what its checkpoints may hold besides a masked LM.
+    """
+
+    encoder: str
+    modules: dict[str, str]
+    others: str
+
+    @property
+    def head(self) -> str:
+        """The LM head's prefix."""
+        return self.modules["lm_head"]
+
+
+# The encoders of BERT and RoBERTa have the same names behind the prefix.
+_ENCODER = {
+    "embeddings/word": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/layer_norm": "embeddings.LayerNorm",
+    "layers/attention/query": "encoder.layer.{}.attention.self.query",
+    "layers/attention/key": "encoder.layer.{}.attention.self.key",
+    "layers/attention/value": "encoder.layer.{}.attention.self.value",
+    "layers/attention/output": "encoder.layer.{}.attention.output.dense",
+    "layers/attention/layer_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers/feed_forward/intermediate": "encoder.layer.{}.intermediate.dense",
+    "layers/feed_forward/output": "encoder.layer.{}.output.dense",
+    "layers/feed_forward/layer_norm": "encoder.layer.{}.output.LayerNorm",
+}
+BERT = Names(
+    "bert",
+    {
+        **{module: f"bert.{name}" for module, name in _ENCODER.items()},
+        "lm_head": "cls.predictions",
+        "lm_head/dense": "cls.predictions.transform.dense",
+        "lm_head/layer_norm": "cls.predictions.transform.LayerNorm",
+        "lm_head/decoder": "cls.predictions.decoder",
+        "classifier/dense": "bert.pooler.dense",
+        "classifier/output": "classifier",
+    },
+    r"bert\.(pooler\..*|embeddings\.(position_ids|token_type_ids))|cls\.seq_relationship\..*",
+)
+ROBERTA = Names(
+    "roberta",
+    {
+        **{module: f"roberta.{name}" for module, name in _ENCODER.items()},
+        "lm_head": "lm_head",
+        "lm_head/dense": "lm_head.dense",
+        "lm_head/layer_norm": "lm_head.layer_norm",
+        "lm_head/decoder": "lm_head.decoder",
+        "classifier/dense": "classifier.dense",
+        "classifier/output": "classifier.out_proj",
+    },
+    r"roberta\.(pooler\..*|embeddings\.(position_ids|token_type_ids))",
+)
+NAMES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA}
+"""By family."""
+
+
+def leaves_of(architecture: Architecture) -> Leaves:
+    """The parameters of a masked LM."""
+    return (*ENCODER, *LM_HEAD) if architecture.tied else (*ENCODER, *LM_HEAD, DECODER)
+
+
+def rules_of(leaves: Leaves) -> Rules:
+    """Who owns what, as the soft mask takes it."""
+    return tuple((leaf.path, leaf.owner) for leaf in leaves)
+
+
+OWNERS = rules_of(LEAVES)
+"""The owner of every parameter of an encoder and its heads."""
+
+
+def owners_of(params: Any, rules: Rules = OWNERS) -> list[Owner | None]:
+    """The owner of every parameter, in the order of `jax.tree.leaves(params)`.
+
+    Raises:
+      ValueError: a parameter that no rule claims.
+    """
+    return claims(
+        params,
+        rules,
+        "no rule claims the parameter {!r}: add one that names its owner, or FREE if it has none",
+    )
+
+
+def claimed(params: Any, leaves: Leaves = LEAVES) -> list[Leaf]:
+    """The leaf of every parameter, in the order of `jax.tree.leaves(params)`; the first that matches.
+
+    Raises:
+      ValueError: a parameter that no leaf claims.
+    """
+    return claims(
+        params,
+        [(leaf.path, leaf) for leaf in leaves],
+        "no leaf claims the parameter {!r}: add one to the table of the model, or to the leaves of the graft",
+    )
+
+
+def sides_of(params: Any, leaves: Leaves = LEAVES) -> list[Sides]:
+    """The units on both sides of every parameter, in the order of `jax.tree.leaves(params)`.
+
+    Raises:
+      ValueError: a parameter that no leaf claims.
+    """
+    return [leaf.sides for leaf in claimed(params, leaves)]
+
+
+def matrices_of(params: Any, leaves: Leaves = LEAVES) -> list[bool]:
+    """Which parameters are cast before they are used, in the order of `jax.tree.leaves(params)`.
+
+    Raises:
+      ValueError: a parameter that no leaf claims.
+    """
+    return [leaf.matrix for leaf in claimed(params, leaves)]
