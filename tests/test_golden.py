@@ -18,6 +18,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
+from das_jax.methods.contract import Moment, Net
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
@@ -27,7 +28,7 @@ from das_jax.objectives.masked_lm import masked_lm_loss, masked_lm_loss_per_exam
 from das_jax.objectives.proxy_kl import proxy_kl_per_example
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import make_sharding
-from das_jax.training.step import compile_train_step, init_state, make_train_step
+from das_jax.training.step import compile_train_step, init_state, make_train_step, recipe
 from tests.golden_case import Case, from_labels
 
 UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)
@@ -145,9 +146,9 @@ class GoldenDAS(DAS):
 
     corruptions: Masked | None = None
 
-    def loss(self, params: Params, memory: Any, batch: Batch, rng: jax.Array) -> Any:
+    def loss(self, net: Net, memory: Any, batch: Batch, moment: Moment) -> Any:
         masked = jax.tree.map(lambda x: x[batch.index], self.corruptions)
-        return self.objective(params, memory, batch.tokens, masked, keys=None)
+        return self.objective(net, memory, batch.tokens, masked, moment, keys=None)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,14 @@ def test_five_training_steps(case: Case, apply_to: Any, devices: int | None) -> 
     )
     optimizer = Optimizer(adamw(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01), lambda step: 1e-3)
     memory = DASMemory(case.units("importance_accumulated"))
-    state = init_state(method, optimizer, case.params, memory, jax.random.key(0))
+    steps_of = recipe(method, optimizer)
+    state = init_state(steps_of, case.params, memory, jax.random.key(0))
     if sharding is None:
-        step = jax.jit(make_train_step(method, optimizer))
+        step = jax.jit(make_train_step(steps_of))
     else:
         # Donated buffers would be those of the case.
         state = sharding.replicate(jax.tree.map(jnp.copy, state))
-        step = compile_train_step(method, optimizer, sharding)
+        step = compile_train_step(steps_of, sharding)
     for s in range(steps):
         batch = Batch(tokens_SxBxT[s], jnp.arange(rows) + s * rows, jnp.ones(rows))
         if sharding is not None:

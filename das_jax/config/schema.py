@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from das_jax.data.settings import BeamSettings, ClozeSettings, Recognised, Source, TaskSettings
-from das_jax.methods.settings import MethodSettings
+from das_jax.methods.settings import MethodSettings, PoliciesSettings
 from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -169,5 +169,6 @@ class Config:
     """The corpora, in the order in which they are learned."""
     training: TrainingSettings = TrainingSettings()
     method: MethodSettings
+    policies: PoliciesSettings = PoliciesSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     mesh: MeshSettings = MeshSettings()

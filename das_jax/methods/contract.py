@@ -1,24 +1,223 @@
 """The contract between a continual-learning method and the engine; a new method is a file, its settings in
 `settings.py`, and a line in `registry.py`.
+
+A method says what a stage trains (`plan`), what it minimises (`loss`), what it does to gradients and updates
+(`transforms`), what it carries from stage to stage (`begin`, `end`), and who serves a domain (`view`). The
+engine never asks which method it is.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
+import numpy as np
 import optax
+from flax import struct
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
+from das_jax.data.streams import Stream
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.objectives.masked_lm import masked_lm_loss
+from das_jax.model.units import Units, parameter_paths
+from das_jax.objectives.masked_lm import token_losses, weighted_mean
 
 Memory = Any
-"""A pytree: everything that a method carries from domain to domain. Every checkpoint holds it."""
+"""A pytree: all that a method carries from stage to stage on the devices. Every checkpoint holds it; its
+structure stays the same, its shapes may grow."""
 
 Metrics = dict[str, jax.Array]
+
+Rules = tuple[tuple[str, bool], ...]
+"""(pattern, yes or no): the first pattern that matches a parameter's whole path decides."""
+
+EVERYTHING: Rules = ((".*", True),)
+
+
+@struct.dataclass
+class Split:
+    """A part of the memory that lives split as the optimizer's state does, such as an array per parameter.
+
+    Attributes:
+      tree: what lives so. Hooks and transformations see all of it; a loss, which runs on one device's rows,
+        sees that device's part.
+      whole: whether the loss is to see all of it, as the parameters of a teacher: they are put together in
+        every step.
+    """
+
+    tree: Any
+    whole: bool = struct.field(pytree_node=False, default=False)
+
+
+class Net(NamedTuple):
+    """A model bound to its parameters.
+
+    Attributes:
+      model: with its graft, if it has one.
+      params: its parameters.
+      gates: what multiplies its units, [L, U]; None costs nothing.
+    """
+
+    model: MaskedLM
+    params: Params
+    gates: Units | None = None
+
+    def encode(
+        self,
+        tokens_BxT: jax.Array,
+        mask_BxT: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+        gates: Units | None = None,
+    ) -> jax.Array:
+        """The last hidden state, [B, T, D]; `gates` in place of the net's own."""
+        gates = self.gates if gates is None else gates
+        return self.model.encode(self.params, tokens_BxT, mask_BxT, gates, dropout_keys_B)
+
+    def logits(self, hidden_BxTxD: jax.Array, positions_BxM: jax.Array | None = None) -> jax.Array:
+        """LM logits at the given positions, [B, M, V]."""
+        return self.model.logits(self.params, hidden_BxTxD, positions_BxM)
+
+
+class Mixture(NamedTuple):
+    """Several nets whose probabilities are mixed.
+
+    Attributes:
+      nets: E of them.
+      weights: the share of each, E numbers that sum to 1.
+    """
+
+    nets: tuple[Net, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def best(self) -> Net:
+        """The net with the largest share; of equal ones the latest."""
+        return self.nets[max(range(len(self.nets)), key=lambda e: (self.weights[e], e))]
+
+
+Weigh = Callable[[Net, Masked, jax.Array], jax.Array]
+"""(net, masked, losses_BxM) -> weights_BxM: how much every prediction counts."""
+
+
+class Moment(NamedTuple):
+    """Where in a run a step is.
+
+    Attributes:
+      domain: the number of the domain that is learned, from 0, [] int32; 0 in the warm-up, too.
+      step: steps taken in this stage, [] int32.
+      steps: of this stage.
+      rng: the stage's key; random numbers of an example come from `Batch.example_keys`.
+      weigh: how much every prediction counts, if a policy says so.
+    """
+
+    domain: jax.Array
+    step: jax.Array
+    steps: int
+    rng: jax.Array
+    weigh: Weigh | None = None
+
+
+class Learned(NamedTuple):
+    """What a stage leaves, and what a method may change before and after one.
+
+    Attributes:
+      params: all parameters; those of a graft, and whatever else a method trains, under `graft`.
+      memory: the method's.
+      kept: rows that the method keeps of the texts, on the host: {"tokens": [k, T], ...}.
+    """
+
+    params: Params
+    memory: Memory
+    kept: Mapping[str, np.ndarray] = {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stage's place in the run.
+
+    Attributes:
+      index: of its first domain, from 0; None for the warm-up on general text.
+      domains: the names of what it learns: one, or several at once.
+      counts: the training chunks of each.
+      kept: the rows that were kept before it.
+    """
+
+    index: int | None
+    domains: tuple[str, ...]
+    counts: tuple[int, ...]
+    kept: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether no domain came before."""
+        return not self.index
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage trains and reads: static, made without arrays.
+
+    Attributes:
+      model: the model, with the graft that this stage has.
+      trains: which parameters; all others have no gradient, no optimizer state, and stay as they are.
+      decays: which of them weight decay pulls.
+      streams: the texts that a batch is made of.
+      kept_rows: rows of what the method kept that come beside every batch, in `Batch.extra`.
+      start: from the stage before, or from the base model.
+      learning_rate: the highest; None for the configuration's.
+    """
+
+    model: MaskedLM
+    trains: Rules = EVERYTHING
+    decays: Rules = EVERYTHING
+    streams: tuple[Stream, ...] = (Stream("own"),)
+    kept_rows: int = 0
+    start: Literal["previous", "base"] = "previous"
+    learning_rate: float | None = None
+
+
+class Cost(NamedTuple):
+    """What a step does with an example, in passes through the encoder.
+
+    Attributes:
+      full: passes forward and backward.
+      forward: passes forward alone.
+    """
+
+    full: float = 1.0
+    forward: float = 0.0
+
+
+class Texts(Protocol):
+    """A text whose domain may not be known, to compare nets on: at most 1,000 of its chunks."""
+
+    def losses(self, nets: Sequence[Net]) -> list[float]:
+        """The masked-LM loss of every net, nats per masked token, the same corruption for all."""
+
+    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
+        """The sum over its masked positions of log p of every chunk, [N, E]."""
+
+
+class History(Protocol):
+    """The stages that are finished, as their checkpoints hold them.
+
+    Attributes:
+      domains: what each stage learned.
+    """
+
+    @property
+    def domains(self) -> tuple[tuple[str, ...], ...]: ...
+
+    def base(self) -> Net:
+        """The model before the first domain."""
+
+    def net(self, stage: int) -> Net:
+        """What a stage left, as it is exported; -1 is the last one."""
+
+    def learned(self, stage: int) -> Learned:
+        """What a stage left, as it went on from there."""
 
 
 class Domain(Protocol):
@@ -29,6 +228,10 @@ class Domain(Protocol):
       name: its name in the configuration.
       rng: a random key of this domain's own.
       directory: where its files go; None on hosts that write none.
+      plan: what its stage trains.
+      count: its chunks for training.
+      history: the stages before this one.
+      texts: its training text, to compare nets on.
     """
 
     @property
@@ -39,9 +242,23 @@ class Domain(Protocol):
     def rng(self) -> jax.Array: ...
     @property
     def directory(self) -> Path | None: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def history(self) -> History: ...
+    @property
+    def texts(self) -> Texts: ...
 
     def log(self, sentence: str) -> None:
         """Shows a sentence to the person who watches."""
+
+    def read(self, load: Callable[[], Any], like: Any) -> Any:
+        """What `load()` reads from a file; who only plans reads none, and gets `like` of the same shape."""
+
+    def chunks(self, indices: np.ndarray) -> np.ndarray:
+        """Chunks of its training text, [n, T]."""
 
     def accumulate(
         self,
@@ -52,24 +269,39 @@ class Domain(Protocol):
         examples: int,
         batch_size: int,
         purpose: str,
+        split: bool = False,
     ) -> Any:
         """Sums `function(params, batch, rng)` over a random sample of the domain's training text.
 
         The function sees one shard of a batch and returns sums over its rows, weighted by `batch.weight`.
+        The sums come to the host; with `split` they stay on the devices, in parts as the optimizer's state.
         """
 
 
+class SecondMoment(NamedTuple):
+    """What Adam knows of the squared gradients, which one stage may hand to the next.
+
+    Attributes:
+      nu: their decayed sum, with the shapes of the trained parameters.
+      steps: how many it is of, [] int32.
+    """
+
+    nu: Params
+    steps: jax.Array
+
+
 class Transforms(NamedTuple):
-    """What a method does to gradients before the optimizer, and to updates after it (weight decay
-    included).
+    """What a method does to gradients before the optimizer, to updates after it (weight decay included),
+    and to the trained parameters once they have moved.
     """
 
     gradient: optax.GradientTransformation = optax.identity()
     update: optax.GradientTransformation = optax.identity()
+    projection: Callable[[Params], Params] | None = None
 
 
 class UpdateTrace(NamedTuple):
-    """One optimizer step from the inside.
+    """One optimizer step from the inside; of the trained parameters.
 
     Attributes:
       params: the parameters before the step.
@@ -93,7 +325,7 @@ class Method:
     """Plain masked-LM training, and the base of every other method.
 
     Attributes:
-      model: the model.
+      model: the base model.
       masking: the masked-LM corruption.
       settings: the method's own settings.
       axis_name: the mesh axis over which a batch is sharded while `loss` and `accumulate` run; None
@@ -108,16 +340,25 @@ class Method:
     def check(self) -> None:
         """Called before anything is prepared; raises UserError if what the settings name cannot be used."""
 
+    @classmethod
+    def stages(cls, settings: Any, domains: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        """Which domains are learned together, in order; one after the other."""
+        return tuple((domain,) for domain in domains)
+
+    def plan(self, place: Place) -> Plan:
+        """What a stage trains and reads; raises UserError if it cannot be done."""
+        return Plan(self.model)
+
     def init(self, params: Params) -> Memory:
         """The memory before the first domain."""
         return ()
 
-    def before_domain(self, params: Params, memory: Memory, domain: Domain) -> Memory:
-        """Called before a domain is trained on."""
-        return memory
+    def begin(self, learned: Learned, domain: Domain) -> Learned:
+        """Called before a domain is trained on; may insert parameters, restart them, or measure."""
+        return learned
 
     def loss(
-        self, params: Params, memory: Memory, batch: Batch, rng: jax.Array
+        self, net: Net, memory: Memory, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
         """The loss of the global batch, [], and its parts by name.
 
@@ -125,27 +366,26 @@ class Method:
         returns is the same on every shard; `objectives/collectives.py` makes it so. With
         `mesh.state: parameters`, matrices and embeddings come rounded to the type of `mesh.exchange`.
         """
-        mask_key, dropout_key = jax.random.split(rng)
+        mask_key, dropout_key = jax.random.split(moment.rng)
         masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
-        hidden_BxTxD = self.model.encode(
-            params,
-            masked.tokens,
-            self.model.mask(batch.tokens),
-            dropout_keys_B=batch.example_keys(dropout_key),
+        hidden_BxTxD = net.encode(
+            masked.tokens, net.model.mask(batch.tokens), batch.example_keys(dropout_key)
         )
-        loss = self.masked_lm_loss(params, hidden_BxTxD, masked)
+        loss = self.masked_lm_loss(net, hidden_BxTxD, masked, moment)
         return loss, {"masked_lm": loss}
 
-    def masked_lm_loss(self, params: Params, hidden_BxTxD: jax.Array, masked: Masked) -> jax.Array:
+    def masked_lm_loss(
+        self, net: Net, hidden_BxTxD: jax.Array, masked: Masked, moment: Moment
+    ) -> jax.Array:
         """The masked-LM loss of the global batch, nats per masked token, []."""
-        logits_BxMxV = self.model.logits(params, hidden_BxTxD, masked.positions)
-        return masked_lm_loss(logits_BxMxV, masked.labels, masked.weights, self.axis_name)
+        logits_BxMxV = net.logits(hidden_BxTxD, masked.positions)
+        losses_BxM = token_losses(logits_BxMxV, masked.labels)
+        weights_BxM = masked.weights
+        if moment.weigh is not None:
+            weights_BxM = jax.lax.stop_gradient(moment.weigh(net, masked, losses_BxM))
+        return weighted_mean(losses_BxM, weights_BxM, self.axis_name)
 
-    def encoder_passes(self) -> float:
-        """How often a step runs the encoder over an example, forward and backward; for counting FLOPs."""
-        return 1
-
-    def transforms(self, memory: Memory) -> Transforms:
+    def transforms(self, memory: Memory, moment: Moment) -> Transforms:
         """What happens to gradients and updates; may be traced."""
         return Transforms()
 
@@ -153,6 +393,121 @@ class Method:
         """Further metrics of a step; may be traced."""
         return {}
 
-    def after_domain(self, params: Params, memory: Memory, domain: Domain) -> Memory:
+    def end(self, learned: Learned, domain: Domain) -> Learned:
         """Called after a domain has been trained on."""
+        return learned
+
+    def net(self, learned: Learned, plan: Plan) -> Net:
+        """What a stage's own domain is served with."""
+        return Net(plan.model, learned.params)
+
+    def view(self, history: History, domain: str | None, texts: Texts) -> Net | Mixture:
+        """Who serves a domain once the stages of `history` are learned; the base serves if there is none.
+
+        Args:
+          history: the finished stages.
+          domain: of the task or text; None if it belongs to none.
+          texts: the task's own training text.
+        """
+        return history.net(-1) if history.domains else history.base()
+
+    def cost(self) -> Cost:
+        """What a step does with an example, for counting FLOPs."""
+        return Cost()
+
+
+def own_or_nearest(history: History, domain: str | None, texts: Texts) -> Net:
+    """The net of the stage that learned a domain; of all nets, the base included, the one with the lowest
+    loss on a text whose domain is not learned, or not known. Of equal ones the latest.
+    """
+    for stage, learned in enumerate(history.domains):
+        if domain in learned:
+            return history.net(stage)
+    nets = [history.base(), *(history.net(stage) for stage in range(len(history.domains)))]
+    if len(nets) == 1:
+        return nets[0]
+    losses = texts.losses(nets)
+    return nets[min(range(len(nets)), key=lambda each: (losses[each], -each))]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What composes with any method; the base of every policy, which changes nothing.
+
+    Attributes:
+      method: what it is combined with.
+      settings: its own.
+    """
+
+    method: Method
+    settings: Any
+
+    name: ClassVar[str] = ""
+
+    def check(self) -> None:
+        """Raises UserError, naming both, if the method cannot take it."""
+
+    def plan(self, plan: Plan, place: Place) -> Plan:
+        """A stage's plan with this policy."""
+        return plan
+
+    def init(self, params: Params) -> Memory:
+        """Its memory before the first stage, a pytree as a method's."""
+        return ()
+
+    def begin(
+        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment | None
+    ) -> Memory:
+        """Called before a domain is trained on, after the method's own `begin`; with what Adam carries over,
+        if it does.
+        """
         return memory
+
+    def weigh(self, memory: Memory) -> Weigh | None:
+        """How much every prediction of a batch counts; may be traced."""
+        return None
+
+    def end(
+        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment
+    ) -> tuple[Learned, Memory]:
+        """Called after a domain has been trained on, before the method's own `end`."""
+        return learned, memory
+
+
+def partition(params: Params, rules: Rules) -> tuple[Params, Params]:
+    """The parameters that are trained, and all others; None in the place of those of the other part.
+
+    Raises:
+      ValueError: a parameter that no rule claims.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    trained = decided(parameter_paths(params), rules, "Plan.trains")
+    parts = [
+        [x if each == wanted else None for x, each in zip(leaves, trained, strict=True)]
+        for wanted in (True, False)
+    ]
+    return jax.tree.unflatten(treedef, parts[0]), jax.tree.unflatten(treedef, parts[1])
+
+
+def merged(trained: Params, others: Params) -> Params:
+    """All parameters again."""
+    return jax.tree.map(
+        lambda x, other: other if x is None else x, trained, others, is_leaf=lambda x: x is None
+    )
+
+
+def decided(paths: Sequence[str], rules: Rules, what: str) -> list[bool]:
+    """What the rules say of every parameter.
+
+    Raises:
+      ValueError: a parameter that no rule claims.
+    """
+    found = []
+    for path in paths:
+        for pattern, answer in rules:
+            if re.fullmatch(pattern, path):
+                found.append(answer)
+                break
+        else:
+            raise ValueError(f"no rule of {what} claims the parameter {path!r}; add one")
+    return found

@@ -65,3 +65,8 @@ class NaiveSettings:
 
 
 MethodSettings = Annotated[DASSettings | NaiveSettings, Field(discriminator="name")]
+
+
+@settings
+class PoliciesSettings:
+    """What composes with any method."""

@@ -26,7 +26,13 @@ def masked_lm_loss(
       weights_BxM: 1 where a prediction counts.
       axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
     """
-    losses_BxM = token_losses(logits_BxMxV, labels_BxM)
+    return weighted_mean(token_losses(logits_BxMxV, labels_BxM), weights_BxM, axis_name)
+
+
+def weighted_mean(
+    losses_BxM: jax.Array, weights_BxM: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """The mean over the predictions of the global batch that count, []; 0 where none does."""
     total = global_sum(jnp.sum(losses_BxM * weights_BxM), axis_name)
     return total / jnp.maximum(global_sum(jnp.sum(weights_BxM), axis_name), 1)
 

@@ -9,26 +9,27 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
-from das_jax.methods.das import importance
-from das_jax.methods.das.importance import GateGradientSums, Losses
 from das_jax.methods.registry import method_class
-from das_jax.methods.settings import DASSettings, MethodSettings, NaiveSettings
+from das_jax.methods.settings import MethodSettings
 from das_jax.model.architecture import Architecture
+from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
-from das_jax.training.flops import importance_flops, train_step_flops
-from das_jax.training.optimizer import Optimizer, domain_optimizer
+from das_jax.training.flops import train_step_flops
+from das_jax.training.recipe import recipe_of
 from das_jax.training.sharding import (
     Sharding,
     check_divisible,
     exchange_dtype,
     sharding_over,
 )
-from das_jax.training.step import TrainState, compile_sums, compile_train_step, init_state
+from das_jax.training.stages import Stage, stages_of
+from das_jax.training.step import Recipe, TrainState, compile_sums, compile_train_step, init_state
 from das_jax.training.workspace import compute_dtype, make_model
 
 
@@ -74,50 +75,78 @@ class Run:
             yield dataclasses.replace(program, runs=repeats * program.runs)
 
     def _programs_of_a_seed(self) -> Iterator[Program]:
-        settings, domains = self.config.method, self.config.domains
-        steps = sum(domain.steps or self.config.training.steps for domain in domains)
-        yield self._train_step("train step", settings, steps)
-        if isinstance(settings, DASSettings):
-            name = "domain importance"
-            yield self._importance(name, settings, importance.masked_lm_losses, len(domains))
-            if settings.importance.initial is None:
-                name = "general importance"
-                losses = importance.PROXIES[settings.importance.proxy]
-                yield self._importance(name, settings, losses, 1)
-        if self.config.general is not None and self.config.general.steps:
-            yield self._train_step("warm-up step", NaiveSettings(), self.config.general.steps)
+        for key, value in leaves(self.config).items():
+            if key.startswith("method.") and key.endswith(".batch_size"):
+                check_divisible(value, self.sharding, key)
+        stages = stages_of(self.config)
+        learned = [*self._learned([stage for stage in stages if not stage.warms_up])]
+        yield _together([train_step for train_step, _ in learned])
+        sums = [each for _, several in learned for each in several]
+        for name in dict.fromkeys(each.name for each in sums):
+            yield _together([each for each in sums if each.name == name])
+        for stage in stages:
+            if stage.warms_up:
+                recipe = self._recipe(stage)
+                yield self._train_step("warm-up step", recipe, *self._first(recipe), stage.steps)
 
-    def _train_step(self, name: str, settings: MethodSettings, steps: int) -> Program:
+    def _learned(self, stages: list[Stage]) -> Iterator[tuple[Program, list[Program]]]:
+        """Of every stage that learns domains its train step, and all that its hooks measure."""
+        params, memory = base, _ = self._first(self._recipe(stages[0]))
+        for stage in stages:
+            recipe = self._recipe(stage)
+            domain = RecordingDomain(stage, recipe.plan, self.config.data.length, base)
+            params, memory = domain.begin(
+                recipe, base if recipe.plan.start == "base" else params, memory
+            )
+            train_step = self._train_step("train step", recipe, params, memory, stage.steps)
+            state = self.state(recipe, params, memory)
+            params, memory = domain.end(recipe, params, memory)
+            # The optimizer's state of the domain just learned is not needed, but still there.
+            resident = sum(_bytes_on_a_device(x) for x in jax.tree.leaves(state.opt_state))
+            yield train_step, [self._sums(each, resident) for each in domain.recorded]
+
+    def _recipe(self, stage: Stage) -> Recipe:
+        method = self.method(stage.method_settings)
+        counts = dict.fromkeys(stage.domains, UNKNOWN_COUNT)
+        return recipe_of(self.config, method, stage, stage.place(counts))
+
+    def _first(self, recipe: Recipe) -> tuple[Any, Any]:
+        """The shapes of parameters and memory before anything is learned."""
+
+        def first() -> tuple[Any, Any]:
+            params = recipe.method.model.init(jax.random.key(0))
+            return params, recipe.method.init(params)
+
+        return jax.eval_shape(first)
+
+    def _train_step(
+        self, name: str, recipe: Recipe, params: Any, memory: Any, steps: int
+    ) -> Program:
         batch_size, length = self.config.training.batch_size, self.config.data.length
         micro_batches = self.config.training.accumulate
         check_divisible(batch_size, self.sharding, "training.batch_size", micro_batches)
-        method = self.method(settings)
 
         def lower() -> jax.stages.Lowered:
-            step = compile_train_step(method, self._optimizer, self.sharding, micro_batches)
+            step = compile_train_step(recipe, self.sharding)
             batch = self.batch(batch_size, micro_batches)
-            return _jitted(step).lower(self.state(method), batch)
+            return _jitted(step).lower(self.state(recipe, params, memory), batch)
 
-        flops = train_step_flops(method, batch_size, length)
+        flops = train_step_flops(recipe, batch_size, length)
         return Program(name, steps, batch_size, flops, 0, lower)
 
-    def _importance(self, name: str, settings: DASSettings, losses: Losses, maps: int) -> Program:
-        wanted, length = settings.importance, self.config.data.length
-        check_divisible(wanted.batch_size, self.sharding, "method.importance.batch_size")
+    def _sums(self, wanted: Recorded, resident: int) -> Program:
+        length = self.config.data.length
         batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
-        method = self.method(settings)
-        state = self.state(method)
-        masked = method.masking.num_masked(length)
 
         def lower() -> jax.stages.Lowered:
-            sums = compile_sums(GateGradientSums(method, losses), self.sharding)
-            return _jitted(sums).lower(state.params, self.batch(batch_size), state.rng)
+            sums = compile_sums(wanted.function, self.sharding, wanted.split)
+            params = self.sharding.shapes("params", wanted.params)
+            key = self.sharding.shapes("rng", jax.eval_shape(jax.random.key, 0))
+            return _jitted(sums).lower(params, self.batch(batch_size), key)
 
-        batches = maps * -(-wanted.examples // batch_size)
-        flops = importance_flops(self.architecture, losses, batch_size, length, masked)
-        # The optimizer's state of the domain just learned is not needed, but still there.
-        resident = sum(_bytes_on_a_device(x) for x in jax.tree.leaves(state.opt_state))
-        return Program(name, batches, batch_size, flops, resident, lower)
+        batches = -(-wanted.examples // batch_size)
+        flops = batch_size * wanted.function.flops(length)
+        return Program(wanted.function.name, batches, batch_size, flops, resident, lower)
 
     def method(self, settings: MethodSettings) -> Method:
         """The method on the model as a TPU runs it."""
@@ -132,19 +161,14 @@ class Run:
         )
         return method_class(settings)(model, masking, settings, self.sharding.batch)
 
-    @property
-    def _optimizer(self) -> Optimizer:
-        return domain_optimizer(self.config.training, self.config.training.steps)
-
-    def state(self, method: Method) -> TrainState:
+    def state(self, recipe: Recipe, params: Any, memory: Any) -> TrainState:
         """The shapes and places of a training state."""
 
-        def state() -> TrainState:
-            key = jax.random.key(0)
-            params = method.model.init(key)
-            return init_state(method, self._optimizer, params, method.init(params), key)
+        def state(params: Any, memory: Any) -> TrainState:
+            policies = {policy.name: policy.init(params) for policy in recipe.policies}
+            return init_state(recipe, params, memory, jax.random.key(0), 0, policies)
 
-        shapes = jax.eval_shape(state)
+        shapes = jax.eval_shape(state, params, memory)
         return TrainState(*(self.sharding.shapes(*part) for part in shapes._asdict().items()))
 
     def batch(self, rows: int, micro_batches: int = 1) -> Batch:
@@ -154,6 +178,11 @@ class Run:
         tokens = jax.ShapeDtypeStruct((*shape, self.config.data.length), jnp.int32, sharding=place)
         index = jax.ShapeDtypeStruct(shape, jnp.uint32, sharding=place)
         return Batch(tokens, index, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place))  # type: ignore[arg-type]
+
+
+def _together(programs: list[Program]) -> Program:
+    """One program in place of its likes of several stages, of which the last is the largest."""
+    return dataclasses.replace(programs[-1], runs=sum(each.runs for each in programs))
 
 
 def shard_over(topology: Topology, config: Config) -> Sharding:

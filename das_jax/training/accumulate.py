@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.data.batches import sample_batches
-from das_jax.data.corpus import Corpus
+from das_jax.data.batches import Chunks, sample_batches
+from das_jax.methods.contract import History, Plan, Texts
 from das_jax.model.masked_lm import Params
 from das_jax.training.console import Console
 from das_jax.training.sharding import Sharding
@@ -23,8 +24,8 @@ Sums = Callable[[Params, Batch, jax.Array], Any]
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(function: Sums, sharding: Sharding) -> Callable[..., Any]:
-    return compile_sums(function, sharding)
+def _compiled(function: Sums, sharding: Sharding, split: bool) -> Callable[..., Any]:
+    return compile_sums(function, sharding, split)
 
 
 def accumulate(
@@ -33,6 +34,7 @@ def accumulate(
     rng: jax.Array,
     batches: Iterable[dict[str, Any]],
     sharding: Sharding,
+    split: bool = False,
 ) -> Any:
     """The sum of `function(params, batch, rng)` over batches and devices, on the host.
 
@@ -42,13 +44,14 @@ def accumulate(
       rng: the random key of the whole pass.
       batches: this host's rows of every batch.
       sharding: where they go.
+      split: the sums stay on the devices, in parts as the optimizer's state lives.
     """
-    compiled = _compiled(function, sharding)
+    compiled = _compiled(function, sharding, split)
     total = None
     for rows in batches:
         sums = compiled(params, sharding.shard_batch(Batch(**rows)), rng)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    return jax.device_get(total)
+    return total if split else jax.device_get(total)
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,23 @@ class TrainingDomain:
     name: str
     rng: jax.Array
     directory: Path | None
-    corpus: Corpus
+    train: Chunks
     seed: int
     sharding: Sharding
     console: Console
+    plan: Plan
+    history: History
+    texts: Texts
+
+    @property
+    def count(self) -> int:
+        return len(self.train)
+
+    def read(self, load: Callable[[], Any], like: Any) -> Any:
+        return load()
+
+    def chunks(self, indices: np.ndarray) -> np.ndarray:
+        return self.train.__getitems__([*map(int, indices)])
 
     def log(self, sentence: str) -> None:
         self.console.log(f"{self.name}: {sentence}")
@@ -76,16 +92,17 @@ class TrainingDomain:
         examples: int,
         batch_size: int,
         purpose: str,
+        split: bool = False,
     ) -> Any:
         batch_size = min(batch_size, self.sharding.round_up(examples))
         batches = sample_batches(
-            self.corpus.train,
+            self.train,
             examples=examples,
             batch_size=batch_size,
             seed=self.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        total = -(-min(examples, len(self.corpus.train)) // batch_size)
+        total = -(-min(examples, len(self.train)) // batch_size)
         with self.console.progress(purpose, total, transient=True) as line:
-            return accumulate(function, params, rng, line.counting(batches), self.sharding)
+            return accumulate(function, params, rng, line.counting(batches), self.sharding, split)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from das_jax.model.units import parameter_paths
@@ -79,7 +80,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves in the background; an earlier save is finished first."""
-        info = {**info, "fingerprints": fingerprints(state)}
+        info = {**info, "shapes": shapes_of(state), "fingerprints": fingerprints(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info))
         self._manager.save(step, args=items, force=True)
 
@@ -91,8 +92,9 @@ class Checkpoints:
         """The newest checkpoint that is whole, or None; damaged ones are reported and put aside.
 
         Args:
-          like: from a checkpoint's info, the shapes and types of the part of its state that is wanted,
-            and the places of what is not to be everywhere. It may be split otherwise than it was saved.
+          like: from a checkpoint's info, which says the shapes of all it holds, the shapes and types of the
+            part that is wanted, and the places of what is not to be everywhere; NumPy arrays are read to
+            the host. It may be split otherwise than it was saved.
         """
         for step in reversed(self.steps()):
             try:
@@ -123,12 +125,7 @@ class Checkpoints:
     def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
         items = ocp.args.Composite(info=ocp.args.JsonRestore())
         info = self._manager.restore(step, args=items)["info"]
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=x.sharding or self.sharding.replicated
-            ),
-            like(info),
-        )
+        shapes = jax.tree.map(self._placed, like(info))
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
                 shapes,
@@ -142,6 +139,14 @@ class Checkpoints:
                 raise ValueError(f"{path} is not what was saved")
         return Restored(step, state, info)
 
+    def _placed(self, x: Any) -> Any:
+        """Where an array is to be read to: everywhere if nothing is said, on the host if it is one there."""
+        if isinstance(x, np.ndarray):
+            return x
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=x.sharding or self.sharding.replicated
+        )
+
     def _put_aside(self, step: int) -> None:
         """Out of the way of what will be saved again, but for a person to look at."""
 
@@ -152,6 +157,17 @@ class Checkpoints:
 
         if not self.read_only:
             on_first_host(move)
+
+
+def shapes_of(state: Any) -> Any:
+    """What a checkpoint says of its arrays: {part: {path: [shape, type]}}."""
+    return {
+        part: {
+            path: [[*x.shape], np.dtype(x.dtype).name]
+            for path, x in zip(parameter_paths(tree), jax.tree.leaves(tree), strict=True)
+        }
+        for part, tree in state.items()
+    }
 
 
 def _say_it_once() -> None:
@@ -195,5 +211,10 @@ def fingerprints(tree: Any) -> dict[str, int]:
     Any one element that changes changes it. Computed where the array lives, and the same whatever its
     sharding.
     """
-    sums = jax.device_get(_fingerprints(jax.tree.leaves(tree)))
+    leaves = [
+        # JAX would cut 64 bits short.
+        x.view(np.uint32) if isinstance(x, np.ndarray) and x.dtype.itemsize == 8 else x
+        for x in jax.tree.leaves(tree)
+    ]
+    sums = jax.device_get(_fingerprints(leaves))
     return {path: int(x) for path, x in zip(parameter_paths(tree), sums, strict=True)}

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from das_jax.methods.contract import Split
 from das_jax.model.leaves import LEAVES, Leaves, matrices_of
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import per_shard
@@ -39,6 +40,24 @@ def _whole(x: jax.Array, spec: PartitionSpec, sharding: Sharding, cast: bool) ->
     sent = x.astype(sharding.exchange) if cast and sharding.exchange is not None else x
     axis = len(spec) - 1
     return jax.lax.all_gather(sent, sharding.batch, axis=axis, tiled=True).astype(x.dtype)
+
+
+def whole_memory(memory: Any, specs: Any, sharding: Sharding) -> Any:
+    """What a loss sees of a memory: all of it, but of a `Split` part this device's own, unless it says
+    `whole`.
+
+    Args:
+      memory: as it lives.
+      specs: how it is split.
+      sharding: matrices and embeddings travel in the type that it says.
+    """
+
+    def put_together(part: Any, spec: Any) -> Any:
+        if isinstance(part, Split) and part.whole:
+            return Split(whole_params(part.tree, spec.tree, sharding), whole=True)
+        return part
+
+    return jax.tree.map(put_together, memory, specs, is_leaf=lambda x: isinstance(x, Split))
 
 
 def summed_gradients(gradients: Params, specs: Any, sharding: Sharding) -> Params:

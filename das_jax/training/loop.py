@@ -2,21 +2,17 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 
-from das_jax.config.schema import TrainingSettings
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import Metrics
-from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console, Line, process_seconds
 from das_jax.training.distributed import Agreement
 from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.metrics import MetricsWriter, check_finite
-from das_jax.training.sharding import Sharding
 from das_jax.training.step import TrainState
 
 TRAINING, FINISHED = "training", "finished"
@@ -82,69 +78,86 @@ class Recorder:
         self.pending, self.once, self.since = [], {}, now
 
 
-def training_checkpoint(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint of a stage in training holds; the random key follows from the configuration, and
-    the place in the data from the step.
+@dataclass
+class Hooks:
+    """What happens around the steps of a stage: they are shown, recorded, saved and stopped.
+
+    Attributes:
+      stage: its name.
+      steps: how many it has.
+      log_every: steps between two lines of metrics.
+      checkpoint_every: steps between two checkpoints.
+      recorder: of the metrics.
+      save: saves a state, by the number of its step, in the background.
+      wait: returns when it is saved.
+      agreement: of the hosts, to stop.
+      interruption: says whether somebody asked to.
+      console: where a person watches.
     """
-    return {name: value for name, value in state._asdict().items() if name != "rng"}
+
+    stage: str
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    recorder: Recorder
+    save: Callable[[int, TrainState], None]
+    wait: Callable[[], None]
+    agreement: Agreement
+    interruption: Interruption
+    console: Console
+
+    def after_step(self, done: int, state: TrainState, metrics: Metrics) -> None:
+        """Called when a step was given to the devices.
+
+        Raises:
+          Interrupted: somebody asked to stop; the state is saved.
+          NotFiniteError: a loss is not finite; checkpoints hold only states before it.
+        """
+        if first := self.console.awaits_first_step:
+            jax.block_until_ready(metrics)
+            seconds = process_seconds()
+            self.recorder.once = {"seconds_to_first_step": seconds}
+        self.recorder.add(done, metrics)
+        last = done == self.steps
+        stop = self.agreement.reached(self.interruption.requested is not None, last=last)
+        save = stop or last or done % self.checkpoint_every == 0
+        if save or done % self.log_every == 0:
+            self.recorder.flush()
+        if save:
+            self.save(done, state)
+        if stop:
+            self.wait()
+            raise Interrupted(
+                f"{self.stage}: stopped at step {done} of {self.steps} and saved; "
+                "the same command goes on from here"
+            )
+        if first:
+            self.console.first_step(self.stage, seconds)
 
 
 def train(
-    stage: str,
-    state: TrainState,
-    step: jax.stages.Wrapped,
-    batches: Iterator[dict[str, Any]],
-    steps: int,
-    settings: TrainingSettings,
-    *,
-    tokens_per_step: int,
-    flops_per_step: int,
-    sharding: Sharding,
-    checkpoints: Checkpoints,
-    writer: MetricsWriter,
-    console: Console,
-    interruption: Interruption,
+    state: TrainState, step: jax.stages.Wrapped, batches: Iterator[Batch], hooks: Hooks
 ) -> TrainState:
-    """Takes the steps of a domain that are left, saving now and then and at the end.
+    """Takes the steps of a stage that are left.
 
-    Raises:
-      Interrupted: somebody asked to stop; the state is saved.
-      NotFiniteError: a loss is not finite; checkpoints hold only states before it.
+    Args:
+      state: where the stage stands; its memory is given away.
+      step: the train step.
+      batches: on the devices, from the next one on.
+      hooks: what else happens; what they raise ends the training.
     """
     done = int(state.step)
-    if done == steps:
+    if done == hooks.steps:
         return state
-    sharded = (sharding.shard_batch(Batch(**rows), settings.accumulate) for rows in batches)
-    with console.progress(stage, steps, done) as line:
-        line.update(done, "compiling")
-        first = next(sharded)
-        compiled = step.lower(state, first).compile()
-        line.update(done, "")
-        recorder = Recorder(
-            stage, writer, line, tokens_per_step, flops_per_step, sharding.peak_flops
-        )
-        agreement = Agreement(sharding, AHEAD)
-        with interruption.deferred():
-            for batch in itertools.islice(itertools.chain([first], sharded), steps - done):
-                state, metrics = compiled(state, batch)
-                done += 1
-                if console.awaits_first_step:
-                    jax.block_until_ready(metrics)
-                    seconds = process_seconds()
-                    recorder.once = {"seconds_to_first_step": seconds}
-                recorder.add(done, metrics)
-                stop = agreement.reached(interruption.requested is not None, last=done == steps)
-                save = stop or done == steps or done % settings.checkpoint_every == 0
-                if save or done % settings.log_every == 0:
-                    recorder.flush()
-                if save:
-                    checkpoints.save(done, training_checkpoint(state), {"phase": TRAINING})
-                if stop:
-                    checkpoints.wait()
-                    raise Interrupted(
-                        f"{stage}: stopped at step {done} of {steps} and saved; "
-                        "the same command goes on from here"
-                    )
-                if console.awaits_first_step:
-                    console.first_step(stage, seconds)
+    line = hooks.recorder.line
+    line.update(done, "compiling")
+    first = next(batches)
+    compiled = step.lower(state, first).compile()
+    line.update(done, "")
+    hooks.recorder.since = time.monotonic()
+    with hooks.interruption.deferred():
+        for batch in itertools.islice(itertools.chain([first], batches), hooks.steps - done):
+            state, metrics = compiled(state, batch)
+            done += 1
+            hooks.after_step(done, state, metrics)
     return state

@@ -9,14 +9,17 @@ import numpy as np
 
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
+from das_jax.methods.contract import Plan
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import RawImportance
-from das_jax.methods.settings import DASSettings, ImportanceSettings
+from das_jax.methods.settings import ImportanceSettings
 from das_jax.model.units import Units
 from das_jax.outputs import check_free, creating
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
 from das_jax.training.distributed import check_same, on_first_host
+from das_jax.training.run_directory import RunDirectory
+from das_jax.training.serving import ChunkTexts, RunHistory
 from das_jax.training.sharding import check_divisible
 from das_jax.training.workspace import Workspace, open_workspace
 
@@ -76,12 +79,15 @@ def measure(
         name=name,
         rng=workspace.sharding.replicate(jax.random.key(config.seed)),
         directory=None,
-        corpus=corpus,
+        train=corpus.train,
         seed=config.seed,
         sharding=workspace.sharding,
         console=console,
+        plan=Plan(workspace.model),
+        history=RunHistory(workspace, RunDirectory(output.parent), None, ()),
+        texts=ChunkTexts(workspace, corpus.train),
     )
-    losses = importance.masked_lm_losses if of == "domain" else importance.PROXIES[settings.proxy]
+    losses = importance.MASKED_LM if of == "domain" else importance.PROXIES[settings.proxy]
     params = workspace.sharding.put("params", workspace.checkpoint.params)
     method = workspace.method(config.method)
     raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
@@ -134,6 +140,4 @@ def _is_ours(file: Path) -> bool:
 
 def importance_settings(config: Config) -> ImportanceSettings:
     """How importance is measured: the method's settings, or the defaults."""
-    return (
-        config.method.importance if isinstance(config.method, DASSettings) else ImportanceSettings()
-    )
+    return getattr(config.method, "importance", ImportanceSettings())

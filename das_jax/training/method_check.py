@@ -1,6 +1,6 @@
 """Whether a method learns the same on one device and on several: for the tests of whoever writes one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ import optax
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Memory, Method
+from das_jax.methods.contract import Learned, Memory, Method, Net, Place, Plan
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.accumulate import accumulate
 from das_jax.training.optimizer import Optimizer
 from das_jax.training.sharding import Sharding, make_sharding
-from das_jax.training.step import compile_train_step, first_state
+from das_jax.training.step import Recipe, compile_train_step, first_state
 
 TOLERANCE = 1e-3
 """Of the norm of an array: what is left of float32 when sums are taken in another order."""
@@ -91,22 +91,26 @@ def _learned(
     method = method_class(model, masking, settings, sharding.batch)
     method.check()
     params = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
-    domain = _Domain(sharding.replicate(jax.random.key(1)), sharding)
-    before = method.before_domain(params, method.init(params), domain)
+    domain = _Domain(sharding.replicate(jax.random.key(1)), sharding, method)
+    plan = method.plan(Place(0, (domain.name,), (domain.count,)))
+    began = method.begin(Learned(params, method.init(params)), domain)
     # The movement is the gradient, and no rounding noise is made large, as Adam makes it.
     optimizer = Optimizer(optax.identity(), lambda step: 1.0)
     rng = sharding.replicate(jax.random.key(2))
-    state = first_state(method, optimizer, sharding, params, before, rng)
-    step = compile_train_step(method, optimizer, sharding)
+    recipe = Recipe(method, plan, optimizer)
+    state = first_state(recipe, sharding, began.params, began.memory, rng)
+    step = compile_train_step(recipe, sharding)
+    before = sharding.fetch(state.params)
     state, metrics = step(state, sharding.shard_batch(_rows(0)))
-    moved = jax.tree.map(lambda new, old: new - old, *map(sharding.fetch, (state.params, params)))
-    memory: Memory = sharding.put("memory", sharding.fetch(state.memory))
-    after = method.after_domain(state.params, memory, domain)
+    moved = jax.tree.map(lambda new, old: new - old, sharding.fetch(state.params), before)
+    memory: Memory = sharding.fetch_whole(state.memory)
+    ended = method.end(Learned(state.params, memory, began.kept), domain)
     return {
-        "the memory after before_domain:": sharding.fetch(before),
+        "the memory after begin:": sharding.fetch(began.memory),
         "the step's": sharding.fetch(metrics),
         "the gradient of": moved,
-        "the memory after after_domain:": sharding.fetch(after),
+        "the memory after end:": sharding.fetch(ended.memory),
+        "the parameters after end:": sharding.fetch(ended.params),
     }
 
 
@@ -116,9 +120,47 @@ class _Domain:
 
     rng: jax.Array
     sharding: Sharding
+    method: Method
     index: int = 0
     name: str = "check"
     directory: Path | None = None
+    count: int = 2 * ROWS
+    domains: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return self.method.plan(Place(0, (self.name,), (self.count,)))
+
+    @property
+    def history(self) -> Any:
+        return self
+
+    @property
+    def texts(self) -> Any:
+        return self
+
+    def base(self) -> Net:
+        params = jax.jit(self.method.model.init)(jax.random.key(0))
+        return Net(self.method.model, self.sharding.put("params", params))
+
+    def net(self, stage: int) -> Net:
+        return self.base()
+
+    def learned(self, stage: int) -> Learned:
+        return Learned(self.base().params, ())
+
+    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
+        return np.zeros((1, len(nets)))
+
+    def losses(self, nets: Sequence[Net]) -> list[float]:
+        return [0.0] * len(nets)
+
+    def read(self, load: Callable[[], Any], like: Any) -> Any:
+        return load()
+
+    def chunks(self, indices: np.ndarray) -> np.ndarray:
+        tokens = np.concatenate([np.asarray(_rows(start).tokens) for start in (0, ROWS)])
+        return tokens[indices]
 
     def log(self, sentence: str) -> None:
         """Nobody watches."""
@@ -132,9 +174,10 @@ class _Domain:
         examples: int,
         batch_size: int,
         purpose: str,
+        split: bool = False,
     ) -> Any:
         batches = (_rows(start)._asdict() for start in (0, ROWS))
-        return accumulate(function, params, rng, batches, self.sharding)
+        return accumulate(function, params, rng, batches, self.sharding, split)
 
 
 def _rows(start: int) -> Batch:

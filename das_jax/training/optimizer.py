@@ -1,6 +1,5 @@
 """AdamW between the method's two pieces, and the learning rate of a domain."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -11,7 +10,14 @@ import optax
 
 from das_jax.config.schema import SCHEDULE_OPTIONS, TrainingSettings
 from das_jax.errors import UserError
-from das_jax.methods.contract import Transforms, UpdateTrace
+from das_jax.methods.contract import (
+    EVERYTHING,
+    Rules,
+    SecondMoment,
+    Transforms,
+    UpdateTrace,
+    decided,
+)
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule
@@ -25,23 +31,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "wsd": WSD,
 }
 """What `training.schedule` names; the options of each are in `SCHEDULE_OPTIONS`."""
-
-Decays = tuple[tuple[str, bool], ...]
-"""Patterns of parameters' whole paths and whether weight decay pulls them; the first match decides."""
-
-EVERYTHING: Decays = ((".*", True),)
-
-
-class SecondMoment(NamedTuple):
-    """What Adam knows of the squared gradients, which one domain may hand to the next.
-
-    Attributes:
-      nu: their decayed sum, with the shapes of the trained parameters.
-      steps: how many it is of, [].
-    """
-
-    nu: Params
-    steps: jax.Array
 
 
 class CarryingAdamState(NamedTuple):
@@ -151,7 +140,7 @@ class AdamW:
     b2: float
     eps: float
     weight_decay: float
-    decays: Decays = EVERYTHING
+    decays: Rules = EVERYTHING
     second_moment: Literal["fresh", "carried"] = "fresh"
 
     def init(self, params: Params) -> optax.OptState:
@@ -173,14 +162,8 @@ class AdamW:
 
     def _pulled(self, params: Params) -> Any:
         """Whether weight decay pulls it, for every parameter."""
-
-        def pulled(path: str) -> bool:
-            for pattern, decays in self.decays:
-                if re.fullmatch(pattern, path):
-                    return decays
-            raise ValueError(f"no rule says whether weight decay pulls {path!r}: add one")
-
-        return jax.tree.unflatten(jax.tree.structure(params), map(pulled, parameter_paths(params)))
+        pulled = decided(parameter_paths(params), self.decays, "Plan.decays")
+        return jax.tree.unflatten(jax.tree.structure(params), pulled)
 
 
 adamw = AdamW
@@ -199,12 +182,25 @@ class Optimizer:
     adamw: Direction
     schedule: Callable[[jax.Array], Any]
 
-    def init(self, params: Params, transforms: Transforms) -> OptimizerState:
-        return OptimizerState(
+    def init(
+        self, params: Params, transforms: Transforms, carried: SecondMoment | None = None
+    ) -> OptimizerState:
+        """The state before the first step of the trained parameters.
+
+        Args:
+          params: the trained parameters.
+          transforms: of the method.
+          carried: what the domain before left, if it is carried.
+
+        Raises:
+          UserError: that domain trained other parameters.
+        """
+        state = OptimizerState(
             transforms.gradient.init(params),
             self.adamw.init(params),
             transforms.update.init(params),
         )
+        return state if carried is None else carry(carried, state)
 
     def update(
         self,
@@ -224,6 +220,8 @@ class Optimizer:
         params_after = jax.tree.map(
             lambda p, u: p - (learning_rate * u).astype(p.dtype), params, masked
         )
+        if transforms.projection is not None:
+            params_after = transforms.projection(params_after)
         direction = optax.GradientTransformation(self.adamw.init, self.adamw.update)
         trace = UpdateTrace(params, gradients, finished, masked, direction, state.adamw)
         return params_after, OptimizerState(gradient_state, adamw_state, update_state), trace
@@ -235,7 +233,7 @@ def domain_optimizer(
     *,
     first: bool = True,
     learning_rate: float | None = None,
-    decays: Decays = EVERYTHING,
+    decays: Rules = EVERYTHING,
 ) -> Optimizer:
     """The optimizer of a domain.
 

@@ -2,40 +2,57 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from das_jax import stopping
 from das_jax.config.load import leaves
 from das_jax.config.schema import Config
+from das_jax.data.batch import Batch
 from das_jax.data.batches import train_batches
+from das_jax.data.streams import joined
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
-from das_jax.methods.contract import Method
+from das_jax.methods.contract import Learned, Method, Net, Plan
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
-from das_jax.training.distributed import on_first_host
+from das_jax.training.distributed import Agreement, on_first_host
 from das_jax.training.flops import train_step_flops
 from das_jax.training.interruption import Interruption
-from das_jax.training.loop import FINISHED, TRAINING, train, training_checkpoint
+from das_jax.training.loop import AHEAD, FINISHED, TRAINING, Hooks, Recorder, train
 from das_jax.training.lost import lost
 from das_jax.training.metrics import MetricsWriter
-from das_jax.training.optimizer import Optimizer, domain_optimizer
+from das_jax.training.recipe import recipe_of
 from das_jax.training.results import BASE, Results
 from das_jax.training.run_directory import RunDirectory, Scores
+from das_jax.training.saved import (
+    finished_shapes,
+    saved_in_training,
+    saved_when_finished,
+    training_shapes,
+)
+from das_jax.training.serving import ChunkTexts, RunHistory
 from das_jax.training.sharding import check_divisible
-from das_jax.training.stages import Learned, Stage, stages_of
-from das_jax.training.step import TrainState, compile_train_step, first_state, init_state
+from das_jax.training.stages import Carried, Stage, stages_of
+from das_jax.training.step import Recipe, TrainState, compile_train_step, first_state
 from das_jax.training.workspace import Workspace, open_workspace
 
 # Equal stages share one program.
 _compiled = functools.lru_cache(maxsize=4)(compile_train_step)
+
+
+class Resumed(NamedTuple):
+    """A stage in training: its state, and the rows that were kept before it."""
+
+    state: TrainState
+    kept: Mapping[str, np.ndarray]
 
 
 def configurations(config: Config) -> list[Config]:
@@ -102,8 +119,8 @@ def pretrain(
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
         directory.begin(config, inputs, console.log)
-        stages = stages_of(config, corpora)
-        results = Results(workspace, directory, corpora, tuple(stage.name for stage in stages))
+        stages = stages_of(config)
+        results = Results(workspace, directory, corpora, tuple(stages))
         run = Run(workspace, directory, stages, results, interruption, report)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
             run.learn_all()
@@ -145,7 +162,7 @@ class Run:
            from what the stage before it left.
         4. What else a finished stage leaves is made again where it was damaged or deleted.
         """
-        first, learned, resumed = self._resume()
+        first, carried, resumed = self._resume()
         self.results.read_scores()
         if first > 0 or resumed is not None:
             self._make_again(self.stages[:first])
@@ -153,12 +170,12 @@ class Run:
             self.console.log(f"{self.directory.path} is finished; nothing is left to do")
             return
         if first == 0 and resumed is None:
-            self.results.write_base(learned.params)
+            self.results.write_base(carried.learned.params)
         for stage in self.stages[first:]:
-            learned = self._learn(stage, learned, resumed)
+            carried = self._learn(stage, carried, resumed)
             resumed = None
 
-    def _resume(self) -> tuple[int, Learned, TrainState | None]:
+    def _resume(self) -> tuple[int, Carried, Resumed | None]:
         """The first stage to learn, what came before it, and its own state if it was under way."""
         begun = on_first_host(
             lambda: [(self._path(stage) / "checkpoints").is_dir() for stage in self.stages]
@@ -170,13 +187,21 @@ class Run:
                 restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
             if restored is None:
                 continue
+            saved = restored.state
+            kept = saved.pop("kept", {})
             if restored.info["phase"] == FINISHED:
-                return index + 1, Learned(**restored.state), None
+                learned = Learned(saved["params"], saved.get("memory", ()), kept)
+                if stage.warms_up:
+                    return index + 1, Carried(learned), None
+                carried = Carried(learned, saved.get("policies", {}), saved.get("second_moment"))
+                return index + 1, carried, None
             self.console.log(f"{stage.name}: going on from step {restored.step}")
-            state = TrainState(**restored.state, rng=self._rng(stage))
-            return index, Learned(state.params, state.memory), state
+            whole = {"memory": (), "policies": {}, "opt_state": (), **saved}
+            state = TrainState(**whole, rng=self._rng(stage), domain=self._domain_number(stage))
+            before = Carried(Learned(state.params, state.memory, kept))
+            return index, before, Resumed(state, kept)
         params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
-        return 0, Learned(params, None), None
+        return 0, Carried(Learned(params, None)), None
 
     def _make_again(self, finished: list[Stage]) -> None:
         """Writes what should be there of the base model and of finished stages, and names what cannot be."""
@@ -191,9 +216,8 @@ class Run:
                 with self._checkpoints(stage, read_only=True) as checkpoints:
                     restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
                 if restored is not None and restored.step >= stage.steps:
-                    self.results.write_stage(
-                        stage.name, self._path(stage), restored.state["params"]
-                    )
+                    learned = Learned(restored.state["params"], restored.state.get("memory", ()))
+                    self.results.write_stage(stage, self._net(stage, learned))
                     made.append(stage.name)
         for name in made:
             self.console.log(f"{name}: what it leaves was damaged or lost, and is made again")
@@ -219,107 +243,173 @@ class Run:
                 f"{self.directory.path}` writes it"
             )
 
-    def _learn(self, stage: Stage, learned: Learned, resumed: TrainState | None) -> Learned:
+    def _learn(self, stage: Stage, carried: Carried, resumed: Resumed | None) -> Carried:
         """One stage from its beginning, or from a state in its middle, to its end.
 
         Everything that a finished stage has is written before the checkpoint that says `finished`; a
         stage that was killed in between does it again, with the same result.
         """
-        method, sharding = self.workspace.method(stage.method_settings), self.workspace.sharding
-        domain = self._domain(stage)
         with (
             self._checkpoints(stage) as checkpoints,
             self.interruption.finishing(checkpoints.wait),
         ):
-            state = resumed
-            if state is None:
-                state = self._first_state(stage, method, learned, domain)
+            if resumed is None:
+                resumed = self._begin(stage, carried)
                 # What the method measured before the domain is not measured again.
-                checkpoints.save(0, training_checkpoint(state), {"phase": TRAINING})
-            state = self._train(stage, method, state, checkpoints)
-            memory = None
-            if stage.domain_index is not None:
-                memory = sharding.fetch(state.memory)
-                memory = sharding.put("memory", method.after_domain(state.params, memory, domain))
-            finished = Learned(state.params, memory)
-            self.results.write_stage(stage.name, self._path(stage), state.params)
+                checkpoints.save(0, saved_in_training(*resumed), {"phase": TRAINING})
+            state = self._train(stage, resumed, checkpoints)
+            finished = self._end(stage, state, resumed.kept)
+            self.results.write_stage(stage, self._net(stage, finished.learned))
             self._report()
-            checkpoints.save(stage.steps + 1, finished._asdict(), {"phase": FINISHED})
+            checkpoints.save(stage.steps + 1, saved_when_finished(finished), {"phase": FINISHED})
         self.console.log(self.results.summary(stage.name))
+        if stage.warms_up:
+            return Carried(Learned(finished.learned.params, None))
         return finished
 
-    def _first_state(
-        self, stage: Stage, method: Method, learned: Learned, domain: TrainingDomain
-    ) -> TrainState:
-        params, sharding = learned.params, self.workspace.sharding
-        memory = method.init(params) if learned.memory is None else sharding.fetch(learned.memory)
-        memory = method.before_domain(params, memory, domain)
-        optimizer = self._optimizer(stage)
-        return first_state(method, optimizer, sharding, params, memory, self._rng(stage))
+    def _begin(self, stage: Stage, carried: Carried) -> Resumed:
+        """The state before a stage's first step."""
+        sharding, method, learned = self.workspace.sharding, self._method(stage), carried.learned
+        recipe = self._recipe(stage, len(next(iter(learned.kept.values()), ())))
+        if recipe.plan.start == "base" and not stage.warms_up:
+            learned = learned._replace(params=self._history(stage).base().params)
+        if learned.memory is None:
+            learned = learned._replace(memory=method.init(learned.params))
+        policies = carried.policies
+        if policies is None:
+            policies = {policy.name: policy.init(learned.params) for policy in recipe.policies}
+        if not stage.warms_up:
+            domain = self._domain(stage, recipe.plan)
+            memory = sharding.fetch_whole(learned.memory)
+            learned = method.begin(learned._replace(memory=memory), domain)
+            for policy in recipe.policies:
+                policies[policy.name] = policy.begin(
+                    learned, policies[policy.name], domain, carried.second_moment
+                )
+        state = first_state(
+            recipe,
+            sharding,
+            learned.params,
+            learned.memory,
+            self._rng(stage),
+            stage.domain_index or 0,
+            policies,
+            carried.second_moment,
+        )
+        return Resumed(state, learned.kept)
 
-    def _train(
-        self, stage: Stage, method: Method, state: TrainState, checkpoints: Checkpoints
-    ) -> TrainState:
+    def _train(self, stage: Stage, resumed: Resumed, checkpoints: Checkpoints) -> TrainState:
+        """Takes the steps that are left."""
         training, sharding = self.config.training, self.workspace.sharding
+        state, kept = resumed
+        recipe = self._recipe(stage, len(next(iter(kept.values()), ())))
         done = int(state.step)
-        batches = train_batches(
-            stage.corpus.train,
-            batch_size=training.batch_size,
+        batches = self._batches(stage, recipe, kept, done)
+        with (
+            MetricsWriter(self._writable(stage), done, self.console.log) as writer,
+            self.console.progress(stage.name, stage.steps, done) as line,
+        ):
+            recorder = Recorder(
+                stage.name,
+                writer,
+                line,
+                tokens_per_step=training.batch_size * self.config.data.length,
+                flops_per_step=train_step_flops(
+                    recipe, training.batch_size, self.config.data.length
+                ),
+                peak_flops=sharding.peak_flops,
+            )
+
+            def save(step: int, state: TrainState) -> None:
+                checkpoints.save(step, saved_in_training(state, kept), {"phase": TRAINING})
+
+            hooks = Hooks(
+                stage.name,
+                stage.steps,
+                training.log_every,
+                training.checkpoint_every,
+                recorder,
+                save,
+                checkpoints.wait,
+                Agreement(sharding, AHEAD),
+                self.interruption,
+                self.console,
+            )
+            sharded = (sharding.shard_batch(Batch(**rows), training.accumulate) for rows in batches)
+            return train(state, _compiled(recipe, sharding), sharded, hooks)
+
+    def _batches(
+        self, stage: Stage, recipe: Recipe, kept: Mapping[str, np.ndarray], start: int
+    ) -> Iterator[dict[str, Any]]:
+        return train_batches(
+            self.results.corpora[stage.domains[0]].train,
+            batch_size=self.config.training.batch_size,
             seed=self._seed(stage),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            micro_batches=training.accumulate,
-            start=done,
+            micro_batches=self.config.training.accumulate,
+            start=start,
         )
-        with MetricsWriter(self._writable(stage), done, self.console.log) as writer:
-            return train(
-                stage.name,
-                state,
-                _compiled(method, self._optimizer(stage), sharding, training.accumulate),
-                batches,
-                stage.steps,
-                training,
-                tokens_per_step=training.batch_size * self.config.data.length,
-                flops_per_step=train_step_flops(
-                    method, training.batch_size, self.config.data.length
-                ),
-                sharding=sharding,
-                checkpoints=checkpoints,
-                writer=writer,
-                console=self.console,
-                interruption=self.interruption,
-            )
 
-    def _optimizer(self, stage: Stage) -> Optimizer:
-        return domain_optimizer(self.config.training, stage.steps)
+    def _end(self, stage: Stage, state: TrainState, kept: Mapping[str, np.ndarray]) -> Carried:
+        """What a trained stage hands to the next: first the policies change it, then the method measures."""
+        if stage.warms_up:
+            return Carried(Learned(state.params, ()))
+        sharding, method = self.workspace.sharding, self._method(stage)
+        recipe = self._recipe(stage, len(next(iter(kept.values()), ())))
+        domain = self._domain(stage, recipe.plan)
+        second_moment = state.opt_state.second_moment
+        learned = Learned(state.params, sharding.fetch_whole(state.memory), kept)
+        policies = dict(state.policies)
+        for policy in recipe.policies:
+            learned, policies[policy.name] = policy.end(
+                learned, policies[policy.name], domain, second_moment
+            )
+        learned = method.end(learned, domain)
+        learned = learned._replace(memory=sharding.put("memory", learned.memory))
+        carries = self.config.training.second_moment == "carried"
+        return Carried(learned, policies, second_moment if carries else None)
+
+    def _method(self, stage: Stage) -> Method:
+        return self.workspace.method(stage.method_settings)
+
+    def _recipe(self, stage: Stage, kept: int) -> Recipe:
+        counts = {name: len(corpus.train) for name, corpus in self.results.corpora.items()}
+        return recipe_of(self.config, self._method(stage), stage, stage.place(counts, kept))
+
+    def _net(self, stage: Stage, learned: Learned) -> Net:
+        plan = self._recipe(stage, 0).plan
+        return self._method(stage).net(learned, plan)
+
+    def _history(self, stage: Stage) -> RunHistory:
+        return self.results.history(stage)
 
     def _shapes(self, stage: Stage, info: dict[str, Any]) -> Any:
         """The shapes and places of a checkpoint's state, for the phase that it holds."""
-        method = self.workspace.method(stage.method_settings)
-
-        def training() -> dict[str, Any]:
-            params = self.workspace.model.init(jax.random.key(0))
-            memory = method.init(params)
-            state = init_state(method, self._optimizer(stage), params, memory, jax.random.key(0))
-            return training_checkpoint(state)
-
-        shapes = jax.eval_shape(training)
+        kept = next(iter(info["shapes"].get("kept", {}).values()), [[0]])[0][0]
+        recipe, sharding = self._recipe(stage, kept), self.workspace.sharding
         if info["phase"] == FINISHED:
-            memory = None if stage.domain_index is None else shapes["memory"]
-            shapes = Learned(shapes["params"], memory)._asdict()
-        return {part: self.workspace.sharding.shapes(part, tree) for part, tree in shapes.items()}
+            return finished_shapes(recipe.method, recipe.policies, sharding, info)
+        return training_shapes(recipe, sharding, info)
 
-    def _domain(self, stage: Stage) -> TrainingDomain:
+    def _domain(self, stage: Stage, plan: Plan) -> TrainingDomain:
+        train = joined([self.results.corpora[name].train for name in stage.domains])
         return TrainingDomain(
             index=stage.domain_index or 0,
             name=stage.name,
             rng=jax.random.fold_in(self._rng(stage), 1),
             directory=self._writable(stage),
-            corpus=stage.corpus,
+            train=train,
             seed=self._seed(stage),
             sharding=self.workspace.sharding,
             console=self.console,
+            plan=plan,
+            history=self._history(stage),
+            texts=ChunkTexts(self.workspace, train),
         )
+
+    def _domain_number(self, stage: Stage) -> jax.Array:
+        return self.workspace.sharding.replicate(jnp.int32(stage.domain_index or 0))
 
     def _rng(self, stage: Stage) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(self.config.seed), stage.number)

@@ -4,20 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
-
-from das_jax.data.batches import sequential_batches
 from das_jax.data.corpus import Corpus
 from das_jax.errors import UserError
 from das_jax.files import replacing
+from das_jax.methods.contract import Mixture, Net
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors
-from das_jax.training.accumulate import accumulate
 from das_jax.training.distributed import on_first_host
-from das_jax.training.heldout import SEED, HeldoutSums
 from das_jax.training.metrics import check_parts
 from das_jax.training.run_directory import RunDirectory, Scores
+from das_jax.training.serving import RunHistory, heldout_sums, views
+from das_jax.training.stages import Stage
 from das_jax.training.workspace import Workspace
 
 BASE = "base model"
@@ -35,7 +33,7 @@ class Results:
       workspace: the parts of the run.
       directory: where it is.
       corpora: whose held-out losses are measured.
-      stages: the names of all stages, in order.
+      stages: all there are, in order.
       scores: the rows of scores.json.
       unwritten: why things are not there that should be.
     """
@@ -43,7 +41,7 @@ class Results:
     workspace: Workspace
     directory: RunDirectory
     corpora: dict[str, Corpus]
-    stages: tuple[str, ...]
+    stages: tuple[Stage, ...]
     scores: Scores = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
 
@@ -74,28 +72,48 @@ class Results:
                 huggingface.write_tokenizer(temporary, self.workspace.tokenizer)
 
         self._keep(write)
-        self._write_scores(BASE, params)
+        net = Net(self.workspace.model, params)
+        self._write_scores(BASE, dict.fromkeys(self.corpora, net))
 
-    def write_stage(self, name: str, stage: Path, params: Params) -> None:
+    def write_stage(self, stage: Stage, net: Net) -> None:
         """A stage's HuggingFace checkpoint and its row of the scores.
 
         Args:
-          name: of the stage's corpus.
-          stage: its directory.
-          params: as the stage left them.
+          stage: that was learned.
+          net: what it left.
         """
-        workspace = self.workspace
-        whole, checkpoint = workspace.sharding.fetch(params), workspace.checkpoint
+        workspace, path = self.workspace, self.directory.stage(stage.number, stage.name)
+        whole, checkpoint = workspace.sharding.fetch(net.params), workspace.checkpoint
         self._keep(
             lambda: huggingface.export(
-                stage / "huggingface",
+                path / "huggingface",
                 whole,
                 checkpoint.config,
                 checkpoint.architecture,
                 workspace.tokenizer,
             )
         )
-        self._write_scores(name, params)
+        self._write_scores(stage.name, self._served(stage, net))
+
+    def history(self, stage: Stage, net: Net | None = None) -> RunHistory:
+        """The stages before one; that one, too, if its net is given."""
+        domains = [each for each in self.stages if not each.warms_up]
+        before = [each for each in domains if each.number < stage.number]
+        warm_up = next((each for each in self.stages if each.warms_up), None)
+        finished = [*before, *([stage] if net is not None else [])]
+        return RunHistory(self.workspace, self.directory, warm_up, tuple(finished), net)
+
+    def _served(self, stage: Stage, net: Net) -> dict[str, Net | Mixture]:
+        """Who serves every text after a stage."""
+        if stage.warms_up:
+            return dict.fromkeys(self.corpora, net)
+        domains = {domain.name for domain in self.workspace.config.domains}
+        columns = {
+            name: (name if name in domains else None, corpus.train)
+            for name, corpus in self.corpora.items()
+        }
+        method = self.workspace.method(stage.method_settings)
+        return views(method, self.history(stage, net), columns)
 
     def lacks(self, row: str, directory: Path) -> bool:
         """Whether a row of the scores is lost, or a HuggingFace directory is damaged or gone.
@@ -129,10 +147,11 @@ class Results:
         )
         return f"{name}: learned; held-out loss {changes}{_no_better(self.scores, before, name)}"
 
-    def _write_scores(self, row: str, params: Params) -> None:
-        rows = {**self.scores, row: self._heldout_losses(params)}
+    def _write_scores(self, row: str, served: dict[str, Net | Mixture]) -> None:
+        rows = {**self.scores, row: self._heldout_losses(served)}
         self.scores.clear()
-        self.scores.update({each: rows[each] for each in (BASE, *self.stages) if each in rows})
+        order = (BASE, *(stage.name for stage in self.stages))
+        self.scores.update({each: rows[each] for each in order if each in rows})
         self._keep(lambda: self.directory.write_scores(self.scores))
 
     def _keep(self, write: Callable[[], None]) -> None:
@@ -149,12 +168,10 @@ class Results:
             self.unwritten.append(failed)
             self.workspace.console.log(f"warning: {failed}; training goes on")
 
-    def _heldout_losses(self, params: Params) -> dict[str, float]:
+    def _heldout_losses(self, served: dict[str, Net | Mixture]) -> dict[str, float]:
         """Nats per masked token of every corpus."""
         workspace = self.workspace
         settings, sharding = workspace.config.evaluation, workspace.sharding
-        function = HeldoutSums(workspace.model, workspace.masking)
-        rng = sharding.replicate(jax.random.key(SEED))
         examples = {
             name: min(settings.examples, len(corpus.heldout))
             for name, corpus in self.corpora.items()
@@ -164,14 +181,12 @@ class Results:
         losses = {}
         with workspace.console.progress("held-out loss", total, transient=True) as line:
             for name, corpus in self.corpora.items():
-                batches = sequential_batches(
-                    corpus.heldout,
+                nats, tokens = heldout_sums(
+                    *(workspace, served[name], corpus.heldout),
                     examples=examples[name],
                     batch_size=batch_size,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
+                    counting=line.counting,
                 )
-                nats, tokens = accumulate(function, params, rng, line.counting(batches), sharding)
                 if not tokens > 0:
                     raise UserError(
                         f"the {examples[name]} held-out chunks of {name} that are measured have no token "

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.hardware import peak_flops
+from das_jax.methods.contract import Split
 
 State = Literal["replicated", "optimizer", "parameters"]
 
@@ -85,9 +86,13 @@ class Sharding:
 
     def specs(self, part: str, tree: Any) -> Any:
         """The partition of every array in a part of the training state, such as `params`."""
-        return jax.tree.map(
-            lambda x: self._spec(x.shape) if part in SPLIT[self.state] else PartitionSpec(), tree
-        )
+
+        def spec(x: Any) -> Any:
+            if isinstance(x, Split):
+                return Split(self.specs("opt_state", x.tree), x.whole)
+            return self._spec(x.shape) if part in SPLIT[self.state] else PartitionSpec()
+
+        return jax.tree.map(spec, tree, is_leaf=lambda x: isinstance(x, Split))
 
     def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
         axis = self.split_axis(shape)
@@ -121,6 +126,16 @@ class Sharding:
         """Whole arrays on every host; all hosts must ask together."""
         return jax.tree.map(_fetch, tree)
 
+    def fetch_whole(self, memory: Any) -> Any:
+        """A memory whose arrays are whole on every host, but for its `Split` parts, which stay where they
+        live; all hosts must ask together.
+        """
+        return jax.tree.map(
+            lambda x: x if isinstance(x, Split) else _fetch(x),
+            memory,
+            is_leaf=lambda x: isinstance(x, Split),
+        )
+
     def shard_batch(self, batch: Batch, micro_batches: int = 1) -> Batch:
         """Splits this host's rows over its devices; together the hosts' rows are the global batch.
 
@@ -134,7 +149,7 @@ class Sharding:
                 rows = rows.reshape(micro_batches, -1, *rows.shape[1:])
             return jax.make_array_from_process_local_data(place, rows)
 
-        return Batch(*map(put, batch))
+        return jax.tree.map(put, batch)
 
 
 def _put(x: Any, place: NamedSharding) -> jax.Array:

@@ -1,51 +1,80 @@
 """What a run learns, in order."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from das_jax.config.schema import Config
-from das_jax.data.corpus import Corpus
-from das_jax.methods.contract import Memory
+from das_jax.methods.contract import Learned, Memory, Place, SecondMoment
+from das_jax.methods.registry import method_class
 from das_jax.methods.settings import MethodSettings, NaiveSettings
-from das_jax.model.masked_lm import Params
+
+TOGETHER = "all"
+"""The name of a stage that learns several domains at once."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One corpus to be learned: the warm-up on general text, or a domain.
+    """What is learned at one go: the warm-up on general text, a domain, or several together.
 
     Attributes:
       number: its place in the run, 0 for the warm-up and from 1 for domains.
-      name: of the corpus.
-      corpus: its chunks.
+      name: of its directory and its row in the reports.
+      domains: the texts that are learned.
       steps: optimizer steps.
       method_settings: how it is learned.
-      domain_index: 0 for the first domain, None for the warm-up.
+      domain_index: of its first domain, 0 for the first of all; None for the warm-up.
     """
 
     number: int
     name: str
-    corpus: Corpus
+    domains: tuple[str, ...]
     steps: int
     method_settings: MethodSettings
     domain_index: int | None
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether it comes before the first domain."""
+        return self.domain_index is None
 
-class Learned(NamedTuple):
-    """What one stage hands to the next; the memory is None before the first domain."""
+    def place(self, counts: dict[str, int], kept: int = 0) -> Place:
+        """Its place in the run, as a method sees it.
 
-    params: Params
-    memory: Memory
+        Args:
+          counts: the training chunks of every text.
+          kept: the rows that were kept before it.
+        """
+        own = tuple(counts[name] for name in self.domains)
+        return Place(self.domain_index, self.domains, own, kept)
 
 
-def stages_of(config: Config, corpora: dict[str, Corpus]) -> list[Stage]:
+class Carried(NamedTuple):
+    """What one stage hands to the next.
+
+    Attributes:
+      learned: the parameters, and what the method carries; its memory is None before the first domain.
+      policies: what each policy carries, by its name; none before the first domain.
+      second_moment: Adam's, if they are carried over.
+    """
+
+    learned: Learned
+    policies: dict[str, Memory] | None = None
+    second_moment: SecondMoment | None = None
+
+
+def stages_of(config: Config) -> list[Stage]:
     """The stages of a configuration."""
     stages = []
     if config.general is not None and config.general.steps:
         name = config.general.name
-        stages.append(Stage(0, name, corpora[name], config.general.steps, NaiveSettings(), None))
-    for index, domain in enumerate(config.domains):
-        steps = domain.steps or config.training.steps
-        corpus = corpora[domain.name]
-        stages.append(Stage(index + 1, domain.name, corpus, steps, config.method, index))
+        stages.append(Stage(0, name, (name,), config.general.steps, NaiveSettings(), None))
+    steps = {domain.name: domain.steps or config.training.steps for domain in config.domains}
+    learned = 0
+    settings: Any = config.method
+    together = method_class(settings).stages(settings, tuple(steps))
+    for number, names in enumerate(together, 1):
+        name = names[0] if len(names) == 1 else TOGETHER
+        total = sum(steps[each] for each in names)
+        stages.append(Stage(number, name, names, total, config.method, learned))
+        learned += len(names)
     return stages

@@ -1,6 +1,8 @@
 """The train step: a pure function, and the one place where jit, donation and shardings are put on it."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +12,21 @@ from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import PartitionSpec
 
 from das_jax.data.batch import Batch
-from das_jax.methods.contract import Memory, Method, Metrics
+from das_jax.methods.contract import (
+    Memory,
+    Method,
+    Metrics,
+    Moment,
+    Net,
+    Plan,
+    Policy,
+    SecondMoment,
+    merged,
+    partition,
+)
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_sum, per_shard
-from das_jax.training.exchange import summed_gradients, whole_params
+from das_jax.training.exchange import summed_gradients, whole_memory, whole_params
 from das_jax.training.optimizer import Optimizer, OptimizerState
 from das_jax.training.sharding import Sharding
 
@@ -22,11 +35,13 @@ class TrainState(NamedTuple):
     """All that a step reads and writes.
 
     Attributes:
-      step: steps taken in this domain, [].
+      step: steps taken in this stage, [].
       params: the parameters, float32.
-      opt_state: fresh in every domain.
-      memory: what the method carries from domain to domain.
-      rng: the domain's key; an example's random numbers are drawn from it and the example's index.
+      opt_state: of those that are trained.
+      memory: what the method carries from stage to stage.
+      rng: the stage's key; an example's random numbers are drawn from it and the example's index.
+      domain: the number of the domain that is learned, from 0, [].
+      policies: what each policy carries, by its name.
     """
 
     step: jax.Array
@@ -34,6 +49,8 @@ class TrainState(NamedTuple):
     opt_state: OptimizerState
     memory: Memory
     rng: jax.Array
+    domain: jax.Array
+    policies: dict[str, Memory]
 
 
 EXCHANGES = frozenset(
@@ -55,12 +72,54 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a step is made of. Equal ones make the same program.
+
+    Attributes:
+      method: what is minimised.
+      plan: what is trained.
+      optimizer: how.
+      steps: of the stage.
+      policies: what changes a method's step.
+      accumulate: the micro-batches, N, whose gradients make one step; the batch is [N, B, ...] if there
+        are several.
+    """
+
+    method: Method
+    plan: Plan
+    optimizer: Optimizer
+    steps: int = 1
+    policies: tuple[Policy, ...] = ()
+    accumulate: int = 1
+
+    def moment(self, state: TrainState) -> Moment:
+        """Where in the run a step is, and what the policies say of it."""
+        weighs = [policy.weigh(state.policies[policy.name]) for policy in self.policies]
+        weigh = next((each for each in weighs if each is not None), None)
+        return Moment(state.domain, state.step, self.steps, state.rng, weigh)
+
+
+def recipe(method: Method, optimizer: Optimizer, **others: Any) -> Recipe:
+    """A recipe of a method on its own, which trains every parameter of its model."""
+    return Recipe(method, Plan(method.model), optimizer, **others)
+
+
 def init_state(
-    method: Method, optimizer: Optimizer, params: Params, memory: Memory, rng: jax.Array
+    recipe: Recipe,
+    params: Params,
+    memory: Memory,
+    rng: jax.Array,
+    domain: int = 0,
+    policies: dict[str, Memory] | None = None,
+    second_moment: SecondMoment | None = None,
 ) -> TrainState:
-    """The state before a domain's first step."""
-    opt_state = optimizer.init(params, method.transforms(memory))
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, rng)
+    """The state before a stage's first step; with the second moment of the stage before, if it is carried."""
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, (), memory, rng, zero + domain, policies or {})  # type: ignore[arg-type]
+    trained, _ = partition(params, recipe.plan.trains)
+    transforms = recipe.method.transforms(memory, recipe.moment(state))
+    return state._replace(opt_state=recipe.optimizer.init(trained, transforms, second_moment))
 
 
 def places_of(state: TrainState, sharding: Sharding) -> TrainState:
@@ -69,60 +128,57 @@ def places_of(state: TrainState, sharding: Sharding) -> TrainState:
 
 
 def first_state(
-    method: Method,
-    optimizer: Optimizer,
+    recipe: Recipe,
     sharding: Sharding,
     params: Params,
     memory: Memory,
     rng: jax.Array,
+    domain: int = 0,
+    policies: dict[str, Memory] | None = None,
+    second_moment: SecondMoment | None = None,
 ) -> TrainState:
-    """The state before a domain's first step, in its place; no device ever holds more than its part."""
+    """The state before a stage's first step, in its place; no device ever holds more than its part."""
 
-    def init(params: Params, memory: Memory, rng: jax.Array) -> TrainState:
+    def init(*arguments: Any) -> TrainState:
         # The step gives its arguments' memory away, and the caller may hold the same arrays.
-        params, memory = jax.tree.map(jnp.copy, (params, memory))
-        return init_state(method, optimizer, params, memory, rng)
+        params, memory, rng, policies, second_moment = jax.tree.map(jnp.copy, arguments)
+        return init_state(recipe, params, memory, rng, domain, policies, second_moment)
 
-    arguments = sharding.put("params", params), sharding.put("memory", memory), rng
+    arguments = (
+        sharding.put("params", params),
+        sharding.put("memory", memory),
+        rng,
+        sharding.put("policies", policies or {}),
+        sharding.put("opt_state", second_moment),
+    )
     places = places_of(jax.eval_shape(init, *arguments), sharding)
     return jax.jit(init, out_shardings=places)(*arguments)
 
 
-def make_train_step(
-    method: Method, optimizer: Optimizer, sharding: Sharding | None = None, accumulate: int = 1
-) -> TrainStep:
+def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainStep:
     """The pure step: loss and gradients, the method's transformations, the optimizer.
 
     With a sharding, loss and gradients run under `shard_map`, each device on its own rows and with
     parameters of its own; the gradients are added up over the devices once.
-
-    Args:
-      method: what is learned.
-      optimizer: how.
-      sharding: the devices.
-      accumulate: the micro-batches, N, whose gradients make one step; the batch is [N, B, ...] if
-        there are several.
     """
-
-    def gradients_of(
-        params: Params, memory: Memory, batch: Batch, rng: jax.Array
-    ) -> LossAndGradients:
-        if accumulate > 1:
-            return _accumulated(method, params, memory, batch, rng)
-        return _loss_and_gradients(method, params, memory, batch, rng)
+    method, plan, optimizer = recipe.method, recipe.plan, recipe.optimizer
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss_and_gradients = gradients_of
-        if sharding is not None:
-            loss_and_gradients = _sharded(gradients_of, sharding, state.params, accumulate)
-        (loss, parts), gradients = loss_and_gradients(state.params, state.memory, batch, state.rng)
-        params = state.params
+        if sharding is None:
+            (loss, parts), gradients = _loss_and_gradients(recipe, state, batch)
+        else:
+            (loss, parts), gradients = _sharded(recipe, sharding, state)(state, batch)
+        trained, frozen = partition(state.params, plan.trains)
         if sharding is not None:
             # A device updates the parameters whose optimizer state it holds.
-            params = jax.lax.with_sharding_constraint(params, sharding.places("opt_state", params))
-        params, opt_state, trace = optimizer.update(
-            gradients, state.opt_state, params, method.transforms(state.memory), state.step
+            trained = jax.lax.with_sharding_constraint(
+                trained, sharding.places("opt_state", trained)
+            )
+        transforms = method.transforms(state.memory, recipe.moment(state))
+        trained, opt_state, trace = optimizer.update(
+            gradients, state.opt_state, trained, transforms, state.step
         )
+        params = merged(trained, frozen)
         metrics = {
             "loss": loss,
             **parts,
@@ -140,12 +196,22 @@ def make_train_step(
     return train_step
 
 
-def _loss_and_gradients(
-    method: Method, params: Params, memory: Memory, batch: Batch, rng: jax.Array
-) -> LossAndGradients:
-    (loss, parts), gradients = jax.value_and_grad(method.loss, has_aux=True)(
-        params, memory, batch, rng
-    )
+def _loss_and_gradients(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGradients:
+    """Of the trained parameters; the mean over micro-batches, if there are several."""
+    if recipe.accumulate > 1:
+        return _accumulated(recipe, state, batch)
+    return _of_one_batch(recipe, state, batch)
+
+
+def _of_one_batch(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGradients:
+    method, moment = recipe.method, recipe.moment(state)
+    trained, frozen = partition(state.params, recipe.plan.trains)
+
+    def loss_of(trained: Params) -> tuple[jax.Array, Metrics]:
+        net = Net(recipe.plan.model, merged(trained, frozen))
+        return method.loss(net, state.memory, batch, moment)
+
+    (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
     for name, value in {"loss": loss, **parts}.items():
         if jax.typeof(value).manual_axis_type.varying:
             raise TypeError(
@@ -156,18 +222,17 @@ def _loss_and_gradients(
     return (loss, parts), gradients
 
 
-def _accumulated(
-    method: Method, params: Params, memory: Memory, batch_NxB: Batch, rng: jax.Array
-) -> LossAndGradients:
+def _accumulated(recipe: Recipe, state: TrainState, batch_NxB: Batch) -> LossAndGradients:
     """The mean over micro-batches, one after the other; each counts by the number of its predictions, so
     that the masked-LM loss is the mean over all of them.
     """
+    method = recipe.method
     predictions_NxB = method.masking.num_predictions(batch_NxB.tokens)
     predictions_N = global_sum(jnp.sum(predictions_NxB, axis=1), method.axis_name)
     share_N = predictions_N / jnp.maximum(jnp.sum(predictions_N), 1)
 
     def micro_batch(batch: Batch) -> LossAndGradients:
-        return _loss_and_gradients(method, params, memory, batch, rng)
+        return _of_one_batch(recipe, state, batch)
 
     def add(
         total: LossAndGradients, rows: tuple[Batch, jax.Array]
@@ -183,43 +248,51 @@ def _accumulated(
 
 
 def _sharded(
-    gradients_of: Callable[..., LossAndGradients],
-    sharding: Sharding,
-    params: Params,
-    accumulate: int,
-) -> Callable[..., LossAndGradients]:
+    recipe: Recipe, sharding: Sharding, state: TrainState
+) -> Callable[[TrainState, Batch], LossAndGradients]:
     """The same over the mesh: parameters in as they live, sums of gradients out as the optimizer's state
     lives.
     """
-    specs, gradient_specs = (sharding.specs(part, params) for part in ("params", "opt_state"))
+    # The optimizer's state has no part in the loss.
+    specs = TrainState(
+        *(sharding.specs(*part) for part in state._replace(opt_state=())._asdict().items())  # type: ignore[arg-type]
+    )
+    trained, _ = partition(state.params, recipe.plan.trains)
+    gradient_specs = sharding.specs("opt_state", trained)
     everywhere = PartitionSpec()
 
-    def on_one_device(
-        params: Params, memory: Memory, batch: Batch, rng: jax.Array
-    ) -> LossAndGradients:
-        own = whole_params(params, specs, sharding)
-        value, gradients = gradients_of(own, memory, batch, rng)
+    def on_one_device(state: TrainState, batch: Batch) -> LossAndGradients:
+        state = state._replace(
+            params=whole_params(state.params, specs.params, sharding),
+            memory=whole_memory(state.memory, specs.memory, sharding),
+            policies=whole_memory(state.policies, specs.policies, sharding),
+        )
+        value, gradients = _loss_and_gradients(recipe, state, batch)
         return value, summed_gradients(gradients, gradient_specs, sharding)
 
-    return jax.shard_map(
+    mapped = jax.shard_map(
         on_one_device,
         mesh=sharding.mesh,
-        in_specs=(specs, everywhere, sharding.row_spec(accumulate), everywhere),
+        in_specs=(specs, sharding.row_spec(recipe.accumulate)),
         out_specs=(everywhere, gradient_specs),
     )
+    return lambda state, batch: mapped(state._replace(opt_state=()), batch)  # type: ignore[arg-type]
 
 
-def compile_train_step(
-    method: Method, optimizer: Optimizer, sharding: Sharding, accumulate: int = 1
-) -> jax.stages.Wrapped:
+def compile_train_step(recipe: Recipe, sharding: Sharding) -> jax.stages.Wrapped:
     """The step, jitted over the mesh; the old state's memory is reused for the new one."""
-    return jax.jit(make_train_step(method, optimizer, sharding, accumulate), donate_argnums=0)
+    return jax.jit(make_train_step(recipe, sharding), donate_argnums=0)
 
 
 def compile_sums(
-    function: Callable[[Params, Batch, jax.Array], Any], sharding: Sharding
+    function: Callable[[Params, Batch, jax.Array], Any], sharding: Sharding, split: bool = False
 ) -> jax.stages.Wrapped:
     """The jitted sum over the devices of `function(params, batch, rng)`, each on its own rows.
+
+    Args:
+      function: gives sums over one device's rows.
+      sharding: the devices.
+      split: leaves the sums in parts, as the optimizer's state lives.
 
     Raises:
       TypeError: when it is traced, if the function asks the other devices for anything, as a loss made for
@@ -228,17 +301,23 @@ def compile_sums(
     everywhere = PartitionSpec()
 
     def sums(params: Params, batch: Batch, rng: jax.Array) -> Any:
-        specs = sharding.specs("params", params)
+        specs, sum_specs = sharding.specs("params", params), everywhere
+        exact = dataclasses.replace(sharding, exchange=None)
+        if split:
+            sum_specs = sharding.specs("opt_state", jax.eval_shape(function, params, batch, rng))
 
         def on_one_device(params: Params, batch: Batch, rng: jax.Array) -> Any:
             own = whole_params(params, specs, sharding)
-            return jax.lax.psum(_of_own_rows(function, own, batch, rng), sharding.batch)
+            own_sums = _of_own_rows(function, own, batch, rng)
+            if split:
+                return summed_gradients(own_sums, sum_specs, exact)
+            return jax.lax.psum(own_sums, sharding.batch)
 
         return jax.shard_map(
             on_one_device,
             mesh=sharding.mesh,
             in_specs=(specs, sharding.row_spec(1), everywhere),
-            out_specs=everywhere,
+            out_specs=sum_specs,
         )(params, batch, rng)
 
     return jax.jit(sums)

@@ -9,7 +9,17 @@ import optax
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
 from das_jax.errors import UserError
-from das_jax.methods.contract import Domain, Method, Metrics, Transforms, UpdateTrace
+from das_jax.methods.contract import (
+    Cost,
+    Domain,
+    Learned,
+    Method,
+    Metrics,
+    Moment,
+    Net,
+    Transforms,
+    UpdateTrace,
+)
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import Losses, RawImportance
 from das_jax.methods.settings import ContrastiveSettings as ContrastiveSettings
@@ -49,27 +59,31 @@ class DAS(Method):
     def init(self, params: Params) -> DASMemory:
         return DASMemory(full_units(self.model.architecture, 0.0))
 
-    def before_domain(self, params: Params, memory: DASMemory, domain: Domain) -> DASMemory:
+    def begin(self, learned: Learned, domain: Domain) -> Learned:
         """I^(0), the general knowledge, before the first domain: of the proxy KL, or from a file."""
         if domain.index > 0:
-            return memory
+            return learned
         initial = self.settings.importance.initial
         if initial is not None:
-            return DASMemory(importance_map.load(initial, self.model.architecture).importance)
+            loaded = domain.read(
+                lambda: importance_map.load(initial, self.model.architecture).importance,
+                like=learned.memory.importance,
+            )
+            return learned._replace(memory=DASMemory(loaded))
         proxy = importance.PROXIES[self.settings.importance.proxy]
-        return self._learn_importance(proxy, params, memory, domain, "general knowledge")
+        return self._learn_importance(proxy, learned, domain, "general knowledge")
 
-    def after_domain(self, params: Params, memory: DASMemory, domain: Domain) -> DASMemory:
+    def end(self, learned: Learned, domain: Domain) -> Learned:
         """I^(<=t), with what the model now knows of this domain."""
-        return self._learn_importance(
-            importance.masked_lm_losses, params, memory, domain, domain.name
-        )
+        return self._learn_importance(importance.MASKED_LM, learned, domain, domain.name)
 
     def _learn_importance(
-        self, losses: Losses, params: Params, memory: DASMemory, domain: Domain, of_what: str
-    ) -> DASMemory:
+        self, losses: Losses, learned: Learned, domain: Domain, of_what: str
+    ) -> Learned:
         settings = self.settings.importance
-        raw = importance.measure(self, losses, params, domain, settings, f"importance of {of_what}")
+        raw = importance.measure(
+            self, losses, learned.params, domain, settings, f"importance of {of_what}"
+        )
         correlations, warning = importance.self_test(raw)
         domain.log(
             f"importance of {of_what}: {raw.examples} examples, split-half correlation "
@@ -78,58 +92,60 @@ class DAS(Method):
         if warning:
             domain.log(f"warning: {warning}")
         own = importance.normalise(raw.mean, settings.normalization)
-        accumulated = importance.accumulate(own, memory.importance)
+        accumulated = importance.accumulate(own, learned.memory.importance)
         self._save_map(raw, own, accumulated, domain, losses)
-        return DASMemory(accumulated)
+        return learned._replace(memory=DASMemory(accumulated))
 
     def _save_map(
         self, raw: RawImportance, own: Units, accumulated: Units, domain: Domain, losses: Losses
     ) -> None:
         if domain.directory is not None:
-            general = losses is not importance.masked_lm_losses
-            name = "importance-general.safetensors" if general else "importance.safetensors"
-            path = domain.directory / name
+            path = domain.directory / losses.file
             try:
                 importance_map.save(path, self.model.architecture, raw, own, accumulated)
             except UserError as error:  # The memory has what protects; the file is for people.
                 domain.log(f"warning: {error}; training goes on without it")
 
     def loss(
-        self, params: Params, memory: DASMemory, batch: Batch, rng: jax.Array
+        self, net: Net, memory: DASMemory, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
-        mask_key, *dropout_keys = jax.random.split(rng, 5)
+        mask_key, *dropout_keys = jax.random.split(moment.rng, 5)
         masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
         keys = Keys(*(batch.example_keys(key) for key in dropout_keys))
-        return self.objective(params, memory, batch.tokens, masked, keys)
+        return self.objective(net, memory, batch.tokens, masked, moment, keys)
 
     def objective(
         self,
-        params: Params,
+        net: Net,
         memory: DASMemory,
         tokens_BxT: jax.Array,
         masked: Masked,
+        moment: Moment,
         keys: Keys | None,
     ) -> tuple[jax.Array, Metrics]:
         """MLM + lambda * contrastive (eq. 9), of a corruption already drawn.
 
         Args:
-          params: the parameters.
+          net: the model.
           memory: holds I^(<=t-1), the gates of the view "only the previous knowledge".
           tokens_BxT: the clean text.
           masked: the same, corrupted.
+          moment: where in the run this is.
           keys: dropout keys of the passes; None switches dropout off.
         """
         settings = self.settings.contrastive
-        mask_BxT = self.model.mask(tokens_BxT)
+        mask_BxT = net.model.mask(tokens_BxT)
 
         def encode(
             name: str, rows: slice, tokens_BxT: jax.Array, gates: Units | None = None
         ) -> jax.Array:
             keys_B = None if keys is None else getattr(keys, name)[rows]
-            return self.model.encode(params, tokens_BxT[rows], mask_BxT[rows], gates, keys_B)
+            return net.encode(tokens_BxT[rows], mask_BxT[rows], keys_B, gates)
 
         hidden_BxTxD = encode("masked", slice(None), masked.tokens)
-        masked_lm = self.masked_lm_loss(params, hidden_BxTxD, masked)
+        masked_lm = self.masked_lm_loss(net, hidden_BxTxD, masked, moment)
+        if settings.weight == 0:
+            return masked_lm, {"masked_lm": masked_lm}
         rows = self._contrasted(tokens_BxT.shape[0])
         views = (
             hidden_BxTxD[rows]
@@ -142,7 +158,7 @@ class DAS(Method):
         contrastive = contrastive_loss(
             *(anchor, positive, previous, settings.temperature),
             axis_name=self.axis_name,
-            exchange=self.model.dtype,
+            exchange=net.model.dtype,
         )
         loss = masked_lm + settings.weight * contrastive
         return loss, {"masked_lm": masked_lm, "contrastive": contrastive}
@@ -157,11 +173,13 @@ class DAS(Method):
             )
         return slice(None, None, step)
 
-    def encoder_passes(self) -> float:
+    def cost(self) -> Cost:
         settings = self.settings.contrastive
-        return 1 + (2 if settings.anchor == "masked" else 3) / settings.subsample
+        if settings.weight == 0:
+            return Cost()
+        return Cost(full=1 + (2 if settings.anchor == "masked" else 3) / settings.subsample)
 
-    def transforms(self, memory: DASMemory) -> Transforms:
+    def transforms(self, memory: DASMemory, moment: Moment) -> Transforms:
         mask = soft_mask(self._protected(memory))
         return Transforms(**{self.settings.soft_mask.apply_to: mask})
 

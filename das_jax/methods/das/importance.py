@@ -13,13 +13,15 @@ from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Method
 from das_jax.methods.settings import ImportanceSettings, Normalization
+from das_jax.model.architecture import Architecture
+from das_jax.model.flops import encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.collectives import per_shard
 from das_jax.objectives.masked_lm import masked_lm_loss_per_example
 from das_jax.objectives.proxy_kl import proxy_kl_per_example
 
-Losses = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
+LossPerExample = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
 """(method, params, batch, rng, gates_BxLxU) -> the loss of every example, [B]."""
 
 SPLIT_HALF_THRESHOLD = 0.5
@@ -43,6 +45,25 @@ class Sums(NamedTuple):
     examples: jax.Array
 
 
+@dataclass(frozen=True)
+class Losses:
+    """A loss whose gate gradients are importance.
+
+    Attributes:
+      name: of its pass over a sample.
+      file: of the map in a stage's directory.
+      per_example: the loss.
+      number: tells its random numbers from another's.
+      flops: useful ones of one example: (architecture, length, masked positions) -> FLOPs.
+    """
+
+    name: str
+    file: str
+    per_example: LossPerExample
+    number: int
+    flops: Callable[[Architecture, int, int], int]
+
+
 class RawImportance(NamedTuple):
     """A map before normalisation.
 
@@ -59,7 +80,7 @@ class RawImportance(NamedTuple):
     examples: int
 
 
-def masked_lm_losses(
+def _masked_lm(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
     """Masked-LM loss of every example, on masked input, dropout off, [B]: what a learned domain needs
@@ -73,7 +94,7 @@ def masked_lm_losses(
     return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
 
 
-def hidden_proxy_losses(
+def _hidden_proxy(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
     """Proxy KL of every example, softmax over features, dropout on, [B]: general knowledge (eq. 6)."""
@@ -82,7 +103,7 @@ def hidden_proxy_losses(
     return proxy_kl_per_example(first, second, mask_BxT)
 
 
-def vocabulary_proxy_losses(
+def _vocabulary_proxy(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
     """Proxy KL of every example over the LM head's vocabulary, [B].
@@ -113,7 +134,33 @@ def _two_dropout_passes(
     return encode(first_key), encode(second_key)
 
 
-PROXIES: dict[str, Losses] = {"hidden": hidden_proxy_losses, "vocabulary": vocabulary_proxy_losses}
+def _pass_flops(architecture: Architecture, length: int) -> int:
+    """Gate gradients of one pass of an example: products of weights run twice, the two products of
+    attention, neither of which is with a weight, three times.
+    """
+    head = architecture.num_heads * architecture.head_size
+    attention = architecture.num_layers * length * 2 * 2 * length * head
+    return 2 * encoder_flops(architecture, length) + attention
+
+
+def _masked_lm_flops(architecture: Architecture, length: int, masked: int) -> int:
+    return _pass_flops(architecture, length) + 2 * lm_head_flops(architecture, masked)
+
+
+def _hidden_proxy_flops(architecture: Architecture, length: int, masked: int) -> int:
+    return 2 * _pass_flops(architecture, length)
+
+
+def _vocabulary_proxy_flops(architecture: Architecture, length: int, masked: int) -> int:
+    return 2 * (_pass_flops(architecture, length) + 2 * lm_head_flops(architecture, length))
+
+
+GENERAL = "general importance", "importance-general.safetensors"
+MASKED_LM = Losses("domain importance", "importance.safetensors", _masked_lm, 0, _masked_lm_flops)
+PROXIES = {
+    "hidden": Losses(*GENERAL, _hidden_proxy, 1, _hidden_proxy_flops),
+    "vocabulary": Losses(*GENERAL, _vocabulary_proxy, 1, _vocabulary_proxy_flops),
+}
 
 
 def gate_gradients(
@@ -127,7 +174,7 @@ def gate_gradients(
     dtype = jnp.promote_types(method.model.dtype, jnp.float32)
     ones = full_units(method.model.architecture, 1.0, (batch.tokens.shape[0],), dtype)
     ones = Units(*(per_shard(gate, method.axis_name) for gate in ones))
-    return jax.grad(lambda gates: losses(method, params, batch, rng, gates).sum())(ones)
+    return jax.grad(lambda gates: losses.per_example(method, params, batch, rng, gates).sum())(ones)
 
 
 @dataclass(frozen=True)
@@ -138,6 +185,15 @@ class GateGradientSums:
 
     method: Method
     losses: Losses
+
+    @property
+    def name(self) -> str:
+        return self.losses.name
+
+    def flops(self, length: int) -> int:
+        """Useful FLOPs of one example."""
+        masked = self.method.masking.num_masked(length)
+        return self.losses.flops(self.method.model.architecture, length, masked)
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> Sums:
         gradients = gate_gradients(self.method, self.losses, params, batch, rng)
@@ -182,7 +238,7 @@ def measure(
     Raises:
       UserError: it is not finite.
     """
-    rng = jax.random.fold_in(domain.rng, 0 if losses is masked_lm_losses else 1)
+    rng = jax.random.fold_in(domain.rng, losses.number)
     total = domain.accumulate(
         GateGradientSums(method, losses),
         params,

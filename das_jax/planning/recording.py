@@ -1,0 +1,136 @@
+"""A domain without text, which writes down what a method would measure of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from das_jax.data.batch import Batch
+from das_jax.methods.contract import Learned, Net, Plan
+from das_jax.model.masked_lm import Params
+from das_jax.training.stages import Stage
+from das_jax.training.step import Recipe
+
+UNKNOWN_COUNT = 1_000_000
+"""Chunks of a text that nobody has prepared: more than any sample of it."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A pass over a sample of a domain's text.
+
+    Attributes:
+      function: what is summed; its `name` and its `flops(length)`, useful ones of an example, are asked for.
+      params: the shapes of the parameters.
+      examples: of the sample.
+      batch_size: over all devices.
+      split: whether the sums stay in parts.
+    """
+
+    function: Any
+    params: Any
+    examples: int
+    batch_size: int
+    split: bool
+
+
+@dataclass
+class RecordingDomain:
+    """See `methods.contract.Domain`; it is its own history and text, too, in which every net is the base.
+
+    Attributes:
+      stage: that would learn it.
+      plan: what would be trained.
+      length: tokens of a chunk.
+      recorded: the passes that were asked for.
+    """
+
+    stage: Stage
+    plan: Plan
+    length: int
+    base_params: Any
+    domains: tuple[tuple[str, ...], ...] = ()
+    directory: Path | None = None
+    count: int = UNKNOWN_COUNT
+    recorded: list[Recorded] = field(default_factory=list)
+
+    @property
+    def index(self) -> int:
+        return self.stage.domain_index or 0
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def rng(self) -> jax.Array:
+        return jax.random.key(0)
+
+    @property
+    def history(self) -> "RecordingDomain":
+        return self
+
+    @property
+    def texts(self) -> "RecordingDomain":
+        return self
+
+    def base(self) -> Net:
+        return Net(self.plan.model, self.base_params)
+
+    def net(self, stage: int) -> Net:
+        return self.base()
+
+    def learned(self, stage: int) -> Learned:
+        return Learned(self.base_params, ())
+
+    def losses(self, nets: Sequence[Net]) -> list[float]:
+        return [0.0] * len(nets)
+
+    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
+        return np.zeros((1, len(nets)))
+
+    def log(self, sentence: str) -> None:
+        """Nobody watches."""
+
+    def read(self, load: Callable[[], Any], like: Any) -> Any:
+        return like
+
+    def chunks(self, indices: np.ndarray) -> np.ndarray:
+        return np.zeros((len(indices), self.length), np.int32)
+
+    def accumulate(
+        self,
+        function: Callable[[Params, Batch, jax.Array], Any],
+        params: Params,
+        rng: jax.Array,
+        *,
+        examples: int,
+        batch_size: int,
+        purpose: str,
+        split: bool = False,
+    ) -> Any:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        self.recorded.append(Recorded(function, shapes, examples, batch_size, split))
+        rows = Batch(jnp.zeros((1, self.length), jnp.int32), jnp.zeros(1, jnp.uint32), jnp.zeros(1))
+        sums = jax.eval_shape(function, shapes, rows, jax.random.key(0))
+        return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), sums)
+
+    def begin(self, recipe: Recipe, params: Any, memory: Any) -> tuple[Any, Any]:
+        """The shapes of parameters and memory that the stage begins with."""
+
+        def begin(params: Any, memory: Any) -> tuple[Any, Any]:
+            return recipe.method.begin(Learned(params, memory), self)[:2]
+
+        return jax.eval_shape(begin, params, memory)
+
+    def end(self, recipe: Recipe, params: Any, memory: Any) -> tuple[Any, Any]:
+        """The shapes that it leaves."""
+
+        def end(params: Any, memory: Any) -> tuple[Any, Any]:
+            return recipe.method.end(Learned(params, memory), self)[:2]
+
+        return jax.eval_shape(end, params, memory)

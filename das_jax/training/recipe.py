@@ -1,0 +1,30 @@
+"""From a stage to what its steps are made of."""
+
+from das_jax.config.schema import Config
+from das_jax.methods.contract import Method, Place, Policy
+from das_jax.methods.registry import policies_of
+from das_jax.training.optimizer import domain_optimizer
+from das_jax.training.stages import Stage
+from das_jax.training.step import Recipe
+
+
+def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Recipe:
+    """The recipe of a stage: the method's plan, changed by the policies.
+
+    Raises:
+      UserError: the method or a policy cannot do it.
+    """
+    plan = method.plan(place)
+    policies: tuple[Policy, ...] = ()
+    if not stage.warms_up:
+        policies = policies_of(config.policies, method)
+        for policy in policies:
+            plan = policy.plan(plan, place)
+    optimizer = domain_optimizer(
+        config.training,
+        stage.steps,
+        first=place.first,
+        learning_rate=plan.learning_rate,
+        decays=plan.decays,
+    )
+    return Recipe(method, plan, optimizer, stage.steps, policies, config.training.accumulate)

@@ -1,0 +1,130 @@
+"""What a checkpoint holds of a stage, and its shapes, as the checkpoint itself says them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from das_jax.methods.contract import Method, Policy, SecondMoment
+from das_jax.model.units import parameter_paths
+from das_jax.training.sharding import Sharding
+from das_jax.training.stages import Carried
+from das_jax.training.step import Recipe, TrainState, init_state
+
+
+def saved_in_training(state: TrainState, kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Of a stage in training; the random key and the domain follow from the configuration, and the place in
+    the data from the step. Parts without arrays are left out.
+    """
+    parts = {**state._asdict(), "kept": dict(kept)}
+    del parts["rng"], parts["domain"]
+    return _not_empty(parts)
+
+
+def saved_when_finished(finished: Carried) -> dict[str, Any]:
+    """Of a finished stage: what it hands to the next."""
+    learned = finished.learned
+    return _not_empty(
+        {
+            "params": learned.params,
+            "memory": learned.memory,
+            "kept": dict(learned.kept),
+            "policies": finished.policies,
+            "second_moment": finished.second_moment,
+        }
+    )
+
+
+def _not_empty(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+
+
+def params_shapes(info: dict[str, Any]) -> Any:
+    """The tree of parameters that a checkpoint holds, whatever a method made of the model."""
+    shapes = {path: _shape(*each) for path, each in info["shapes"]["params"].items()}
+    return unflatten_dict(shapes, sep="/")
+
+
+def learned_shapes(method: Method, sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
+    """Parameters and memory of a finished stage."""
+    params = params_shapes(info)
+    memory = _as_saved("memory", jax.eval_shape(method.init, params), info)
+    return {
+        "params": sharding.shapes("params", params),
+        "memory": sharding.shapes("memory", memory),
+    }
+
+
+def finished_shapes(
+    method: Method, policies: tuple[Policy, ...], sharding: Sharding, info: dict[str, Any]
+) -> dict[str, Any]:
+    """All that a finished stage hands on."""
+    found = (
+        learned_shapes(method, sharding, info)
+        if "memory" in info["shapes"]
+        else {"params": sharding.shapes("params", params_shapes(info))}
+    )
+    if "kept" in info["shapes"]:
+        found["kept"] = _kept(info)
+    if "policies" in info["shapes"]:
+        found["policies"] = _policies(policies, sharding, info)
+    if "second_moment" in info["shapes"]:
+        prefix = "nu/"
+        nu = {
+            path.removeprefix(prefix): _shape(*each)
+            for path, each in info["shapes"]["second_moment"].items()
+            if path.startswith(prefix)
+        }
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        second_moment = SecondMoment(unflatten_dict(nu, sep="/"), steps)  # type: ignore[arg-type]
+        found["second_moment"] = sharding.shapes("opt_state", second_moment)
+    return found
+
+
+def training_shapes(recipe: Recipe, sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
+    """A stage in training."""
+    params = params_shapes(info)
+    memory = _as_saved("memory", jax.eval_shape(recipe.method.init, params), info)
+    policies = {policy.name: jax.eval_shape(policy.init, params) for policy in recipe.policies}
+    policies = _as_saved("policies", policies, info)
+
+    def state(params: Any, memory: Any, policies: Any) -> Any:
+        return init_state(recipe, params, memory, jax.random.key(0), 0, policies)
+
+    shapes = jax.eval_shape(state, params, memory, policies)
+    found = {
+        part: sharding.shapes(part, tree)
+        for part, tree in shapes._asdict().items()
+        if part in info["shapes"]
+    }
+    if "kept" in info["shapes"]:
+        found["kept"] = _kept(info)
+    return found
+
+
+def _policies(policies: tuple[Policy, ...], sharding: Sharding, info: dict[str, Any]) -> Any:
+    params = params_shapes(info)
+    memory = {policy.name: jax.eval_shape(policy.init, params) for policy in policies}
+    return sharding.shapes("policies", _as_saved("policies", memory, info))
+
+
+def _kept(info: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Host arrays are read as host arrays."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in info["shapes"]["kept"].items()}
+
+
+def _as_saved(part: str, tree: Any, info: dict[str, Any]) -> Any:
+    """A tree of this structure with the shapes that were saved: what a method carries may grow."""
+    saved = info["shapes"].get(part, {})
+    leaves = [
+        _shape(*saved[path]) if path in saved else leaf
+        for path, leaf in zip(parameter_paths(tree), jax.tree.leaves(tree), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _shape(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
