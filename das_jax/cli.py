@@ -240,6 +240,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", type=_path, metavar="FILE", help="write the figures there too")
     sub = add(
+        methods,
+        "Lists every method: its kind, its paper, and what it costs beside plain training.",
+        "das-jax methods configs/quickstart.yaml",
+    )
+    sub.add_argument(
+        "config",
+        type=_path,
+        nargs="?",
+        metavar="CONFIG",
+        help="a YAML file, whose model and settings are counted; without one: roberta-base",
+    )
+    sub = add(
         config,
         "Shows every setting, its value and where the value came from.",
         "das-jax config configs/quickstart.yaml --preset=paper",
@@ -416,6 +428,17 @@ def plan(options: argparse.Namespace) -> None:
 
     report_of = sweep_report.report if options.sweep else report.report
     report_of(config, options.topology, options.json)
+
+
+def methods(options: argparse.Namespace) -> None:
+    from das_jax.planning.price import methods_table, usual_config
+
+    config = _load(options).config if options.config else usual_config()
+
+    from das_jax.planning.architectures import find_architecture
+    from das_jax.training.console import screen
+
+    screen().print(methods_table(config, find_architecture(config)))
 
 
 def config(options: argparse.Namespace) -> None:

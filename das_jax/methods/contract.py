@@ -330,12 +330,17 @@ class Method:
       settings: the method's own settings.
       axis_name: the mesh axis over which a batch is sharded while `loss` and `accumulate` run; None
         for no mesh.
+      paper: where it is from, for those who choose.
+      kind: what it is that does not forget.
     """
 
     model: MaskedLM
     masking: Masking
     settings: Any
     axis_name: str | None = None
+
+    paper: ClassVar[str] = ""
+    kind: ClassVar[str] = "whole model"
 
     def check(self) -> None:
         """Called before anything is prepared; raises UserError if what the settings name cannot be used."""

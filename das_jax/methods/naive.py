@@ -6,3 +6,5 @@ from das_jax.methods.settings import NaiveSettings as NaiveSettings
 
 class Naive(Method):
     """The contract's defaults: nothing is carried, nothing is added, nothing is masked."""
+
+    paper = "plain fine-tuning"

@@ -2,19 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import Method
+from das_jax.methods.contract import Learned, Method
 from das_jax.methods.registry import method_class
 from das_jax.methods.settings import MethodSettings
 from das_jax.model.architecture import Architecture
@@ -55,6 +56,29 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """A stage as it begins, in shapes.
+
+    Attributes:
+      name: of its train step.
+      stage: the stage.
+      recipe: what its steps are made of.
+      params: the shapes of the parameters.
+      memory: the shapes of what the method carries.
+      kept: the rows kept before it; arrays whose numbers mean nothing.
+      recorded: what the method measures before and after it.
+    """
+
+    name: str
+    stage: Stage
+    recipe: Recipe
+    params: Any
+    memory: Any
+    kept: Mapping[str, np.ndarray]
+    recorded: list[Recorded]
+
+
+@dataclass(frozen=True)
 class Run:
     """A configuration on devices that need not be there.
 
@@ -78,37 +102,35 @@ class Run:
         for key, value in leaves(self.config).items():
             if key.startswith("method.") and key.endswith(".batch_size"):
                 check_divisible(value, self.sharding, key)
-        stages = stages_of(self.config)
-        learned = [*self._learned([stage for stage in stages if not stage.warms_up])]
-        yield _together([train_step for train_step, _ in learned])
-        sums = [each for _, several in learned for each in several]
+        programs = [(self._train_step(each), [*self._sums(each)]) for each in self.learned()]
+        yield _together([train_step for train_step, _ in programs])
+        sums = [each for _, several in programs for each in several]
         for name in dict.fromkeys(each.name for each in sums):
             yield _together([each for each in sums if each.name == name])
-        for stage in stages:
+        for stage in stages_of(self.config):
             if stage.warms_up:
-                recipe = self._recipe(stage)
-                yield self._train_step("warm-up step", recipe, *self._first(recipe), stage.steps)
+                recipe = self._recipe(stage, 0)
+                learning = Learning("warm-up step", stage, recipe, *self._first(recipe), {}, [])
+                yield self._train_step(learning)
 
-    def _learned(self, stages: list[Stage]) -> Iterator[tuple[Program, list[Program]]]:
-        """Of every stage that learns domains its train step, and all that its hooks measure."""
-        params, memory = base, _ = self._first(self._recipe(stages[0]))
+    def learned(self) -> Iterator[Learning]:
+        """Every stage that learns domains, from its beginning; what its hooks do is recorded."""
+        stages = [stage for stage in stages_of(self.config) if not stage.warms_up]
+        params, memory = base, _ = self._first(self._recipe(stages[0], 0))
+        kept: Mapping[str, np.ndarray] = {}
         for stage in stages:
-            recipe = self._recipe(stage)
-            domain = RecordingDomain(stage, recipe.plan, self.config.data.length, base)
-            params, memory = domain.begin(
-                recipe, base if recipe.plan.start == "base" else params, memory
-            )
-            train_step = self._train_step("train step", recipe, params, memory, stage.steps)
-            state = self.state(recipe, params, memory)
-            params, memory = domain.end(recipe, params, memory)
-            # The optimizer's state of the domain just learned is not needed, but still there.
-            resident = sum(_bytes_on_a_device(x) for x in jax.tree.leaves(state.opt_state))
-            yield train_step, [self._sums(each, resident) for each in domain.recorded]
+            recipe = self._recipe(stage, len(next(iter(kept.values()), ())))
+            length = self.config.data.length
+            domain = RecordingDomain(stage, recipe.plan, length, base, self.sharding)
+            start = base if recipe.plan.start == "base" else params
+            began = domain.begin(recipe, Learned(start, memory, kept))
+            params, memory, kept = domain.end(recipe, began)
+            yield Learning("train step", stage, recipe, *began, domain.recorded)
 
-    def _recipe(self, stage: Stage) -> Recipe:
+    def _recipe(self, stage: Stage, kept: int) -> Recipe:
         method = self.method(stage.method_settings)
         counts = dict.fromkeys(stage.domains, UNKNOWN_COUNT)
-        return recipe_of(self.config, method, stage, stage.place(counts))
+        return recipe_of(self.config, method, stage, stage.place(counts, kept))
 
     def _first(self, recipe: Recipe) -> tuple[Any, Any]:
         """The shapes of parameters and memory before anything is learned."""
@@ -119,34 +141,50 @@ class Run:
 
         return jax.eval_shape(first)
 
-    def _train_step(
-        self, name: str, recipe: Recipe, params: Any, memory: Any, steps: int
-    ) -> Program:
+    def _train_step(self, learning: Learning) -> Program:
         batch_size, length = self.config.training.batch_size, self.config.data.length
-        micro_batches = self.config.training.accumulate
-        check_divisible(batch_size, self.sharding, "training.batch_size", micro_batches)
+        recipe = learning.recipe
+        check_divisible(batch_size, self.sharding, "training.batch_size", recipe.accumulate)
 
         def lower() -> jax.stages.Lowered:
             step = compile_train_step(recipe, self.sharding)
-            batch = self.batch(batch_size, micro_batches)
-            return _jitted(step).lower(self.state(recipe, params, memory), batch)
+            batch = self.batch(batch_size, recipe.accumulate)
+            if recipe.plan.kept_rows and learning.kept:
+                batch = batch._replace(extra=self._extra(learning))
+            return _jitted(step).lower(self.state(learning), batch)
 
         flops = train_step_flops(recipe, batch_size, length)
-        return Program(name, steps, batch_size, flops, 0, lower)
+        return Program(learning.name, learning.stage.steps, batch_size, flops, 0, lower)
 
-    def _sums(self, wanted: Recorded, resident: int) -> Program:
+    def _sums(self, learning: Learning) -> Iterator[Program]:
         length = self.config.data.length
-        batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
+        # The optimizer's state of the domain just learned is not needed, but still there.
+        state = jax.tree.leaves(self.state(learning).opt_state)
+        resident = sum(map(_bytes_on_a_device, state))
+        for wanted in learning.recorded:
+            batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
 
-        def lower() -> jax.stages.Lowered:
-            sums = compile_sums(wanted.function, self.sharding, wanted.split)
-            params = self.sharding.shapes("params", wanted.params)
-            key = self.sharding.shapes("rng", jax.eval_shape(jax.random.key, 0))
-            return _jitted(sums).lower(params, self.batch(batch_size), key)
+            def lower(wanted: Recorded = wanted, batch_size: int = batch_size) -> Any:
+                sums = compile_sums(wanted.function, self.sharding, wanted.split)
+                params = self.sharding.shapes("params", wanted.params)
+                key = self.sharding.shapes("rng", jax.eval_shape(jax.random.key, 0))
+                return _jitted(sums).lower(params, self.batch(batch_size), key)
 
-        batches = -(-wanted.examples // batch_size)
-        flops = batch_size * wanted.function.flops(length)
-        return Program(wanted.function.name, batches, batch_size, flops, resident, lower)
+            batches = -(-wanted.examples // batch_size)
+            flops = batch_size * wanted.function.flops(length)
+            yield Program(wanted.function.name, batches, batch_size, flops, resident, lower)
+
+    def _extra(self, learning: Learning) -> dict[str, jax.Array]:
+        """The shapes and places of the kept rows that come beside a batch."""
+        micro_batches, rows = learning.recipe.accumulate, learning.recipe.plan.kept_rows
+        place = self.sharding.by_row(micro_batches)
+        shape = (rows,) if micro_batches == 1 else (micro_batches, rows // micro_batches)
+
+        def some(array: np.ndarray) -> Any:
+            return jax.ShapeDtypeStruct((*shape, *array.shape[1:]), array.dtype, sharding=place)
+
+        arrays = {name: some(array) for name, array in learning.kept.items() if name != "key"}
+        return {**arrays, "index": some(np.zeros(1, np.uint32))}
 
     def method(self, settings: MethodSettings) -> Method:
         """The method on the model as a TPU runs it."""
@@ -161,14 +199,15 @@ class Run:
         )
         return method_class(settings)(model, masking, settings, self.sharding.batch)
 
-    def state(self, recipe: Recipe, params: Any, memory: Any) -> TrainState:
+    def state(self, learning: Learning) -> TrainState:
         """The shapes and places of a training state."""
+        recipe = learning.recipe
 
         def state(params: Any, memory: Any) -> TrainState:
             policies = {policy.name: policy.init(params) for policy in recipe.policies}
             return init_state(recipe, params, memory, jax.random.key(0), 0, policies)
 
-        shapes = jax.eval_shape(state, params, memory)
+        shapes = jax.eval_shape(state, learning.params, learning.memory)
         return TrainState(*(self.sharding.shapes(*part) for part in shapes._asdict().items()))
 
     def batch(self, rows: int, micro_batches: int = 1) -> Batch:

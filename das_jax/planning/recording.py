@@ -12,8 +12,9 @@ import numpy as np
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import Learned, Net, Plan
 from das_jax.model.masked_lm import Params
+from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Stage
-from das_jax.training.step import Recipe
+from das_jax.training.step import Recipe, compile_sums
 
 UNKNOWN_COUNT = 1_000_000
 """Chunks of a text that nobody has prepared: more than any sample of it."""
@@ -46,6 +47,8 @@ class RecordingDomain:
       stage: that would learn it.
       plan: what would be trained.
       length: tokens of a chunk.
+      base_params: the shapes of the base model's.
+      sharding: the devices.
       recorded: the passes that were asked for.
     """
 
@@ -53,6 +56,7 @@ class RecordingDomain:
     plan: Plan
     length: int
     base_params: Any
+    sharding: Sharding
     domains: tuple[tuple[str, ...], ...] = ()
     directory: Path | None = None
     count: int = UNKNOWN_COUNT
@@ -115,22 +119,28 @@ class RecordingDomain:
     ) -> Any:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         self.recorded.append(Recorded(function, shapes, examples, batch_size, split))
-        rows = Batch(jnp.zeros((1, self.length), jnp.int32), jnp.zeros(1, jnp.uint32), jnp.zeros(1))
-        sums = jax.eval_shape(function, shapes, rows, jax.random.key(0))
+        rows = self.sharding.num_shards
+        tokens = jnp.zeros((rows, self.length), jnp.int32)
+        batch = Batch(tokens, jnp.zeros(rows, jnp.uint32), jnp.zeros(rows))
+        compiled = compile_sums(function, self.sharding)
+        sums = jax.eval_shape(compiled, shapes, batch, jax.random.key(0))
         return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), sums)
 
-    def begin(self, recipe: Recipe, params: Any, memory: Any) -> tuple[Any, Any]:
-        """The shapes of parameters and memory that the stage begins with."""
+    def begin(self, recipe: Recipe, learned: Learned) -> Learned:
+        """The shapes that the stage begins with."""
+        return self._shapes(recipe.method.begin, learned)
 
-        def begin(params: Any, memory: Any) -> tuple[Any, Any]:
-            return recipe.method.begin(Learned(params, memory), self)[:2]
-
-        return jax.eval_shape(begin, params, memory)
-
-    def end(self, recipe: Recipe, params: Any, memory: Any) -> tuple[Any, Any]:
+    def end(self, recipe: Recipe, learned: Learned) -> Learned:
         """The shapes that it leaves."""
+        return self._shapes(recipe.method.end, learned)
 
-        def end(params: Any, memory: Any) -> tuple[Any, Any]:
-            return recipe.method.end(Learned(params, memory), self)[:2]
+    def _shapes(self, hook: Callable[[Learned, Any], Learned], learned: Learned) -> Learned:
+        kept: dict[str, np.ndarray] = {}
 
-        return jax.eval_shape(end, params, memory)
+        def traced(params: Any, memory: Any) -> tuple[Any, Any]:
+            after = hook(Learned(params, memory, learned.kept), self)
+            kept.update(after.kept)  # On the host, so it is no part of what is traced.
+            return after.params, after.memory
+
+        params, memory = jax.eval_shape(traced, learned.params, learned.memory)
+        return Learned(params, memory, kept)

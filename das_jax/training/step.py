@@ -304,7 +304,8 @@ def compile_sums(
         specs, sum_specs = sharding.specs("params", params), everywhere
         exact = dataclasses.replace(sharding, exchange=None)
         if split:
-            sum_specs = sharding.specs("opt_state", jax.eval_shape(function, params, batch, rng))
+            shapes = jax.eval_shape(compile_sums(function, sharding), params, batch, rng)
+            sum_specs = sharding.specs("opt_state", shapes)
 
         def on_one_device(params: Params, batch: Batch, rng: jax.Array) -> Any:
             own = whole_params(params, specs, sharding)

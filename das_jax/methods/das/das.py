@@ -51,6 +51,9 @@ class DAS(Method):
 
     settings: DASSettings
 
+    paper = "Ke et al., ICLR 2023"
+    kind = "whole model, masked updates"
+
     def check(self) -> None:
         """Looks at the file of I^(0), which is needed after the warm-up only."""
         if (initial := self.settings.importance.initial) is not None:
