@@ -1,0 +1,140 @@
+"""Merging after every domain: how much of what a domain changed stays, parameter by parameter.
+
+A Fisher-weighted average (Matena & Raffel, NeurIPS 2022) of the model before the domain and after it. Adam's
+second moment is a running mean of the squared gradient, so as a weight it costs nothing. Shares, alpha, are
+those of the new parameters. One share for each layer: Lin et al., 2024 (AMA).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from das_jax.model.masked_lm import Params
+from das_jax.model.units import owners_of, parameter_paths
+
+Per = Literal["element", "unit", "tensor"]
+
+Axes = list[tuple[int, ...]]
+"""Of every parameter, in the order of `jax.tree.leaves`, axes of it."""
+
+DAMPING = 0.1
+"""The part of a tensor's mean weight that is added to each of its weights, so that rounding does not decide
+about what no domain used."""
+
+
+def layer_axes(params: Params) -> Axes:
+    """The axis along which a parameter is stacked, if it is one of every layer: tensors are a layer's own."""
+    return [(0,) if path.startswith("layers/") else () for path in parameter_paths(params)]
+
+
+def kept_axes(params: Params, per: Per) -> Axes:
+    """The axes along which weights differ.
+
+    `element`: all of them. `tensor`: none within a layer. `unit`: one weight for every unit that owns the
+    parameter, every row of an embedding, every output of another matrix; vectors without an owner keep all.
+    """
+    layers, leaves = layer_axes(params), jax.tree.leaves(params)
+    if per == "tensor":
+        return layers
+    everything = [tuple(range(leaf.ndim)) for leaf in leaves]
+    if per == "element":
+        return everything
+
+    def of_unit(path: str, axes: tuple[int, ...], layer: tuple[int, ...]) -> tuple[int, ...]:
+        if len(axes) - len(layer) < 2:
+            return axes
+        return (*layer, axes[len(layer)] if path.endswith("/embedding") else axes[-1])
+
+    return [
+        of_unit(path, axes, layer) if owner is None else owner.axes
+        for path, axes, layer, owner in zip(
+            parameter_paths(params), everything, layers, owners_of(params), strict=True
+        )
+    ]
+
+
+def mean_along(tree: Params, axes: Axes) -> Params:
+    """The mean over all other axes, which stay with the length 1."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            leaf.mean(axis=tuple(i for i in range(leaf.ndim) if i not in kept), keepdims=True)
+            for leaf, kept in zip(leaves, axes, strict=True)
+        ],
+    )
+
+
+def second_moment_of_stage(end: Params, start: Params, b2: float, steps: int) -> Params:
+    """Adam's second moment as if this stage alone had filled it, its bias corrected.
+
+    (v_end - b2^n v_start) / (1 - b2^n), n steps.
+
+    Args:
+      end: Adam's uncorrected v after the stage.
+      start: the same before it; zeros where it was reset.
+      b2: Adam's decay of v.
+      steps: n.
+    """
+    left = b2**steps
+    return jax.tree.map(lambda last, first: (last - left * first) / (1 - left), end, start)
+
+
+def merge_shares(weights: Params, earlier: Params, c: float, layers: Axes) -> Params:
+    """alpha of every parameter: the new weight's share beside all earlier ones.
+
+    alpha = c (v + delta) / (c (v + delta) + V + delta), where delta = 0.1 * mean over the tensor of
+    (V + v) / 2. Without an earlier domain, what this one used little stays nearer to where it was, too.
+
+    Args:
+      weights: v of this domain, Adam's second moments or a Fisher.
+      earlier: V, the sum of those of all earlier domains; zeros before the first. Both may have the length 1
+        along any axis of the parameter.
+      c: how much more the new domain counts; 1 protects the earlier ones more than 2.
+      layers: of `layer_axes`.
+    """
+    floors = mean_along(
+        jax.tree.map(lambda new, old: DAMPING * (old + new) / 2, weights, earlier), layers
+    )
+
+    def share(new: jax.Array, old: jax.Array, floor: jax.Array) -> jax.Array:
+        # A tensor that no domain ever used has the share of equal weights, not 0 / 0.
+        floor = jnp.maximum(floor, jnp.finfo(floor.dtype).tiny)
+        numerator = c * (new + floor)
+        return numerator / (numerator + old + floor)
+
+    return jax.tree.map(share, weights, earlier, floors)
+
+
+def layer_shares(params: Params, shares: Sequence[float]) -> Params:
+    """A share for every parameter from one for the embeddings, each layer and the LM head, [L + 2].
+
+    What a method adds is stacked like the layers and goes with them.
+    """
+    first, *middle, last = shares
+    whole = {"embeddings": first, "lm_head": last}
+
+    def share(name: str, x: jax.Array) -> jax.Array:
+        if name in whole:
+            return jnp.asarray(whole[name], x.dtype)
+        return jnp.asarray(middle, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+    return {
+        name: jax.tree.map(functools.partial(share, name), part) for name, part in params.items()
+    }
+
+
+def averaged(before: Params, after: Params, shares: Params | float) -> Params:
+    """theta_before + share (theta_after - theta_before).
+
+    Args:
+      before: the parameters before the domain.
+      after: the parameters after it.
+      shares: of the new ones: one for all, or a tree of what broadcasts against each.
+    """
+    if not isinstance(shares, dict):
+        return jax.tree.map(lambda old, new: old + shares * (new - old), before, after)
+    return jax.tree.map(lambda old, new, share: old + share * (new - old), before, after, shares)
