@@ -27,7 +27,7 @@ from das_jax.evaluation.statistics import Estimate
 from das_jax.evaluation.summary import Summary
 from das_jax.evaluation.svg import Plot
 from das_jax.files import write_text
-from das_jax.training.run_directory import WHERE_NOT_WHAT
+from das_jax.training.run_directory import WHERE_NOT_WHAT, RunDirectory
 
 PAGE = "index.html"
 HEAD = re.compile(rb'<link rel="icon" href="data:,">\s<title>[^<]*: das_jax</title>')
@@ -180,17 +180,14 @@ def changed_settings(summaries: Sequence[Summary]) -> dict[str, list[str]]:
 
 
 def versions(summary: Summary) -> dict[str, str]:
-    """What the run was begun with: the comments on top of config.yaml."""
-    lines = _config_lines(summary)
-    comments = itertools.takewhile(lambda line: line.startswith("# "), lines)
-    return dict(line.removeprefix("# ").split(": ", 1) for line in comments if ": " in line)
+    """What the first seed was begun with, programs and devices."""
+    return RunDirectory(summary.runs[0].directory).versions()
 
 
 def yaml_text(summary: Summary) -> str:
     """The whole configuration of the first seed."""
-    return "\n".join(line for line in _config_lines(summary) if not line.startswith("#"))
-
-
-def _config_lines(summary: Summary) -> list[str]:
     path = summary.runs[0].directory / "config.yaml"
-    return path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(
+        line for line in lines if not line.startswith("#")
+    )  # Earlier runs have comments.

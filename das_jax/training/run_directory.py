@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import flax
 import jax
@@ -43,13 +42,13 @@ AGAIN = "start das-jax pretrain once more with the same configuration, which mak
 
 LOCK = ".lock"
 PROBE = "shared"
-RUN_FILES = ("config.yaml", "inputs.json", "scores.json", "base", PROBE)
+RUN_FILES = ("config.yaml", "run.json", "inputs.json", "scores.json", "base", PROBE)
 """What a run writes in its own directory; `evaluation.json` is the evaluation's, which may go on beside."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """runs/NAME: config.yaml, inputs.json, base/, a directory per stage, scores.json, report/."""
+    """runs/NAME: config.yaml, run.json, inputs.json, base/, a directory per stage, scores.json, report/."""
 
     path: Path
 
@@ -185,7 +184,11 @@ class RunDirectory:
 
     def _begin(self, config: Config, inputs: dict[str, str], log: Callable[[str], None]) -> None:
         if not self._config.exists():
-            write_text(self._config, _versions() + to_yaml(config))
+            write_text(self._config, to_yaml(config))
+        if (
+            not self._run.exists() and not self._stages()
+        ):  # Later, it would tell of another program.
+            write_json(self._run, _versions())
         path = self.path / "inputs.json"
         if path.is_dir():
             raise UserError(f"{path} is a directory where a file belongs; move it away")
@@ -246,6 +249,10 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def _run(self) -> Path:
+        return self.path / "run.json"
+
+    @property
     def base(self) -> Path:
         """The base model's config.json and tokenizer, without weights: what an export needs."""
         return self.path / "base"
@@ -258,6 +265,15 @@ class RunDirectory:
     def evaluation(self) -> Path:
         """What `das-jax evaluate` measured."""
         return self.path / "evaluation.json"
+
+    def versions(self) -> dict[str, str]:
+        """What the run was begun with, programs and devices; nothing where the file is damaged, or the run
+        older than such files, as nothing depends on it.
+        """
+        try:
+            return read_json(self._run, _VERSIONS, AGAIN)
+        except UserError:
+            return {}
 
     def inputs(self) -> dict[str, str]:
         """A hash of the model and of every text, as they were when the run was begun.
@@ -298,6 +314,7 @@ class _ScoresFile(TypedDict):
 
 _SCORES = TypeAdapter(_ScoresFile)
 _INPUTS = TypeAdapter(dict[str, str])
+_VERSIONS = TypeAdapter(dict[str, str])
 
 _START = re.compile(
     rf"{re.escape(LOCK)}|\.({re.escape(RUN_FILES[0])}|{PROBE})\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}"
@@ -305,8 +322,8 @@ _START = re.compile(
 """What a run leaves that was killed before it had a configuration."""
 
 
-def _versions() -> str:
-    versions: dict[str, Any] = {
+def _versions() -> dict[str, str]:
+    return {
         "das_jax": das_jax.__version__,
         "revision": _revision(),
         "python": platform.python_version(),
@@ -315,7 +332,6 @@ def _versions() -> str:
         "optax": optax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    return "".join(f"# {name}: {value}\n" for name, value in versions.items())
 
 
 def _revision() -> str:

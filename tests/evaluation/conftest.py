@@ -97,8 +97,8 @@ def write_run(
         **settings,
     }
     directory.base.mkdir(parents=True)
-    text = "# das_jax: 0.1.0\n# devices: 1 x <cpu>\n" + yaml.safe_dump(config)
-    (directory.path / "config.yaml").write_text(text)
+    (directory.path / "config.yaml").write_text(yaml.safe_dump(config))
+    (directory.path / "run.json").write_text('{"das_jax": "0.1.0", "devices": "1 x <cpu>"}')
     (directory.base / "config.json").write_text(json.dumps(MODEL))
     hashes = {"the text of news": "n", "the text of acl": "a", "the model demo:bert-tiny": "m"}
     (directory.path / "inputs.json").write_text(json.dumps(inputs or hashes))

@@ -37,6 +37,20 @@ def test_a_file_that_is_no_longer_what_it_was(
         assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", [b"{", b"[" * 5000, None])
+def test_what_a_run_was_begun_with_may_be_unknown(
+    make_run: MakeRun, capsys: Capture, content: bytes | None
+) -> None:
+    run = make_run("das")
+    (run / "run.json").unlink()
+    if content is not None:
+        (run / "run.json").write_bytes(content)
+    assert report(run, capsys)[::2] == (0, "")
+    page = (run.parent / "page" / "index.html").read_text()
+    assert '<th scope="row">devices</th>' not in page
+    assert '<th scope="row">seconds of training</th>' in page
+
+
 def changed(value: Any, place: tuple[str, ...], new: Any) -> Any:
     value = json.loads(json.dumps(value))
     *groups, last = place

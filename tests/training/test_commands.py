@@ -80,6 +80,7 @@ class TestRun:
             "config.yaml",
             "inputs.json",
             "report",
+            "run.json",
             "scores.json",
         }
         assert {path.name for path in (reference / "01-papers").iterdir()} == {

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from filelock import FileLock
 
@@ -17,6 +18,7 @@ from das_jax.training.pretrain import configurations
 from das_jax.training.run_directory import RunDirectory
 from tests.project import Project
 
+BEGUN = ("config.yaml", "run.json", "inputs.json")
 INPUTS = {"the text of papers": "a", "the model tiny": "b"}
 
 
@@ -34,13 +36,32 @@ def begun(path: Path, config: Config) -> RunDirectory:
 
 def test_it_is_written_down_and_claimed_again(tmp_path: Path, config: Config) -> None:
     directory = begun(tmp_path / "runs" / "a", config)
-    text = (directory.path / "config.yaml").read_text()
-    assert text.startswith("# das_jax: ")
-    assert "# jax: " in text
+    files = [directory.path / name for name in BEGUN]
+    texts = [file.read_text() for file in files]
+    assert directory.versions()["jax"] == jax.__version__
+    assert directory.versions()["devices"].startswith(f"{jax.device_count()} x ")
     assert directory.config() == config
     with directory.claimed(config):
         directory.begin(config, INPUTS)
-    assert (directory.path / "config.yaml").read_text() == text
+    assert [file.read_text() for file in files] == texts
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"jax": 1}', b"\xff"])
+def test_what_it_was_begun_with_is_nothing_to_stop_for(
+    tmp_path: Path, config: Config, content: bytes | None
+) -> None:
+    """Nor is it written again once there are stages: by then it would be of another program."""
+    directory = begun(tmp_path, config)
+    directory.stage(1, "papers").mkdir()
+    (tmp_path / "run.json").unlink()
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content)
+    begun(tmp_path, config)
+    assert directory.versions() == {}
+    (tmp_path / "01-papers").rmdir()
+    if content is None:
+        begun(tmp_path, config)
+        assert directory.versions()
 
 
 def test_until_it_has_begun_the_configuration_may_be_mended(tmp_path: Path, config: Config) -> None:
@@ -116,14 +137,16 @@ def test_what_a_killed_start_left_is_no_hindrance(
     for name in left:
         (tmp_path / name).touch()
     begun(tmp_path, config)
-    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"config.yaml", "inputs.json"}
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {*BEGUN}
 
 
-def test_killed_between_its_two_files(tmp_path: Path, config: Config) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_between_its_files(tmp_path: Path, config: Config, count: int) -> None:
     begun(tmp_path, config)
-    (tmp_path / "inputs.json").unlink()
+    for name in BEGUN[count:]:
+        (tmp_path / name).unlink()
     begun(tmp_path, config)
-    assert (tmp_path / "inputs.json").exists()
+    assert all((tmp_path / name).exists() for name in BEGUN)
 
 
 def refused(path: Path, config: Config, match: str) -> None:
@@ -192,7 +215,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path, conf
         pass
     kept[-1] = "02-reviews/huggingface/model.safetensors"  # The new one never took its place.
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {*kept, "config.yaml", "inputs.json", ".lock"}
+    assert found == {*kept, *BEGUN, ".lock"}
 
 
 def test_a_run_without_its_configuration(tmp_path: Path, config: Config) -> None:
