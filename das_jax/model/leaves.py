@@ -2,7 +2,7 @@
 
 Everything that depends on a parameter's place asks here: HuggingFace's tensors, the owners of the soft mask,
 what is cast, the rows of the word embedding. A family of models is a mapping from modules here to modules
-there; a graft brings leaves of its own.
+there. What stands under `graft/` is known by the last part of its path, until rows of its own say more.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from das_jax.model.architecture import Architecture
-from das_jax.model.units import HEADS, INTERMEDIATE, OUTPUT, Kind, Owner, Rules, claims
+from das_jax.model.units import HEADS, INTERMEDIATE, KINDS, OUTPUT, Kind, Owner, Rules, claims
 
 STACKS = "LN"
 """Axes that count modules, L layers or N inserted blocks: HuggingFace has a tensor for each."""
@@ -23,10 +23,11 @@ class Leaf(NamedTuple):
     """A parameter, as one row of the table.
 
     Attributes:
-      path: its keys, joined by slashes. One row may stand for several parameters of a graft: the path is a
-        regular expression that must match the whole of theirs.
+      path: its keys, joined by slashes; a regular expression that must match the whole path, as one row may
+        stand for several parameters of a graft.
       axes: a letter for each, as in `das_jax`, and P for positions, Y token types, C classes; a graft may
-        add others. An arrow parts what a projection sums over from what it gives: `LHK->D`.
+        add others. An arrow parts what a projection sums over from what it gives: `LHK->D`. Empty in a
+        row that stands for arrays of several shapes.
       writes: the kind of unit that it feeds, along the last axes that have the kind's letters. A gate on
         such a unit multiplies what this parameter gives.
       reads: the kind of unit that it is fed by, along the first axes that have the kind's letters.
@@ -66,10 +67,10 @@ class Leaf(NamedTuple):
 
     @property
     def matrix(self) -> bool:
-        """Whether it is cast to the type of the matrix products before it is used. All others are small
-        and used in float32.
+        """Whether it is cast to the type of the matrix products before it is used, as kernels and
+        embeddings are. All others are small and used in float32.
         """
-        return len(self.tensor_axes) > 1
+        return self.path.endswith(("kernel", "embedding"))
 
     @property
     def sides(self) -> "Sides":
@@ -156,8 +157,16 @@ CLASSIFIER: tuple[Leaf, ...] = (
     Leaf("classifier/output/kernel", "D->C"),
     Leaf("classifier/output/bias", "C"),
 )
-LEAVES: Leaves = (*ENCODER, *LM_HEAD, DECODER, *CLASSIFIER)
-"""Every parameter of every model; a graft's come after them."""
+MODEL: Leaves = (*ENCODER, *LM_HEAD, DECODER, *CLASSIFIER)
+"""Every parameter of every model without a graft."""
+
+GRAFT: Leaves = tuple(
+    Leaf(f"graft/(.*/)?{name}", axes="") for name in (*SUFFIXES, *(kind.name for kind in KINDS))
+)
+"""What methods put beside the model, by the last part of the path: modules, and numbers for all units. Where
+units of their own lie along their axes, rows that say so go before these."""
+
+LEAVES: Leaves = (*MODEL, *GRAFT)
 
 
 class Names(NamedTuple):
@@ -234,8 +243,8 @@ def rules_of(leaves: Leaves) -> Rules:
     return tuple((leaf.path, leaf.owner) for leaf in leaves)
 
 
-OWNERS = rules_of(LEAVES)
-"""The owner of every parameter of an encoder and its heads."""
+OWNERS = rules_of(MODEL)
+"""The owner of every parameter of a model without a graft."""
 
 
 def owners_of(params: Any, rules: Rules = OWNERS) -> list[Owner | None]:
@@ -260,7 +269,8 @@ def claimed(params: Any, leaves: Leaves = LEAVES) -> list[Leaf]:
     return claims(
         params,
         [(leaf.path, leaf) for leaf in leaves],
-        "no leaf claims the parameter {!r}: add one to the table of the model, or to the leaves of the graft",
+        "no leaf claims the parameter {!r}: what stands under graft/ must end in "
+        f"{', '.join(SUFFIXES)} or a kind of unit, and all else needs a row in das_jax/model/leaves.py",
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
@@ -18,6 +19,7 @@ from das_jax.model.leaves import (
     ENCODER,
     FEED_FORWARD,
     LEAVES,
+    MODEL,
     NAMES,
     Leaf,
     claimed,
@@ -28,7 +30,7 @@ from das_jax.model.leaves import (
     sides_of,
 )
 from das_jax.model.masked_lm import MaskedLM, Params, cast_matrices
-from das_jax.model.units import Kind, Owner, along, parameter_paths, unit_shapes
+from das_jax.model.units import Kind, Owner, along, full_units, parameter_paths, unit_shapes
 
 
 def shapes(params: Params) -> dict[str, tuple[int, ...]]:
@@ -56,9 +58,9 @@ def test_it_lists_the_parameters_of_a_classifier(model: MaskedLM) -> None:
 def test_every_family_names_every_parameter_differently() -> None:
     assert set(NAMES) == set(get_args(get_type_hints(Architecture)["family"]))
     for family in NAMES:
-        names = [leaf.name(family) for leaf in LEAVES]
+        names = [leaf.name(family) for leaf in MODEL]
         assert len(set(names)) == len(names)
-        assert [("{}" in name) for name in names] == [leaf.stacked for leaf in LEAVES]
+        assert [("{}" in name) for name in names] == [leaf.stacked for leaf in MODEL]
 
 
 def test_every_parameter_of_an_encoder_is_in_one_part_of_it() -> None:
@@ -123,16 +125,27 @@ def test_a_graft_brings_leaves_of_its_own() -> None:
     )
     up = {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}
     params = {"graft": {"attention": {"down": {"kernel": jnp.ones((2, 4, 3))}, "up": up}}}
-    assert matrices_of(params, (*LEAVES, *graft)) == [True, False, True]
+    assert claimed(params, (*graft, *LEAVES)) == [graft[0], graft[2], graft[1]]
     assert owners_of(params, rules_of(graft)) == [
         Owner("bottleneck", (0, 2)),
         None,
         Owner("bottleneck", (0, 1)),
     ]
-    assert claimed(params, graft) == [graft[0], graft[2], graft[1]]
-    with pytest.raises(
-        ValueError, match="no leaf claims the parameter 'graft/attention/down/kernel': add one"
-    ):
+
+
+def test_what_methods_put_beside_a_model_is_cast_like_its_modules(model: MaskedLM) -> None:
+    module = {"output": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}}
+    graft = {"acl": module, "embedding": full_units(model.architecture, 0.0)}
+    cast = cast_matrices({"graft": graft}, jnp.bfloat16)["graft"]
+    assert cast["acl"]["output"]["kernel"].dtype == jnp.bfloat16
+    small = [cast["acl"]["output"]["bias"], *cast["embedding"]]
+    assert all(x.dtype == jnp.float32 for x in small)
+
+
+@pytest.mark.parametrize("path", ["graft/down/weight", "layers/down/kernel", "kernel"])
+def test_a_parameter_without_a_leaf_is_refused_by_name(path: str) -> None:
+    params = unflatten_dict({path: jnp.ones((2, 3))}, sep="/")
+    with pytest.raises(ValueError, match=f"no leaf claims the parameter '{path}': what stands"):
         cast_matrices(params, jnp.bfloat16)
 
 
