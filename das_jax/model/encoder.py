@@ -1,6 +1,9 @@
-"""The transformer encoder of BERT and RoBERTa: post-LayerNorm, layers scanned, gates as an argument."""
+"""The transformer encoder of BERT and RoBERTa: post-LayerNorm, layers scanned, gates and a graft as
+arguments.
+"""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +16,16 @@ from das_jax.model.attention import dense_attention
 from das_jax.model.dense import dense
 from das_jax.model.dropout import dropout, dropout_seeds
 from das_jax.model.fused_attention import fused_attention
+from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.units import Units
 from das_jax.precision import at_least_float32
 
 ATTENTION = {"dense": dense_attention, "fused": fused_attention}
 
-KEPT = ("key", "value", "intermediate", "output", "sum")
-"""What `selective` keeps of a layer, besides its input, as far as the backward pass needs it; `output` only a
-gate's gradient does. The queries, one small product, and attention itself are computed again, as are
-LayerNorms, activations and dropout, which cost next to nothing.
+KEPT = ("key", "value", "attention_output", "intermediate", "output", "sum")
+"""What `selective` keeps of a layer, besides its input, as far as the backward pass needs it; the two outputs
+only the gradient of a gate or of a graft does. The queries, one small product, and attention itself are
+computed again, as are LayerNorms, activations and dropout, which cost next to nothing.
 """
 
 REMAT_POLICIES = {
@@ -59,6 +63,13 @@ def gated(x_BxTxUxX: jax.Array, gate_U: jax.Array | None) -> jax.Array:
     gate_BxU = gate_U if gate_U.ndim == 2 else gate_U[None]
     shape = (gate_BxU.shape[0], 1, gate_BxU.shape[1]) + (1,) * (x_BxTxUxX.ndim - 3)
     return (at_least_float32(x_BxTxUxX) * gate_BxU.reshape(shape)).astype(x_BxTxUxX.dtype)
+
+
+def grafted(
+    graft: Graft | None, params: Params | None, site: str, input: jax.Array, output: jax.Array
+) -> jax.Array:
+    """What a graft makes of an output at a site; that output where there is no graft."""
+    return output if graft is None or params is None else graft.at(site, params, input, output)
 
 
 def position_ids(architecture: Architecture, mask_BxT: jax.Array) -> jax.Array:
@@ -109,6 +120,7 @@ class Attention(nn.Module):
     architecture: Architecture
     dtype: jnp.dtype
     attention: str
+    graft: Graft | None = None
 
     @nn.compact
     def __call__(
@@ -117,12 +129,14 @@ class Attention(nn.Module):
         mask_BxT: jax.Array,
         seeds: Seeds,
         gate_H: jax.Array | None,
+        graft: Params | None = None,
     ) -> jax.Array:
         arch = self.architecture
+        at = partial(grafted, self.graft, graft)
 
         def heads(name: str) -> jax.Array:
             project = dense(arch, (arch.num_heads, arch.head_size), self.dtype, name)
-            return checkpoint_name(project(hidden_BxTxD), name)
+            return checkpoint_name(at(name, hidden_BxTxD, project(hidden_BxTxD)), name)
 
         context_BxTxHxK = ATTENTION[self.attention](
             heads("query"),
@@ -133,8 +147,11 @@ class Attention(nn.Module):
             seeds.attention,
         )
         project = dense(arch, arch.hidden_size, self.dtype, "output", axis=(-2, -1))
-        output_BxTxD = project(gated(context_BxTxHxK, gate_H))
+        context_BxTxHxK = gated(context_BxTxHxK, gate_H)
+        output_BxTxD = at("attention_output", context_BxTxHxK, project(context_BxTxHxK))
+        output_BxTxD = checkpoint_name(output_BxTxD, "attention_output")
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.attention_output)
+        output_BxTxD = at("attention", hidden_BxTxD, output_BxTxD)
         sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
         return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)
 
@@ -144,6 +161,7 @@ class FeedForward(nn.Module):
 
     architecture: Architecture
     dtype: jnp.dtype
+    graft: Graft | None = None
 
     @nn.compact
     def __call__(
@@ -152,15 +170,20 @@ class FeedForward(nn.Module):
         seeds: Seeds,
         gate_F: jax.Array | None,
         gate_D: jax.Array | None,
+        graft: Params | None = None,
     ) -> jax.Array:
         arch = self.architecture
+        at = partial(grafted, self.graft, graft)
         activation = ACTIVATIONS[arch.activation]
         expand = dense(arch, arch.intermediate_size, self.dtype, "intermediate")
         contract = dense(arch, arch.hidden_size, self.dtype, "output")
-        before_BxTxF = gated(checkpoint_name(expand(hidden_BxTxD), "intermediate"), gate_F)
-        output_BxTxD = checkpoint_name(contract(activation(before_BxTxF)), "output")
-        output_BxTxD = gated(output_BxTxD, gate_D)
+        before_BxTxF = at("intermediate", hidden_BxTxD, expand(hidden_BxTxD))
+        before_BxTxF = gated(checkpoint_name(before_BxTxF, "intermediate"), gate_F)
+        after_BxTxF = activation(before_BxTxF)
+        output_BxTxD = at("output", after_BxTxF, contract(after_BxTxF))
+        output_BxTxD = gated(checkpoint_name(output_BxTxD, "output"), gate_D)
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.feed_forward)
+        output_BxTxD = at("feed_forward", hidden_BxTxD, output_BxTxD)
         sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
         return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)
 
@@ -171,6 +194,7 @@ class EncoderLayer(nn.Module):
     architecture: Architecture
     dtype: jnp.dtype
     attention: str
+    graft: Graft | None = None
 
     @nn.compact
     def __call__(
@@ -179,25 +203,31 @@ class EncoderLayer(nn.Module):
         mask_BxT: jax.Array,
         seeds: Seeds,
         gates: Units | None,
+        graft: Params | None = None,
     ) -> tuple[jax.Array, None]:
+        arch, dtype = self.architecture, self.dtype
         gate_H, gate_F, gate_D = gates or (None, None, None)
-        hidden_BxTxD = Attention(self.architecture, self.dtype, self.attention, name="attention")(
-            hidden_BxTxD, mask_BxT, seeds, gate_H
+        hidden_BxTxD = Attention(arch, dtype, self.attention, self.graft, name="attention")(
+            hidden_BxTxD, mask_BxT, seeds, gate_H, graft
         )
-        hidden_BxTxD = FeedForward(self.architecture, self.dtype, name="feed_forward")(
-            hidden_BxTxD, seeds, gate_F, gate_D
+        hidden_BxTxD = FeedForward(arch, dtype, self.graft, name="feed_forward")(
+            hidden_BxTxD, seeds, gate_F, gate_D, graft
         )
         return hidden_BxTxD, None
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers; parameters `embeddings/...` and `layers/...`, the latter stacked [L, ...]."""
+    """Embeddings and layers; parameters `embeddings/...` and `layers/...`, the latter stacked [L, ...].
+
+    Those of a graft are an argument.
+    """
 
     architecture: Architecture
     dtype: jnp.dtype
     remat: str = "none"
     unrolled: bool = False
     attention: str = "dense"
+    graft: Graft | None = None
 
     @nn.compact
     def __call__(
@@ -207,29 +237,104 @@ class Encoder(nn.Module):
         keys_B: jax.Array | None = None,
         gates: Units | None = None,
         types_BxT: jax.Array | None = None,
+        graft: Params | None = None,
     ) -> jax.Array:
         arch = self.architecture
-        layer = EncoderLayer
-        if self.remat != "none":
-            # A loop cannot share what is computed twice; the unrolled layers would, and keep it.
-            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unrolled)
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0),
-            length=arch.num_layers,
-            unroll=arch.num_layers if self.unrolled else 1,
-        )(arch, self.dtype, self.attention, name="layers")
+        every = None if self.graft is None else self.graft.every
+        blocks = 0 if every is None else arch.num_layers // every
+        layers = stacked(self, arch.num_layers, name="layers")
         if gates is not None:
             gates = Units(*(layers_first(gate) for gate in gates))
-        seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers)
+        seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers + blocks)
         mask_BxT = mask_BxT.astype(bool)
         hidden_BxTxD = Embeddings(arch, self.dtype, name="embeddings")(
             tokens_BxT, mask_BxT, seed_Bx2, types_BxT
         )
-        hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, seeds, gates)
-        return hidden_BxTxD
+        if every is None:
+            hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, seeds, gates, graft)
+            return hidden_BxTxD
+        return through_blocks(
+            self, self.variables["params"]["layers"], graft, hidden_BxTxD, mask_BxT, seeds, gates
+        )
+
+
+def layer_class(encoder: Encoder) -> Any:
+    """`EncoderLayer`, its activations kept or computed again as the encoder says."""
+    if encoder.remat == "none":
+        return EncoderLayer
+    # A loop cannot share what is computed twice; the unrolled layers would, and keep it.
+    return nn.remat(
+        EncoderLayer, policy=REMAT_POLICIES[encoder.remat], prevent_cse=encoder.unrolled
+    )
+
+
+def stacked(encoder: Encoder, length: int, **place: Any) -> Any:
+    """So many layers as one module, a loop over parameters, seeds, gates and the graft's parameters.
+
+    Args:
+      encoder: whose they are.
+      length: how many.
+      place: the name of the module, or `parent=None` for one that stands alone.
+    """
+    return nn.scan(
+        layer_class(encoder),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0, 0, 0),
+        length=length,
+        unroll=length if encoder.unrolled else 1,
+    )(encoder.architecture, encoder.dtype, encoder.attention, encoder.graft, **place)
+
+
+def through_blocks(
+    encoder: Encoder,
+    layers: Params,
+    blocks: Params | None,
+    hidden_BxTxD: jax.Array,
+    mask_BxT: jax.Array,
+    seeds: Seeds,
+    gates: Units | None,
+) -> jax.Array:
+    """A loop over groups of layers with a block behind each.
+
+    The old layers and the blocks are arrays of their own, so that where the former are frozen no gradient
+    of theirs is computed.
+
+    Args:
+      encoder: with a graft between its layers.
+      layers: parameters, [L, ...].
+      blocks: parameters, [G, ...].
+      hidden_BxTxD: the embeddings.
+      mask_BxT: true at real tokens.
+      seeds: of the layers and then of the blocks, [L + G, B, 2].
+      gates: of the layers; a block has none.
+    """
+    graft, count = encoder.graft, encoder.architecture.num_layers
+    assert graft is not None
+    assert graft.every is not None
+    groups = count // graft.every
+    plain = encoder.clone(graft=None, parent=None)
+    old = stacked(plain, graft.every, parent=None)
+    new = layer_class(plain)(plain.architecture, plain.dtype, plain.attention, parent=None)
+    old_parts = jax.tree.map(
+        lambda x: x.reshape(groups, graft.every, *x.shape[1:]),
+        (layers, jax.tree.map(lambda x: x[:count], seeds), gates),
+    )
+    new_parts = blocks, jax.tree.map(lambda x: x[count:], seeds)
+
+    def group(hidden_BxTxD: jax.Array, parts: Any) -> tuple[jax.Array, None]:
+        (layers, seeds, gates), (block, block_seeds) = parts
+        hidden_BxTxD, _ = old.apply({"params": layers}, hidden_BxTxD, mask_BxT, seeds, gates, None)
+
+        def layer(params: Params, hidden_BxTxD: jax.Array) -> jax.Array:
+            return new.apply({"params": params}, hidden_BxTxD, mask_BxT, block_seeds, None)[0]
+
+        return graft.block(layer, block, hidden_BxTxD), None
+
+    hidden_BxTxD, _ = jax.lax.scan(
+        group, hidden_BxTxD, (old_parts, new_parts), unroll=groups if encoder.unrolled else 1
+    )
+    return hidden_BxTxD
 
 
 def split_seeds(keys_B: jax.Array | None, num_layers: int) -> tuple[jax.Array | None, Seeds]:

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from das_jax.model.architecture import Architecture
 from das_jax.model.encoder import Encoder
+from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.heads import LMHead
 from das_jax.model.leaves import LEAVES, Leaves, matrices_of
 from das_jax.model.units import Units
-
-Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class MaskedLM:
       unrolled: compiles every layer on its own instead of a loop over layers: faster to run, slower to
         compile.
       attention: `dense`, or `fused`: one TPU kernel, worth it for long texts.
+      graft: what stands in the encoder beside its own layers; its parameters are `graft/...`.
     """
 
     architecture: Architecture
@@ -33,25 +33,33 @@ class MaskedLM:
     remat: str = "none"
     unrolled: bool = False
     attention: str = "dense"
+    graft: Graft | None = None
 
     @property
     def _encoder(self) -> Encoder:
-        return Encoder(self.architecture, self.dtype, self.remat, self.unrolled, self.attention)
+        return Encoder(
+            self.architecture, self.dtype, self.remat, self.unrolled, self.attention, self.graft
+        )
 
     @property
     def _lm_head(self) -> LMHead:
         return LMHead(self.architecture, self.dtype)
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters, normal with the architecture's `initializer_range`."""
+        """Random parameters, normal with the architecture's `initializer_range`; a graft's as it starts."""
         arch = self.architecture
         tokens_1x1 = jnp.full((1, 1), arch.pad_token_id + 1, jnp.int32)
         encoder_key, head_key = jax.random.split(key)
-        params = self._encoder.init(encoder_key, tokens_1x1, jnp.ones_like(tokens_1x1))["params"]
+        plain = self._encoder.clone(graft=None)
+        params = plain.init(encoder_key, tokens_1x1, jnp.ones_like(tokens_1x1))["params"]
         head = self._lm_head.init(
             head_key, jnp.zeros((1, 1, arch.hidden_size)), params["embeddings"]["word"]["embedding"]
         )
-        return {**params, "lm_head": head["params"]}
+        params = {**params, "lm_head": head["params"]}
+        if self.graft is None:
+            return params
+        graft_key = jax.random.fold_in(key, 1)
+        return {**params, "graft": self.graft.init(arch, graft_key, params)}
 
     def mask(self, tokens_BxT: jax.Array) -> jax.Array:
         """True at real tokens, False at padding; of clean text, as masking may draw the padding token."""
@@ -76,10 +84,20 @@ class MaskedLM:
           dropout_keys_B: one random key per example; None switches dropout off.
           types_BxT: token types, which tell the two texts of a pair apart; None is type 0 everywhere.
         """
-        encoder_params = {name: params[name] for name in ("embeddings", "layers")}
-        encoder_params = cast_matrices(encoder_params, self.dtype)
+        # Without a graft in the model, what a method keeps under `graft` is the method's alone.
+        parts, leaves = ["embeddings", "layers"], LEAVES
+        if self.graft is not None:
+            parts, leaves = [*parts, "graft"], (*LEAVES, *self.graft.leaves())
+        cast = cast_matrices({part: params[part] for part in parts}, self.dtype, leaves)
+        graft = cast.pop("graft", None)
         return self._encoder.apply(  # type: ignore[return-value]  # one output, no state
-            {"params": encoder_params}, tokens_BxT, mask_BxT, dropout_keys_B, gates, types_BxT
+            {"params": cast},
+            tokens_BxT,
+            mask_BxT,
+            dropout_keys_B,
+            gates,
+            types_BxT,
+            graft,
         )
 
     def logits(
