@@ -1,5 +1,6 @@
 """What a step is given."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,13 +13,14 @@ class Batch(NamedTuple):
       tokens: [B, T] int32 clean token ids, special tokens included.
       index: [B] the position of every example in the domain's stream; its random numbers are drawn from it.
       weight: [B] 1, or 0 for a row that only fills the batch up.
-      extra: rows that the method kept, beside the batch: arrays by name, [K, ...].
+      extra: rows that a method kept, beside the batch, [N, ...]; empty unless its plan asks for them. See
+        `data.mixture.stream_batches`.
     """
 
     tokens: jax.Array
     index: jax.Array  # type: ignore[assignment]  # tuple has a method of that name
     weight: jax.Array
-    extra: dict[str, jax.Array] = {}  # noqa: RUF012  # A tuple: nobody writes into it.
+    extra: Mapping[str, jax.Array] = {}
 
     def example_keys(self, rng: jax.Array) -> jax.Array:
         """A key for every example, [B]; the same whatever device holds it."""

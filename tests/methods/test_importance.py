@@ -45,7 +45,7 @@ def test_one_backward_pass_holds_every_examples_own_gradient(
         return LOSSES[name](method, params, alone, rng, gates).sum()
 
     for n in range(batch.tokens.shape[0]):
-        alone = Batch(*(x[n : n + 1] for x in batch))
+        alone = jax.tree.map(lambda x, n=n: x[n : n + 1], batch)
         own = gradient(alone, full_units(method.model.architecture, 1.0, (1,)))
         for all_examples, one in zip(together, own, strict=True):
             scale = np.abs(one).max()
@@ -70,7 +70,7 @@ def test_rows_that_only_fill_a_batch_up_count_nothing(
     method: DAS, params: Params, batch: Batch
 ) -> None:
     function = jax.jit(GateGradientSums(method, importance.masked_lm_losses))
-    short = Batch(*(x[:5] for x in batch))
+    short = jax.tree.map(lambda x: x[:5], batch)
     filled = batch._replace(weight=jnp.arange(8) < 5)
     a, b = (function(params, x, jax.random.key(0)) for x in (short, filled))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):

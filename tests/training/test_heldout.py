@@ -23,7 +23,9 @@ def test_every_chunk_is_measured_alike_wherever_it_stands(
     nats, tokens = whole
     assert tokens == 6 * 2 + 2 * 1  # 15 % of 14 real tokens, and of the 9 of the short ones.
     assert 1 < nats / tokens < 10
-    np.testing.assert_allclose(sums(Batch(*(jnp.roll(x, 3, axis=0) for x in batch))), whole, 1e-5)
+    np.testing.assert_allclose(
+        sums(jax.tree.map(lambda x: jnp.roll(x, 3, axis=0), batch)), whole, 1e-5
+    )
     halves = [sums(batch._replace(weight=jnp.float32(jnp.arange(8) // 4 == h))) for h in (0, 1)]
     np.testing.assert_allclose(halves[0] + halves[1], whole, rtol=1e-5)
     assert (halves[0] < whole).all()

@@ -30,6 +30,22 @@ def test_micro_batches_have_the_same_rows_on_every_mesh() -> None:
         assert {shard.data.shape for shard in batch.index.addressable_shards} == {(2, 4 // devices)}
 
 
+def test_rows_beside_a_batch_are_split_like_its_own() -> None:
+    """They may be fewer or more than the batch's, and each has its part of every micro-batch."""
+    extra = {"tokens": np.arange(24).reshape(12, 2), "domain": np.arange(12)}
+    index = jnp.arange(8, dtype=jnp.uint32)
+    for devices in (1, 2):
+        sharding = make_sharding(devices)
+        batch = sharding.shard_batch(Batch(jnp.ones((8, 3)), index, jnp.ones(8), extra), 2)
+        assert batch.index.shape == (2, 4)
+        assert batch.extra["domain"].tolist() == np.arange(12).reshape(2, 6).tolist()
+        assert batch.extra["tokens"][1, 0].tolist() == [12, 13]
+        held = {shard.data.shape for shard in batch.extra["tokens"].addressable_shards}
+        assert held == {(2, 6 // devices, 2)}
+    plain = sharding.shard_batch(Batch(jnp.ones((8, 3)), index, jnp.ones(8)))
+    assert len(jax.tree.leaves(plain)) == 3
+
+
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [
