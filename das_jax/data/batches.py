@@ -20,8 +20,10 @@ GROUP = 8
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 READY_GROUPS = 1
 
-Arrays = dict[str, np.ndarray]
-"""`tokens`: tokens_BxT, int32; `index`: index_B, uint32; `weight`: weight_B, float32."""
+Arrays = dict[str, Any]
+"""`tokens`: tokens_BxT, int32; `index`: index_B, uint32; `weight`: weight_B, float32; perhaps `extra`, more
+arrays with as many rows as they like.
+"""
 
 
 class Chunks(Protocol):
@@ -30,6 +32,18 @@ class Chunks(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: Sequence[int], /) -> np.ndarray: ...
+
+
+class Shuffled:
+    """An endless stream of chunks, in another order in every epoch."""
+
+    def __init__(self, chunks: Chunks, seed: int):
+        self._chunks = chunks
+        self._order = grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """The chunks at some positions of the stream, tokens_NxT."""
+        return self._chunks.__getitems__([self._order[int(position)] for position in positions])
 
 
 class TrainBatches(Iterator[Arrays]):
@@ -90,13 +104,12 @@ def train_batches(
         An iterator over batches of B = batch_size / process_count rows: `tokens`, `index`, the
         position of a row's example in the stream (modulo 2^32), and `weight`, which is 1.
     """
-    rows = _host_rows(batch_size, process_index, process_count, micro_batches)
-    order = grain.MapDataset.range(len(chunks)).seed(seed).shuffle().repeat()
+    rows = host_rows(batch_size, process_index, process_count, micro_batches)
+    stream = Shuffled(chunks, seed)
 
     def read(step: int) -> Arrays:
         positions = step * batch_size + rows
-        examples = [order[int(position)] for position in positions]
-        return _arrays(chunks, examples, positions, np.ones(len(rows), np.float32))
+        return batch_arrays(stream.read(positions), positions)
 
     return TrainBatches(read, start)
 
@@ -154,30 +167,32 @@ def _finite(
     process_count: int,
 ) -> Iterator[Arrays]:
     count = min(examples, len(chunks))
-    rows = _host_rows(batch_size, process_index, process_count)
+    rows = host_rows(batch_size, process_index, process_count)
 
     def read(step: int) -> Arrays:
         positions = step * batch_size + rows
         # Rows that fill up are real text too: attention over padding alone would be not a number.
         filled = [order[int(position)] for position in positions % count]
-        return _arrays(chunks, filled, positions, (positions < count).astype(np.float32))
+        return batch_arrays(chunks.__getitems__(filled), positions, positions < count)
 
     return chain.from_iterable(_groups(read, 0, -(-count // batch_size)))
 
 
-def _host_rows(
+def host_rows(
     batch_size: int, process_index: int, process_count: int, micro_batches: int = 1
 ) -> np.ndarray:
+    """The rows of every batch that a host reads: its slice of each micro-batch."""
     if batch_size % (process_count * micro_batches):
         raise ValueError(f"{batch_size} rows cannot be shared out between {process_count} hosts")
     rows = np.arange(batch_size).reshape(micro_batches, process_count, -1)
     return rows[:, process_index].reshape(-1)
 
 
-def _arrays(
-    chunks: Chunks, examples: Sequence[int], positions: np.ndarray, weight_B: np.ndarray
+def batch_arrays(
+    tokens_BxT: np.ndarray, positions: np.ndarray, real: np.ndarray | None = None
 ) -> Arrays:
-    tokens_BxT = chunks.__getitems__(examples)
+    """A batch of the examples at some positions of a stream; all are `real` unless it is said."""
+    weight_B = np.ones(len(positions), np.float32) if real is None else real.astype(np.float32)
     return {"tokens": tokens_BxT, "index": positions.astype(np.uint32), "weight": weight_B}
 
 

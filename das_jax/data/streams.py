@@ -1,42 +1,94 @@
-"""Texts that a batch is made of."""
+"""What a training batch is made of: corpora of domains, general text, and rows that a method kept.
 
-from collections.abc import Sequence
+One rule decides whose row is whose. "general" and "kept" are counted: round(share * B) rows of every batch
+are theirs. Domains are drawn: all other rows are new text, and if a stage learns several domains at once,
+that of each row is drawn by their shares. While no row is kept, the batch is full of new text.
+"""
+
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from das_jax.data.batches import Chunks
+from das_jax.errors import UserError
+
+OWN, GENERAL, KEPT = "own", "general", "kept"
 
 
 class Stream(NamedTuple):
-    """A text that a batch reads from, and its share of the rows."""
+    """Where rows of a batch come from.
+
+    Attributes:
+        name: "own", the domain of the stage; another domain's name; "general", the general corpus; or "kept",
+            the rows that the method kept of earlier domains.
+        share: Of "general" and "kept", the share of every batch; of domains, the share of the other rows,
+            relative to each other's.
+    """
 
     name: str
     share: float = 1.0
 
+    @property
+    def counted(self) -> bool:
+        """Whether it has the same number of rows in every batch."""
+        return self.name in (GENERAL, KEPT)
 
-def joined(texts: Sequence[Chunks]) -> Chunks:
-    """Several texts, one after the other."""
-    return texts[0] if len(texts) == 1 else Joined(tuple(texts))
+    def rows(self, batch_size: int) -> int:
+        """How many of a batch's rows are of a counted stream."""
+        return round(self.share * batch_size)
 
 
-class Joined:
-    """Chunks of several texts under one numbering."""
+def mixing_shares(sizes: Sequence[float], temperature: float) -> np.ndarray:
+    """The domains' shares of a mixture: n^(1 / temperature), normalised; infinity makes them equal."""
+    weights = (np.asarray(sizes, np.float64) / max(sizes)) ** (1 / temperature)
+    return weights / weights.sum()
 
-    def __init__(self, texts: tuple[Chunks, ...]) -> None:
-        self._texts = texts
-        self._ends = np.cumsum([len(text) for text in texts])
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+def check_streams(
+    streams: Sequence[Stream],
+    corpora: Collection[str],
+    batch_size: int,
+    *,
+    kept: int = 0,
+    kept_rows: int = 0,
+) -> None:
+    """Checks what a stage asks for.
 
-    def __getitems__(self, indices: Sequence[int], /) -> np.ndarray:
-        wanted_N = np.asarray(indices)
-        of_N = np.searchsorted(self._ends, wanted_N, side="right")
-        starts = np.concatenate([[0], self._ends[:-1]])
-        found: dict[int, np.ndarray] = {}
-        for text in np.unique(of_N):
-            own = np.flatnonzero(of_N == text)
-            rows = self._texts[text].__getitems__([*map(int, wanted_N[own] - starts[text])])
-            found.update(zip(own.tolist(), rows, strict=True))
-        return np.stack([found[i] for i in range(len(wanted_N))])
+    Args:
+        streams: The stage's streams.
+        corpora: The names of the corpora that there are.
+        batch_size: Rows over all hosts.
+        kept: How many rows are kept of earlier domains.
+        kept_rows: How many of these come beside every batch.
+
+    Raises:
+        UserError: A stream does not exist, makes no row of a batch, leaves none to new text, or takes more
+            rows than are kept.
+    """
+    known = [*corpora, KEPT]
+    for stream in streams:
+        if stream.name not in known:
+            raise UserError(
+                f"There is no stream {stream.name!r}: the streams are {', '.join(known)}; name one of these, "
+                "or add the corpus to the configuration."
+            )
+        if stream.counted and not stream.rows(batch_size):
+            raise UserError(
+                f"The share of the stream {stream.name!r}, {stream.share:g}, makes no row of a batch of "
+                f"{batch_size}: raise the share or training.batch_size."
+            )
+    counted = [stream for stream in streams if stream.counted]
+    rows = sum(stream.rows(batch_size) for stream in counted)
+    if rows + (len(counted) < len(streams)) > batch_size:
+        names = " and ".join(repr(stream.name) for stream in counted)
+        raise UserError(
+            f"The shares of the streams {names} leave no row of a batch of {batch_size} to new text: lower "
+            "them or raise training.batch_size."
+        )
+    taken = [stream.rows(batch_size) for stream in streams if stream.name == KEPT]
+    most = max([kept_rows, *taken])
+    if 0 < kept < most:
+        raise UserError(
+            f"Every batch takes {most} of the rows kept of earlier domains, but only {kept} are kept: raise "
+            f"method.buffer to at least {most}, or lower the share or training.batch_size."
+        )

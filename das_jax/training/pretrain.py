@@ -15,8 +15,9 @@ from das_jax import stopping
 from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
-from das_jax.data.batches import train_batches
-from das_jax.data.streams import joined
+from das_jax.data.joined import joined
+from das_jax.data.mixture import stream_batches
+from das_jax.data.streams import GENERAL, OWN
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
 from das_jax.methods.contract import Learned, Method, Net, Plan
@@ -341,10 +342,16 @@ class Run:
     def _batches(
         self, stage: Stage, recipe: Recipe, kept: Mapping[str, np.ndarray], start: int
     ) -> Iterator[dict[str, Any]]:
-        return train_batches(
-            self.results.corpora[stage.domains[0]].train,
+        corpora = {name: corpus.train for name, corpus in self.results.corpora.items()}
+        if (general := self.config.general) is not None:
+            corpora[GENERAL] = corpora[general.name]
+        return stream_batches(
+            recipe.plan.streams,
+            {OWN: corpora[stage.domains[0]], **corpora},
+            kept,
             batch_size=self.config.training.batch_size,
             seed=self._seed(stage),
+            kept_rows=recipe.plan.kept_rows,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             micro_batches=self.config.training.accumulate,
