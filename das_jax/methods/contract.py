@@ -20,6 +20,7 @@ from flax import struct
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.data.streams import Stream
+from das_jax.errors import UserError
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, parameter_paths
 from das_jax.objectives.masked_lm import token_losses, weighted_mean
@@ -332,6 +333,7 @@ class Method:
         for no mesh.
       paper: where it is from, for those who choose.
       kind: what it is that does not forget.
+      refuses: the names of the policies that it cannot be combined with.
     """
 
     model: MaskedLM
@@ -341,6 +343,7 @@ class Method:
 
     paper: ClassVar[str] = ""
     kind: ClassVar[str] = "whole model"
+    refuses: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Called before anything is prepared; raises UserError if what the settings name cannot be used."""
@@ -451,6 +454,15 @@ class Policy:
 
     def check(self) -> None:
         """Raises UserError, naming both, if the method cannot take it."""
+        if self.name in self.method.refuses:
+            raise UserError(
+                f"method.name {self.method.settings.name} cannot be combined with policies.{self.name}; "
+                "leave one of them out"
+            )
+
+    def cost(self, cost: Cost) -> Cost:
+        """What a step costs with this policy."""
+        return cost
 
     def plan(self, plan: Plan, place: Place) -> Plan:
         """A stage's plan with this policy."""

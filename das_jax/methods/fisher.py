@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import Method
+from das_jax.model.flops import encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import Params
+from das_jax.objectives.masked_lm import masked_lm_loss_per_example
 from das_jax.precision import at_least_float32
 
 Losses = Callable[[Method, Params, Batch, jax.Array], jax.Array]
@@ -48,6 +50,13 @@ class FisherSums:
 
     method: Method
     losses: Losses
+    name: str = "Fisher information"
+
+    def flops(self, length: int) -> int:
+        """Useful FLOPs of one example."""
+        architecture = self.method.model.architecture
+        masked = self.method.masking.num_masked(length)
+        return 3 * (encoder_flops(architecture, length) + lm_head_flops(architecture, masked))
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> Sums:
         def example_squares(row: Batch) -> Params:
@@ -69,6 +78,14 @@ class FisherSums:
         zeros = jax.tree.map(lambda x: jnp.zeros_like(at_least_float32(x)), params)
         squares, _ = jax.lax.scan(add, zeros, groups)
         return Sums(squares, batch.weight.sum())
+
+
+def masked_lm_losses(method: Method, params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
+    """Masked-LM loss of every example, on masked input, dropout off, nats, [B]."""
+    masked = method.masking.corrupt(batch.tokens, batch.example_keys(rng))
+    hidden_BxTxD = method.model.encode(params, masked.tokens, method.model.mask(batch.tokens))
+    logits_BxMxV = method.model.logits(params, hidden_BxTxD, masked.positions)
+    return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
 
 
 def fisher(sums: Sums) -> Params:

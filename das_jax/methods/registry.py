@@ -5,6 +5,9 @@ from typing import Any
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.das.das import DAS
 from das_jax.methods.naive import Naive
+from das_jax.methods.policies.averaging import Averaging
+from das_jax.methods.policies.general_share import GeneralShare
+from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.settings import DASSettings, NaiveSettings, PoliciesSettings
 
 METHODS: dict[type, type[Method]] = {DASSettings: DAS, NaiveSettings: Naive}
@@ -15,10 +18,27 @@ def method_class(settings: Any) -> type[Method]:
     return METHODS[type(settings)]
 
 
-def policies_of(settings: PoliciesSettings, method: Method) -> tuple[Policy, ...]:
+def policies_of(
+    settings: PoliciesSettings, method: Method, b2: float, carried: bool
+) -> tuple[Policy, ...]:
     """The policies that the settings configure, in the order in which they act.
+
+    Args:
+      settings: of all policies.
+      method: what they are combined with.
+      b2: Adam's decay of the second moment.
+      carried: whether that goes on from domain to domain.
 
     Raises:
       UserError: the method cannot take one.
     """
-    return ()
+    found: list[Policy] = []
+    if settings.general_share:
+        found.append(GeneralShare(method, settings.general_share))
+    if settings.selection is not None:
+        found.append(RHO1(method, settings.selection))
+    if settings.averaging is not None:
+        found.append(Averaging(method, settings.averaging, b2, carried))
+    for policy in found:
+        policy.check()
+    return tuple(found)

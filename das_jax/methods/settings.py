@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import BatchSize, Count, LocalPath, settings
+from das_jax.settings import BatchSize, Count, CountOrZero, LocalPath, settings
 
 Normalization = Literal["paper", "one_sided", "rank"]
 
@@ -68,5 +68,47 @@ MethodSettings = Annotated[DASSettings | NaiveSettings, Field(discriminator="nam
 
 
 @settings
+class AveragingSettings:
+    """After a domain the model is averaged with what it was before it, parameter by parameter."""
+
+    weights: Literal["moments", "fisher", "uniform"] = "moments"
+    """What tells how much a domain needs a parameter: Adam's second moment, which costs nothing; the Fisher
+    information of a sample; or nothing: one share for all, from the second domain on."""
+    c: PositiveFloat = 2.0
+    """How much more the new domain counts than an earlier one; 1 protects more."""
+    per: Literal["element", "unit", "tensor"] = "element"
+    """How fine the weights are that are carried."""
+    prior: CountOrZero = 0
+    """Examples of the first domain on which the base model's own weights are measured, so that general
+    knowledge counts as an earlier domain; 0 for none."""
+    prior_batch: Count = 256
+    """The examples of a batch whose squared gradient the prior is to stand for."""
+    examples: Count = 128
+    """Examples of a domain on which the Fisher information is measured."""
+    batch_size: BatchSize = 32
+    """Examples at a time there, over all devices."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The share of the new model in a uniform average."""
+    layers: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """The share of the new model in a uniform average of the embeddings, each layer, and the LM head."""
+
+
+@settings
+class RHO1Settings:
+    """RHO-1 (Lin et al., NeurIPS 2024): only the predictions count whose loss exceeds a reference's most."""
+
+    name: Literal["rho1"] = "rho1"
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """The share of a batch's predictions that counts."""
+    reference: LocalPath | None = None
+    """A checkpoint of the same architecture; the model before the first domain when absent."""
+
+
+@settings
 class PoliciesSettings:
     """What composes with any method."""
+
+    general_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of every batch that is general text."""
+    averaging: AveragingSettings | None = None
+    selection: RHO1Settings | None = None

@@ -119,11 +119,16 @@ class RecordingDomain:
     ) -> Any:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         self.recorded.append(Recorded(function, shapes, examples, batch_size, split))
-        rows = self.sharding.num_shards
-        tokens = jnp.zeros((rows, self.length), jnp.int32)
-        batch = Batch(tokens, jnp.zeros(rows, jnp.uint32), jnp.zeros(rows))
+
+        def rows_of(shape: tuple[int, ...], dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct((self.sharding.num_shards, *shape), dtype)
+
+        batch = Batch(
+            rows_of((self.length,), jnp.int32), rows_of((), jnp.uint32), rows_of((), jnp.float32)
+        )
         compiled = compile_sums(function, self.sharding)
-        sums = jax.eval_shape(compiled, shapes, batch, jax.random.key(0))
+        key = jax.eval_shape(jax.random.key, 0)
+        sums = jax.eval_shape(compiled, shapes, batch, key)
         return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), sums)
 
     def begin(self, recipe: Recipe, learned: Learned) -> Learned:

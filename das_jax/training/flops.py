@@ -19,6 +19,6 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
       length: tokens of an example.
     """
     method, architecture = recipe.method, recipe.plan.model.architecture
-    cost, encoder = method.cost(), encoder_flops(architecture, length)
+    cost, encoder = recipe.cost(), encoder_flops(architecture, length)
     forward = cost.full * encoder + lm_head_flops(architecture, method.masking.num_masked(length))
     return round((3 * forward + cost.forward * encoder) * batch_size)

@@ -276,13 +276,13 @@ class Run:
             learned = learned._replace(params=self._history(stage).base().params)
         if learned.memory is None:
             learned = learned._replace(memory=method.init(learned.params))
-        policies = carried.policies
-        if policies is None:
-            policies = {policy.name: policy.init(learned.params) for policy in recipe.policies}
+        policies = carried.policies or {}
         if not stage.warms_up:
             domain = self._domain(stage, recipe.plan)
             memory = sharding.fetch_whole(learned.memory)
             learned = method.begin(learned._replace(memory=memory), domain)
+            if carried.policies is None:
+                policies = {policy.name: policy.init(learned.params) for policy in recipe.policies}
             for policy in recipe.policies:
                 policies[policy.name] = policy.begin(
                     learned, policies[policy.name], domain, carried.second_moment

@@ -17,7 +17,12 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
     plan = method.plan(place)
     policies: tuple[Policy, ...] = ()
     if not stage.warms_up:
-        policies = policies_of(config.policies, method)
+        policies = policies_of(
+            config.policies,
+            method,
+            b2=config.training.b2,
+            carried=config.training.second_moment == "carried",
+        )
         for policy in policies:
             plan = policy.plan(plan, place)
     optimizer = domain_optimizer(

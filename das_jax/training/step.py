@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import (
+    Cost,
     Memory,
     Method,
     Metrics,
@@ -92,6 +93,13 @@ class Recipe:
     steps: int = 1
     policies: tuple[Policy, ...] = ()
     accumulate: int = 1
+
+    def cost(self) -> Cost:
+        """What a step does with an example."""
+        cost = self.method.cost()
+        for policy in self.policies:
+            cost = policy.cost(cost)
+        return cost
 
     def moment(self, state: TrainState) -> Moment:
         """Where in the run a step is, and what the policies say of it."""

@@ -208,19 +208,21 @@ class GateGradientSums:
 
 
 def raw_importance(sums: Sums) -> RawImportance:
-    """Mean, standard error and the means of the two halves of the sample."""
-    examples_2 = sums.examples
+    """Mean, standard error and the means of the two halves of the sample, on the host."""
+    examples_2 = np.asarray(sums.examples)
     examples = examples_2.sum()
-    mean = Units(*(a.sum(axis=0) / examples for a in sums.absolute))
+    mean = Units(*(np.asarray(a).sum(axis=0) / examples for a in sums.absolute))
     variance = Units(
-        *(s / examples - jnp.square(m) for s, m in zip(sums.square, mean, strict=True))
+        *(np.asarray(s) / examples - np.square(m) for s, m in zip(sums.square, mean, strict=True))
     )
     return RawImportance(
         mean=mean,
         standard_error=Units(
-            *(jnp.sqrt(jnp.maximum(v, 0) / jnp.maximum(examples - 1, 1)) for v in variance)
+            *(np.sqrt(np.maximum(v, 0) / np.maximum(examples - 1, 1)) for v in variance)
         ),
-        halves=Units(*(a / jnp.maximum(examples_2, 1)[:, None, None] for a in sums.absolute)),
+        halves=Units(
+            *(np.asarray(a) / np.maximum(examples_2, 1)[:, None, None] for a in sums.absolute)
+        ),
         examples=int(examples),
     )
 

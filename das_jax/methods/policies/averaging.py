@@ -5,15 +5,33 @@ second moment is a running mean of the squared gradient, so as a weight it costs
 those of the new parameters. One share for each layer: Lin et al., 2024 (AMA).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from das_jax.errors import UserError
+from das_jax.methods.contract import (
+    Domain,
+    Learned,
+    Memory,
+    Place,
+    Plan,
+    Policy,
+    SecondMoment,
+    Split,
+    merged,
+    partition,
+)
+from das_jax.methods.fisher import FisherSums, fisher, masked_lm_losses
+from das_jax.methods.settings import AveragingSettings
+from das_jax.model.leaves import owners_of
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import owners_of, parameter_paths
+from das_jax.model.units import parameter_paths
 
 Per = Literal["element", "unit", "tensor"]
 
@@ -138,3 +156,136 @@ def averaged(before: Params, after: Params, shares: Params | float) -> Params:
     if not isinstance(shares, dict):
         return jax.tree.map(lambda old, new: old + shares * (new - old), before, after)
     return jax.tree.map(lambda old, new, share: old + share * (new - old), before, after, shares)
+
+
+class AveragingMemory(NamedTuple):
+    """What is carried from domain to domain.
+
+    Attributes:
+      before: the parameters when the stage began.
+      earlier: V, the sum of the weights of all earlier domains, as fine as `per` says.
+      start: Adam's second moment when the stage began, and its steps; None unless it is carried.
+    """
+
+    before: Split
+    earlier: Split
+    start: Split | None
+
+
+@dataclass(frozen=True)
+class Averaging(Policy):
+    """After every domain, the model goes back part of the way to where it was before it.
+
+    Attributes:
+      b2: Adam's decay of the second moment.
+      carried: whether that goes on from domain to domain.
+    """
+
+    settings: AveragingSettings
+    b2: float = 0.999
+    carried: bool = False
+
+    name = "averaging"
+
+    def plan(self, plan: Plan, place: Place) -> Plan:
+        if plan.start == "base":
+            raise UserError(
+                f"method.name {self.method.settings.name} learns every domain from the base model, so there "
+                "is nothing that policies.averaging could average it with; leave one of them out"
+            )
+        shares, layers = self.settings.layers, plan.model.architecture.num_layers
+        if shares is not None and len(shares) != layers + 2:
+            raise UserError(
+                f"policies.averaging.layers has {len(shares)} shares, and the model needs {layers + 2}: one "
+                f"for the embeddings, {layers} layers and the LM head"
+            )
+        return plan
+
+    def init(self, params: Params) -> AveragingMemory:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        # Each an array of its own: a step gives its memory away.
+        earlier = jax.tree.map(jnp.copy, mean_along(zeros, kept_axes(params, self.settings.per)))
+        start = Split(SecondMoment(zeros, jnp.zeros((), jnp.int32))) if self._subtracts else None
+        return AveragingMemory(Split(jax.tree.map(jnp.copy, params)), Split(earlier), start)
+
+    @property
+    def _subtracts(self) -> bool:
+        """Whether Adam's second moment holds earlier domains', too."""
+        return self.carried and self.settings.weights == "moments"
+
+    def begin(
+        self,
+        learned: Learned,
+        memory: AveragingMemory,
+        domain: Domain,
+        second_moment: SecondMoment | None,
+    ) -> AveragingMemory:
+        earlier, start = memory.earlier, memory.start
+        if domain.index == 0 and self.settings.prior:
+            # The squared gradient of a batch is about its examples' mean squared gradient over their number.
+            prior = self._fisher(learned.params, domain, self.settings.prior)
+            prior = jax.tree.map(lambda x: x / self.settings.prior_batch, prior)
+            earlier = Split(mean_along(prior, kept_axes(prior, self.settings.per)))
+        if start is not None and second_moment is not None:
+            whole = merged(second_moment.nu, start.tree.nu)
+            start = Split(SecondMoment(whole, second_moment.steps))
+        return AveragingMemory(Split(learned.params), earlier, start)
+
+    def end(
+        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment
+    ) -> tuple[Learned, Memory]:
+        trains = domain.plan.trains
+        if self.settings.weights == "uniform":
+            if domain.index > 0:
+                params = self._uniform(memory.before.tree, learned.params)
+                learned = learned._replace(params=params)
+            return learned, memory
+        before, after, earlier = (
+            partition(tree, trains)
+            for tree in (memory.before.tree, learned.params, memory.earlier.tree)
+        )
+        if self.settings.weights == "fisher":
+            whole = self._fisher(learned.params, domain, self.settings.examples)
+            weights, _ = partition(whole, trains)
+        elif memory.start is None:
+            steps = second_moment.steps
+            weights = jax.tree.map(lambda v: v / (1 - self.b2**steps), second_moment.nu)
+        else:
+            start, _ = partition(memory.start.tree.nu, trains)
+            steps = second_moment.steps - memory.start.tree.steps
+            weights = _of_stage(second_moment.nu, start, self.b2, steps)
+        per, c = self.settings.per, self.settings.c
+        params, total = _merge(before[0], after[0], weights, earlier[0], c, per)
+        learned = learned._replace(params=merged(params, after[1]))
+        return learned, memory._replace(earlier=Split(merged(total, earlier[1])))
+
+    def _uniform(self, before: Params, after: Params) -> Params:
+        layers = self.settings.layers
+        shares: Any = self.settings.alpha if layers is None else layer_shares(after, layers)
+        return averaged(before, after, shares)
+
+    def _fisher(self, params: Params, domain: Domain, examples: int) -> Params:
+        alone = dataclasses.replace(self.method, axis_name=None)
+        sums = domain.accumulate(
+            FisherSums(alone, masked_lm_losses),
+            params,
+            jax.random.fold_in(domain.rng, 2),
+            examples=examples,
+            batch_size=self.settings.batch_size,
+            purpose=f"Fisher information of {domain.name}",
+            split=True,
+        )
+        return fisher(sums)
+
+
+_of_stage = jax.jit(second_moment_of_stage, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _merge(
+    before: Params, after: Params, weights: Params, earlier: Params, c: float, per: Per
+) -> tuple[Params, Params]:
+    """The merged parameters, and V with this domain's weights; element by element, so all live as before."""
+    weights = mean_along(weights, kept_axes(after, per))
+    shares = merge_shares(weights, earlier, c, layer_axes(after))
+    return averaged(before, after, shares), jax.tree.map(jnp.add, earlier, weights)

@@ -3,11 +3,60 @@
 """
 
 from fractions import Fraction
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from das_jax.data.masking import Masked
+from das_jax.errors import UserError
+from das_jax.methods.contract import Cost, Memory, Net, Policy, Split, Weigh
+from das_jax.methods.settings import RHO1Settings
+from das_jax.model import huggingface
+from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_rows
+from das_jax.objectives.masked_lm import token_losses
+
+
+class RHO1(Policy):
+    """Carries the reference: a checkpoint, or the model before the first domain."""
+
+    name = "selection"
+    settings: RHO1Settings
+
+    def init(self, params: Params) -> Memory:
+        if self.settings.reference is not None:
+            params = self._read(self.settings.reference)
+        return Split({name: params[name] for name in params if name != "graft"}, whole=True)
+
+    def _read(self, path: str) -> Params:
+        """The reference's parameters; it must be of the model's own architecture."""
+        checkpoint = huggingface.load(Path(path).expanduser())
+        if checkpoint.architecture != self.method.model.architecture:
+            raise UserError(
+                f"policies.selection.reference {path} is of another architecture than the model; give one "
+                "that was trained from the same checkpoint"
+            )
+        return checkpoint.params
+
+    def cost(self, cost: Cost) -> Cost:
+        return cost._replace(forward=cost.forward + 1)
+
+    def weigh(self, memory: Memory) -> Weigh:
+        reference = Net(self.method.model, memory.tree)
+
+        def weigh(net: Net, masked: Masked, losses_BxM: jax.Array) -> jax.Array:
+            hidden_BxTxD = reference.encode(masked.tokens, reference.model.mask(masked.clean))
+            logits_BxMxV = reference.logits(hidden_BxTxD, masked.positions)
+            return selected_weights(
+                losses_BxM,
+                token_losses(logits_BxMxV, masked.labels),
+                masked.weights,
+                self.settings.keep,
+                self.method.axis_name,
+            )
+
+        return weigh
 
 
 def selected_weights(
