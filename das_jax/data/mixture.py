@@ -149,6 +149,29 @@ def _assembled(places: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> np.n
     return np.concatenate(rows)[np.argsort(np.concatenate(places))]
 
 
+class Joined:
+    """Chunks of several corpora under one numbering, one corpus after the other."""
+
+    def __init__(self, corpora: Sequence[Chunks]):
+        self._corpora = corpora
+        self._ends = np.cumsum([len(chunks) for chunks in corpora])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitems__(self, indices: Sequence[int], /) -> np.ndarray:
+        wanted_N = np.asarray(indices)
+        corpus_N = np.searchsorted(self._ends, wanted_N, side="right")
+        starts = [0, *self._ends[:-1].tolist()]
+        read = np.unique(corpus_N).tolist()
+        places = [np.flatnonzero(corpus_N == corpus) for corpus in read]
+        rows = [
+            self._corpora[corpus].__getitems__((wanted_N[place] - starts[corpus]).tolist())
+            for corpus, place in zip(read, places, strict=True)
+        ]
+        return _assembled(places, rows)
+
+
 class _Draws:
     """`count` of the kept rows for every batch, drawn without replacement."""
 

@@ -15,8 +15,8 @@ from das_jax import stopping
 from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
-from das_jax.data.joined import joined
-from das_jax.data.mixture import stream_batches
+from das_jax.data.batches import Chunks
+from das_jax.data.mixture import Joined, stream_batches
 from das_jax.data.streams import GENERAL, OWN
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
@@ -347,7 +347,7 @@ class Run:
             corpora[GENERAL] = corpora[general.name]
         return stream_batches(
             recipe.plan.streams,
-            {OWN: corpora[stage.domains[0]], **corpora},
+            {OWN: self._own(stage), **corpora},
             kept,
             batch_size=self.config.training.batch_size,
             seed=self._seed(stage),
@@ -377,6 +377,11 @@ class Run:
         carries = self.config.training.second_moment == "carried"
         return Carried(learned, policies, second_moment if carries else None)
 
+    def _own(self, stage: Stage) -> Chunks:
+        """The text of a stage."""
+        texts = [self.results.corpora[name].train for name in stage.domains]
+        return texts[0] if len(texts) == 1 else Joined(texts)
+
     def _method(self, stage: Stage) -> Method:
         return self.workspace.method(stage.method_settings)
 
@@ -400,7 +405,7 @@ class Run:
         return training_shapes(recipe, sharding, info)
 
     def _domain(self, stage: Stage, plan: Plan) -> TrainingDomain:
-        train = joined([self.results.corpora[name].train for name in stage.domains])
+        train = self._own(stage)
         return TrainingDomain(
             index=stage.domain_index or 0,
             name=stage.name,

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from das_jax.data import mixture
 from das_jax.data.batches import train_batches
-from das_jax.data.mixture import stream_batches
+from das_jax.data.mixture import Joined, stream_batches
 from das_jax.data.store import Reservoir, Rows
 from das_jax.data.streams import Stream, check_streams, mixing_shares
 from das_jax.errors import UserError
@@ -206,6 +206,13 @@ def test_hosts_and_micro_batches_have_their_parts_of_every_stream(hosts: int):
     for batch in alone:
         halves = batch["tokens"][:, 0].reshape(2, 8)
         assert [(len(of(5, half)), len(of(3, half))) for half in halves] == [(2, 1), (2, 1)]
+
+
+def test_corpora_under_one_numbering():
+    joined = Joined([CORPORA["a"], CORPORA["b"], CORPORA["own"]])
+    assert len(joined) == 600
+    numbers = joined.__getitems__([599, 0, 99, 100, 499, 500, 3])[:, 0]
+    assert numbers.tolist() == [99, 1000, 1099, 2000, 2399, 0, 1003]
 
 
 def test_replayed_rows_are_never_of_the_current_domain():
