@@ -2,15 +2,31 @@
 
 from typing import Any
 
+from das_jax.methods.adapter import Adapter
+from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.das.das import DAS
+from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
 from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.rho1 import RHO1
-from das_jax.methods.settings import DASSettings, NaiveSettings, PoliciesSettings
+from das_jax.methods.settings import (
+    AdapterSettings,
+    BlockExpansionSettings,
+    DASSettings,
+    LoRASettings,
+    NaiveSettings,
+    PoliciesSettings,
+)
 
-METHODS: dict[type, type[Method]] = {DASSettings: DAS, NaiveSettings: Naive}
+METHODS: dict[type, type[Method]] = {
+    DASSettings: DAS,
+    NaiveSettings: Naive,
+    AdapterSettings: Adapter,
+    BlockExpansionSettings: BlockExpansion,
+    LoRASettings: LoRA,
+}
 
 
 def method_class(settings: Any) -> type[Method]:

@@ -64,7 +64,57 @@ class NaiveSettings:
     name: Literal["naive"] = "naive"
 
 
-MethodSettings = Annotated[DASSettings | NaiveSettings, Field(discriminator="name")]
+Mode = Literal["per_domain", "sequential"]
+Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+
+
+@settings
+class AdapterSettings:
+    """Adapters (Houlsby et al., ICML 2019), and the layers' LayerNorms."""
+
+    name: Literal["adapter"] = "adapter"
+    mode: Mode = "per_domain"
+    """An adapter for every domain, from the base model; or one that is trained on."""
+    bottleneck: Count = 64
+    """Features of the bottleneck."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
+class LoRASettings:
+    """Low-rank additions to projections (Hu et al., ICLR 2022)."""
+
+    name: Literal["lora"] = "lora"
+    mode: Mode = "sequential"
+    """Additions for every domain, to the base model; or additions that are trained on."""
+    r: Count = 8
+    """The rank."""
+    alpha: PositiveFloat = 8.0
+    """What is added is scaled by alpha / r."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("query", "value")
+    """The projections that are added to."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent. 3e-4 is usual."""
+
+
+@settings
+class BlockExpansionSettings:
+    """New layers between the old ones (Wu et al., ACL 2024)."""
+
+    name: Literal["block_expansion"] = "block_expansion"
+    mode: Mode = "sequential"
+    """New layers for every domain, in the base model; or layers that are trained on."""
+    every: Count = 3
+    """A new layer comes after so many old ones; it must divide their number."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+MethodSettings = Annotated[
+    DASSettings | NaiveSettings | AdapterSettings | BlockExpansionSettings | LoRASettings,
+    Field(discriminator="name"),
+]
 
 
 @settings

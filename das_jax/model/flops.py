@@ -11,8 +11,13 @@ def encoder_flops(architecture: Architecture, length: int) -> int:
     width, heads = architecture.hidden_size, architecture.num_heads * architecture.head_size
     projections = 4 * 2 * width * heads
     feed_forward = 2 * 2 * width * architecture.intermediate_size
-    attention = 2 * 2 * length * heads
-    return architecture.num_layers * length * (projections + feed_forward + attention)
+    layer = length * (projections + feed_forward) + attention_flops(architecture, length)
+    return architecture.num_layers * layer
+
+
+def attention_flops(architecture: Architecture, length: int) -> int:
+    """The two products of one layer's attention, of one example."""
+    return 2 * 2 * length * length * architecture.num_heads * architecture.head_size
 
 
 def lm_head_flops(architecture: Architecture, positions: int) -> int:

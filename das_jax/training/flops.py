@@ -5,7 +5,11 @@ twice if no gradients of weights are wanted. What a program computes again to sa
 is a logit where nothing is predicted.
 """
 
-from das_jax.model.flops import encoder_flops, lm_head_flops
+import jax
+
+from das_jax.methods.contract import EVERYTHING, partition
+from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
+from das_jax.model.leaves import WORDS, claimed
 from das_jax.training.step import Recipe
 
 
@@ -18,7 +22,40 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
       batch_size: examples over all devices.
       length: tokens of an example.
     """
-    method, architecture = recipe.method, recipe.plan.model.architecture
-    cost, encoder = recipe.cost(), encoder_flops(architecture, length)
-    forward = cost.full * encoder + lm_head_flops(architecture, method.masking.num_masked(length))
-    return round((3 * forward + cost.forward * encoder) * batch_size)
+    model, masked = recipe.plan.model, recipe.method.masking.num_masked(length)
+    cost, encoder = recipe.cost(), encoder_flops(model.architecture, length)
+    graft = _graft_flops(recipe, length)
+    frozen_layers, frozen_head = _of_frozen(recipe, length, masked)
+    forward = encoder + graft
+    full = 3 * forward - frozen_layers
+    head = 3 * lm_head_flops(model.architecture, masked) - frozen_head
+    return round((cost.full * full + head + cost.forward * forward) * batch_size)
+
+
+def _of_frozen(recipe: Recipe, length: int, masked: int) -> tuple[int, int]:
+    """The products that would give the gradients of frozen matrices: those of the layers, and of the head."""
+    if recipe.plan.trains == EVERYTHING:
+        return 0, 0
+    shapes = jax.eval_shape(recipe.method.model.init, jax.random.key(0))
+    _, frozen = partition(shapes, recipe.plan.trains)
+    layers = head = 0
+    for leaf, x in zip(claimed(frozen), jax.tree.leaves(frozen), strict=True):
+        if leaf.projects and leaf.stacked:
+            layers += 2 * length * x.size
+        elif leaf.projects or (leaf == WORDS and recipe.method.model.architecture.tied):
+            head += 2 * masked * x.size
+    return layers, head
+
+
+def _graft_flops(recipe: Recipe, length: int) -> int:
+    """One pass forward of one example through a graft: its own products, and attention if it has layers."""
+    graft, arch = recipe.plan.model.graft, recipe.plan.model.architecture
+    if graft is None:
+        return 0
+    plain = recipe.method.model
+    shapes = jax.eval_shape(lambda key: graft.init(arch, key, plain.init(key)), jax.random.key(0))
+    own = {"graft": shapes}
+    leaves = zip(claimed(own, graft.leaves()), jax.tree.leaves(own), strict=True)
+    products = sum(2 * length * x.size for leaf, x in leaves if leaf.projects)
+    blocks = 0 if graft.every is None else arch.num_layers // graft.every
+    return products + blocks * attention_flops(arch, length)

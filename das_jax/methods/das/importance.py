@@ -14,7 +14,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Method
 from das_jax.methods.settings import ImportanceSettings, Normalization
 from das_jax.model.architecture import Architecture
-from das_jax.model.flops import encoder_flops, lm_head_flops
+from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.collectives import per_shard
@@ -138,8 +138,7 @@ def _pass_flops(architecture: Architecture, length: int) -> int:
     """Gate gradients of one pass of an example: products of weights run twice, the two products of
     attention, neither of which is with a weight, three times.
     """
-    head = architecture.num_heads * architecture.head_size
-    attention = architecture.num_layers * length * 2 * 2 * length * head
+    attention = architecture.num_layers * attention_flops(architecture, length)
     return 2 * encoder_flops(architecture, length) + attention
 
 
