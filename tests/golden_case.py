@@ -17,8 +17,9 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked
+from das_jax.data.masking import Masked, Masking
 from das_jax.model import huggingface, huggingface_weights
+from das_jax.model.leaves import leaves_of
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units
 
@@ -62,6 +63,14 @@ class Case:
     def masked(self, prefix: str = "") -> Masked:
         return from_labels(self.arrays[f"{prefix}corrupted_ids"], self.arrays[f"{prefix}labels"])
 
+    def masking(self, *prefixes: str) -> "GoldenMasking":
+        """A masking that draws nothing: it corrupts the texts of the archive as the archive does."""
+        clean, corrupted, labels = (
+            np.concatenate([self.arrays[prefix + name] for prefix in prefixes])
+            for name in ("input_ids", "corrupted_ids", "labels")
+        )
+        return GoldenMasking(0, (), 1, clean=clean, masked=from_labels(corrupted, labels))
+
     def batch(self, prefix: str = "") -> Batch:
         """The clean text."""
         tokens = self.array(f"{prefix}input_ids")
@@ -83,9 +92,10 @@ class Case:
           prefix: what stands before HuggingFace's name.
           layers: their numbers; None for those of the model.
         """
-        numbers = range(self.model.architecture.num_layers) if layers is None else layers
+        architecture = self.model.architecture
+        numbers = range(architecture.num_layers) if layers is None else layers
         leaves = {}
-        for row in huggingface_weights.table(self.model.architecture):
+        for row in huggingface_weights.table(leaves_of(architecture), architecture):
             stacked = "{}" in row.name
             names = (
                 [prefix + row.name.format(n) for n in numbers] if stacked else [prefix + row.name]
@@ -134,6 +144,23 @@ class Case:
     def of_dtype(self, narrow: float, wide: float) -> float:
         """The tolerance of this precision."""
         return wide if self.dtype == jnp.float64 else narrow
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenMasking(Masking):
+    """Knows the corruption of every text.
+
+    Attributes:
+      clean: the texts.
+      masked: their corruptions.
+    """
+
+    clean: Any = None
+    masked: Any = None
+
+    def corrupt(self, tokens_BxT: jax.Array, keys_B: jax.Array) -> Masked:
+        found_BxN = (tokens_BxT[:, None] == jnp.asarray(self.clean)[None]).all(axis=-1)
+        return jax.tree.map(lambda x: x[found_BxN.argmax(axis=-1)], self.masked)
 
 
 def from_labels(tokens_BxT: np.ndarray, labels_BxT: np.ndarray) -> Masked:

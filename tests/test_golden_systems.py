@@ -13,9 +13,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked, Masking
+from das_jax.data.masking import Masked
 from das_jax.evaluation.measures import Matrix, fuar
-from das_jax.methods.contract import Method
+from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.policies.averaging import averaged, layer_shares
@@ -27,15 +27,9 @@ from das_jax.objectives.masked_lm import (
     masked_lm_loss_per_example,
     token_losses,
 )
-from das_jax.objectives.mixture import (
-    cached_prior,
-    log_likelihood_per_example,
-    mixture_log_probabilities,
-    posterior,
-)
-from tests.golden_case import Case, from_labels
-
-UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)
+from das_jax.objectives.mixture import cached_prior, mixture_log_probabilities, posterior
+from das_jax.training.heldout import HeldoutSums, LogLikelihoods, MixtureSums
+from tests.golden_case import Case
 
 
 def test_the_model_itself(system_case: Case) -> None:
@@ -66,28 +60,9 @@ def test_parameters_by_name_and_back(system_case: Case) -> None:
         theta.assert_close(value, theta.arrays[name], 1e-7, name)
 
 
-def corruptions(case: Case) -> Masked:
-    """Of both texts, one after the other."""
-    arrays = case.of("inputs").arrays
-    tokens, labels = (
-        np.concatenate([arrays[f"{text}.{name}"] for text in "ab"])
-        for name in ("corrupted_ids", "labels")
-    )
-    return from_labels(tokens, labels)
-
-
 def test_fisher(system_case: Case) -> None:
     case = system_case.of("ewc")
-    masked, inputs = corruptions(case), system_case
-    rows = len(inputs.arrays["a.labels"])
-
-    def losses(method: Method, params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
-        own = jax.tree.map(lambda x: x[batch.index], masked)
-        hidden = method.model.encode(params, own.tokens, method.model.mask(batch.tokens))
-        logits = method.model.logits(params, hidden, own.positions)
-        return masked_lm_loss_per_example(logits, own.labels, own.weights)
-
-    sums = FisherSums(Method(case.model, UNUSED_MASKING, None), losses)
+    sums = FisherSums(MaskedLMLosses(case.model, system_case.masking("a.", "b.")))
 
     @jax.jit
     def measure(theta: Params, batch_a: Batch, batch_b: Batch) -> dict[str, Params]:
@@ -101,9 +76,8 @@ def test_fisher(system_case: Case) -> None:
             "fisher_online": online_fisher(of_a, of_b, 0.9),
         }
 
-    batch_b = inputs.batch("b.")
-    batch_b = batch_b._replace(index=batch_b.index + rows)
-    measured = measure(case.of("theta").params_from(), inputs.batch("a."), batch_b)
+    batches = (system_case.batch(text) for text in ("a.", "b."))
+    measured = measure(case.of("theta").params_from(), *batches)
     for name, value in measured.items():
         case.assert_tensors_close(case.tensors(value), f"{name}.", key_bias=(1e-14, 1e-30))
     total = sum(np.sum(leaf) for leaf in jax.tree.leaves(measured["fisher_a"]))
@@ -171,36 +145,43 @@ def test_derpp(system_case: Case) -> None:
 
 def test_mixture_of_experts(system_case: Case) -> None:
     case, masked = system_case.of("demix"), system_case.masked("a.")
-    mask = system_case.array("a.attention_mask")
-    experts = [case.params_from(f"expert.{e}.") for e in range(case.arrays["prior"].size)]
+    masking, batch, rng = system_case.masking("a."), system_case.batch("a."), jax.random.key(0)
+    rows, experts = case.arrays["log_likelihood"].shape
+    own = [
+        unflatten_dict(flatten_dict(case.params) | flatten_dict(case.params_from(f"expert.{e}.")))
+        for e in range(experts)
+    ]
 
     @jax.jit
     def measure(experts_E: Params) -> dict[str, jax.Array]:
-        def predict(own: Params) -> tuple[jax.Array, jax.Array]:
-            params = unflatten_dict(flatten_dict(case.params) | flatten_dict(own))
-            hidden = case.model.encode(params, masked.tokens, mask)
-            return tuple(case.model.logits(params, hidden, at) for at in (masked.positions, None))
+        def predict(params: Params) -> tuple[jax.Array, ...]:
+            hidden = case.model.encode(params, masked.tokens, case.model.mask(batch.tokens))
+            return (
+                LogLikelihoods(case.model, masking, rows)(params, batch, rng),
+                HeldoutSums(case.model, masking)(params, batch, rng),
+                jax.nn.log_softmax(case.model.logits(params, hidden)),
+            )
 
-        at_masked, everywhere = jax.lax.map(predict, experts_E)
-        labels = masked.labels, masked.weights
-        likelihood = jnp.stack([log_likelihood_per_example(x, *labels) for x in at_masked], axis=-1)
-        likely = posterior(likelihood)
-        prior = cached_prior(likely)
-        words = mixture_log_probabilities(jax.nn.log_softmax(everywhere[:, 0]), prior)
-        of_labels = mixture_log_probabilities(
-            jnp.stack([-token_losses(x, masked.labels) for x in at_masked]), prior
-        )
+        likelihood_ExN, sums_Ex2, words_ExNxTxV = jax.lax.map(predict, experts_E)
+        likely_NxE = posterior(likelihood_ExN.T)
+        prior_E = cached_prior(likely_NxE)
+        mixed_NxTxV = mixture_log_probabilities(words_ExNxTxV, prior_E)
+        at_masked = jnp.take_along_axis(mixed_NxTxV, masked.positions[..., None], axis=1)
         return {
-            "log_likelihood": likelihood,
-            "posterior": likely,
-            "prior": prior,
-            "mlm_per_expert": jnp.stack([masked_lm_loss(x, *labels) for x in at_masked]),
-            "mixture.log_probs_of_example_0": words,
-            "mixture.label_log_prob": per_token(of_labels, masked),
-            "mixture.mlm": -jnp.sum(of_labels * masked.weights) / masked.weights.sum(),
+            "log_likelihood": likelihood_ExN.T,
+            "posterior": likely_NxE,
+            "prior": prior_E,
+            "mlm_per_expert": sums_Ex2[:, 0] / sums_Ex2[:, 1],
+            "mixture.log_probs_of_example_0": mixed_NxTxV[0],
+            "mixture.label_log_prob": per_token(
+                jnp.take_along_axis(at_masked, masked.labels[..., None], axis=-1)[..., 0], masked
+            ),
         }
 
-    measured = measure(jax.tree.map(lambda *parts: jnp.stack(parts), *experts))
+    measured = measure(jax.tree.map(lambda *parts: jnp.stack(parts), *own))
+    sums = jax.jit(MixtureSums((case.model,) * experts, masking))
+    loss, count = sums((tuple(own), measured["prior"]), batch, rng)
+    measured["mixture.mlm"] = loss / count
     for name, value in measured.items():
         case.assert_close(value, case.arrays[name], 1e-5, name)
     assert int(measured["mlm_per_expert"].argmin()) == case.arrays["nearest"]

@@ -5,15 +5,6 @@ et al., NAACL 2022).
 import jax
 import jax.numpy as jnp
 
-from das_jax.objectives.masked_lm import token_losses
-
-
-def log_likelihood_per_example(
-    logits_BxMxV: jax.Array, labels_BxM: jax.Array, weights_BxM: jax.Array
-) -> jax.Array:
-    """The sum over an example's masked positions of log p of what stood there, nats, [B]."""
-    return -jnp.sum(token_losses(logits_BxMxV, labels_BxM) * weights_BxM, axis=-1)
-
 
 def posterior(log_likelihood_NxE: jax.Array, prior_E: jax.Array | None = None) -> jax.Array:
     """p(expert | text) of every text, [N, E]; the prior is uniform if None."""

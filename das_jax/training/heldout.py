@@ -9,6 +9,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.masked_lm import token_losses
+from das_jax.objectives.mixture import mixture_log_probabilities
 
 SEED = 20230303
 """Of the corruption: not the run's, so that runs with other seeds are measured alike."""
@@ -43,8 +44,7 @@ class MixtureSums:
         losses_ExBxM = [
             _losses(model, own, batch, masked) for model, own in zip(self.models, each, strict=True)
         ]
-        log_shares_E = jnp.log(shares_E)[:, None, None]
-        losses_BxM = -jax.nn.logsumexp(log_shares_E - jnp.stack(losses_ExBxM), axis=0)
+        losses_BxM = -mixture_log_probabilities(-jnp.stack(losses_ExBxM), shares_E)
         weights_BxM = masked.weights * batch.weight[:, None]
         return jnp.stack([jnp.sum(losses_BxM * weights_BxM), jnp.sum(weights_BxM)])
 

@@ -4,16 +4,11 @@ import numpy as np
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Method
-from das_jax.methods.das.importance import masked_lm_losses
+from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import compile_sums
-
-
-def losses(method: Method, params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
-    return masked_lm_losses(method, params, batch, rng, None)
 
 
 def test_the_mean_depends_on_the_examples_alone(
@@ -22,11 +17,12 @@ def test_the_mean_depends_on_the_examples_alone(
     """Not on how often they come, on rows that only fill up, or on how many devices share them."""
     rng = jax.random.key(3)
     filled_up = batch._replace(weight=jnp.ones(8).at[6:].set(0))
-    sharding = make_sharding(4)
-    method = Method(model, masking, None, axis_name=sharding.batch)
-    on_four = compile_sums(FisherSums(method, losses), sharding)(params, filled_up, rng)
+    sharding = make_sharding(4, state="optimizer")
+    sums = FisherSums(MaskedLMLosses(model, masking))
+    in_parts = compile_sums(sums, sharding, split=True)(params, filled_up, rng)
+    on_four = sharding.fetch(in_parts)
     twice = jax.tree.map(lambda x: jnp.tile(x[:6], (2, *[1] * (x.ndim - 1))), batch)
-    on_one = jax.jit(FisherSums(Method(model, masking, None), losses))(params, twice, rng)
+    on_one = jax.jit(sums)(params, twice, rng)
     assert (on_four.examples, on_one.examples) == (6, 12)
     actual, expected = (
         jax.tree.map(np.asarray, jax.jit(fisher)(sums)) for sums in (on_four, on_one)

@@ -12,13 +12,13 @@ from scipy import stats
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Method
+from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.settings import ImportanceSettings, Normalization
 from das_jax.model.architecture import Architecture
 from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.collectives import per_shard
-from das_jax.objectives.masked_lm import masked_lm_loss_per_example
 from das_jax.objectives.proxy_kl import proxy_kl_per_example
 
 LossPerExample = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
@@ -86,12 +86,7 @@ def _masked_lm(
     """Masked-LM loss of every example, on masked input, dropout off, [B]: what a learned domain needs
     (eq. 3).
     """
-    masked = method.masking.corrupt(batch.tokens, batch.example_keys(rng))
-    hidden_BxTxD = method.model.encode(
-        params, masked.tokens, method.model.mask(batch.tokens), gates=gates_BxLxU
-    )
-    logits_BxMxV = method.model.logits(params, hidden_BxTxD, masked.positions)
-    return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
+    return MaskedLMLosses(method.model, method.masking)(params, batch, rng, gates_BxLxU)
 
 
 def _hidden_proxy(

@@ -5,7 +5,6 @@ second moment is a running mean of the squared gradient, so as a weight it costs
 those of the new parameters. One share for each layer: Lin et al., 2024 (AMA).
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ from das_jax.methods.contract import (
     merged,
     partition,
 )
-from das_jax.methods.fisher import FisherSums, fisher, masked_lm_losses
+from das_jax.methods.example_losses import MaskedLMLosses
+from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.settings import AveragingSettings
-from das_jax.model.leaves import owners_of
+from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import parameter_paths
 
 Per = Literal["element", "unit", "tensor"]
 
@@ -43,35 +42,35 @@ DAMPING = 0.1
 about what no domain used."""
 
 
-def layer_axes(params: Params) -> Axes:
+def layer_axes(params: Params, leaves: Leaves = LEAVES) -> Axes:
     """The axis along which a parameter is stacked, if it is one of every layer: tensors are a layer's own."""
-    return [(0,) if path.startswith("layers/") else () for path in parameter_paths(params)]
+    return [(0,) if leaf.stacked else () for leaf in claimed(params, leaves)]
 
 
-def kept_axes(params: Params, per: Per) -> Axes:
+def kept_axes(params: Params, per: Per, leaves: Leaves = LEAVES) -> Axes:
     """The axes along which weights differ.
 
     `element`: all of them. `tensor`: none within a layer. `unit`: one weight for every unit that owns the
-    parameter, every row of an embedding, every output of another matrix; vectors without an owner keep all.
+    parameter, every row of an embedding, every output of another projection; vectors keep all.
+
+    Args:
+      params: the parameters, or anything shaped like them.
+      per: what has a weight of its own.
+      leaves: the table that claims them.
     """
-    layers, leaves = layer_axes(params), jax.tree.leaves(params)
     if per == "tensor":
-        return layers
-    everything = [tuple(range(leaf.ndim)) for leaf in leaves]
-    if per == "element":
-        return everything
+        return layer_axes(params, leaves)
 
-    def of_unit(path: str, axes: tuple[int, ...], layer: tuple[int, ...]) -> tuple[int, ...]:
-        if len(axes) - len(layer) < 2:
+    def of(leaf: Leaf) -> tuple[int, ...]:
+        axes = tuple(range(len(leaf.letters)))
+        stack, own = axes[: leaf.stacked], axes[leaf.stacked :]
+        if per == "element" or not leaf.matrix:
             return axes
-        return (*layer, axes[len(layer)] if path.endswith("/embedding") else axes[-1])
+        if leaf.owner is not None:
+            return leaf.owner.axes
+        return stack + (axes[leaf.axes.index("->") :] if leaf.projects else own[:1])
 
-    return [
-        of_unit(path, axes, layer) if owner is None else owner.axes
-        for path, axes, layer, owner in zip(
-            parameter_paths(params), everything, layers, owners_of(params), strict=True
-        )
-    ]
+    return [of(leaf) for leaf in claimed(params, leaves)]
 
 
 def mean_along(tree: Params, axes: Axes) -> Params:
@@ -225,7 +224,8 @@ class Averaging(Policy):
             # The squared gradient of a batch is about its examples' mean squared gradient over their number.
             prior = self._fisher(learned.params, domain, self.settings.prior)
             prior = jax.tree.map(lambda x: x / self.settings.prior_batch, prior)
-            earlier = Split(mean_along(prior, kept_axes(prior, self.settings.per)))
+            prior = mean_along(prior, kept_axes(prior, self.settings.per))
+            earlier = Split(merged(prior, earlier.tree))
         if start is not None and second_moment is not None:
             whole = merged(second_moment.nu, start.tree.nu)
             start = Split(SecondMoment(whole, second_moment.steps))
@@ -245,8 +245,7 @@ class Averaging(Policy):
             for tree in (memory.before.tree, learned.params, memory.earlier.tree)
         )
         if self.settings.weights == "fisher":
-            whole = self._fisher(learned.params, domain, self.settings.examples)
-            weights, _ = partition(whole, trains)
+            weights = self._fisher(learned.params, domain, self.settings.examples)
         elif memory.start is None:
             steps = second_moment.steps
             weights = jax.tree.map(lambda v: v / (1 - self.b2**steps), second_moment.nu)
@@ -265,9 +264,10 @@ class Averaging(Policy):
         return averaged(before, after, shares)
 
     def _fisher(self, params: Params, domain: Domain, examples: int) -> Params:
-        alone = dataclasses.replace(self.method, axis_name=None)
+        """Of what the stage trains."""
+        losses = MaskedLMLosses(domain.plan.model, self.method.masking)
         sums = domain.accumulate(
-            FisherSums(alone, masked_lm_losses),
+            FisherSums(losses, domain.plan.trains),
             params,
             jax.random.fold_in(domain.rng, 2),
             examples=examples,

@@ -1,0 +1,35 @@
+"""The loss of every example by itself: what is learned of a model from one text at a time."""
+
+from dataclasses import dataclass
+
+import jax
+
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.model.flops import encoder_flops, lm_head_flops
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import Units
+from das_jax.objectives.masked_lm import masked_lm_loss_per_example
+
+
+@dataclass(frozen=True)
+class MaskedLMLosses:
+    """The masked-LM loss of every example, on masked input, dropout off, nats per masked token, [B]."""
+
+    model: MaskedLM
+    masking: Masking
+
+    def __call__(
+        self, params: Params, batch: Batch, rng: jax.Array, gates: Units | None = None
+    ) -> jax.Array:
+        masked = self.masking.corrupt(batch.tokens, batch.example_keys(rng))
+        hidden_BxTxD = self.model.encode(
+            params, masked.tokens, self.model.mask(batch.tokens), gates=gates
+        )
+        logits_BxMxV = self.model.logits(params, hidden_BxTxD, masked.positions)
+        return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
+
+    def flops(self, length: int) -> int:
+        """Useful ones of one example, forward."""
+        architecture, masked = self.model.architecture, self.masking.num_masked(length)
+        return encoder_flops(architecture, length) + lm_head_flops(architecture, masked)
