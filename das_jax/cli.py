@@ -301,7 +301,7 @@ def pretrain(options: argparse.Namespace) -> None:
     from das_jax.evaluation.report import write_report
     from das_jax.evaluation.score_table import heldout_table
     from das_jax.evaluation.scores import RunScores
-    from das_jax.evaluation.tables import score_table
+    from das_jax.evaluation.terminal_tables import score_table
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
     from das_jax.training.pretrain import configurations
@@ -398,7 +398,7 @@ def _show(runs: list[Path], directory: Path) -> None:
     """Prints the tables of runs, and writes their page."""
     from das_jax.evaluation.comparison import summarise_all
     from das_jax.evaluation.report import write_pages
-    from das_jax.evaluation.tables import report_tables
+    from das_jax.evaluation.terminal_tables import report_tables
     from das_jax.training.console import screen
     from das_jax.training.lost import lost
     from das_jax.training.run_directory import RunDirectory
@@ -424,9 +424,9 @@ def export(options: argparse.Namespace) -> None:
 def plan(options: argparse.Namespace) -> None:
     config = _load(options).config
 
-    from das_jax.planning import report, sweep_report
+    from das_jax.planning import plan_report, sweep_report
 
-    report_of = sweep_report.report if options.sweep else report.report
+    report_of = sweep_report.report if options.sweep else plan_report.report
     report_of(config, options.topology, options.json)
 
 

@@ -21,7 +21,7 @@ TOP = 0.1
 
 
 @dataclass(frozen=True)
-class Agreement:
+class MapAgreement:
     """How much maps of one kind of unit have in common, within layers, the mean over layers and seeds.
 
     On the diagonal: of the two halves of one map's sample, which tells how much of the rest is noise.
@@ -55,7 +55,7 @@ class Protection:
     units: dict[str, int]
     raw_MxL: dict[str, np.ndarray]
     free_MxL: dict[str, np.ndarray]
-    agreement: dict[str, Agreement]
+    agreement: dict[str, MapAgreement]
 
     @property
     def layers(self) -> int:
@@ -105,7 +105,7 @@ def protection_of(runs: tuple[RunScores, ...]) -> Protection | None:
     )
 
 
-def _agreement(stacks: list[list[ImportanceMap]], kind: str) -> Agreement:
+def _agreement(stacks: list[list[ImportanceMap]], kind: str) -> MapAgreement:
     count = len(stacks[0])
     correlation, overlap = np.empty((2, len(stacks), count, count))
     for s, stack in enumerate(stacks):
@@ -117,7 +117,7 @@ def _agreement(stacks: list[list[ImportanceMap]], kind: str) -> Agreement:
             correlation[s, i, j] = correlation[s, j, i] = rank_correlation(*pair)
             overlap[s, i, j] = overlap[s, j, i] = top_overlap(*pair)
     units = np.shape(getattr(stacks[0][0].raw, kind))[-1]
-    return Agreement(correlation.mean(axis=0), overlap.mean(axis=0), _top(units) / units)
+    return MapAgreement(correlation.mean(axis=0), overlap.mean(axis=0), _top(units) / units)
 
 
 def top_overlap(first_LxU: np.ndarray, second_LxU: np.ndarray) -> float:

@@ -42,7 +42,7 @@ def _attend(
     mask_BxT: jax.Array,
     seed_Bx2: jax.Array | None,
 ) -> jax.Array:
-    context_BxTxHxK, _ = _forward(
+    context_BxTxHxK, _ = _attention_forward(
         rate, query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, mask_BxT, seed_Bx2
     )
     return context_BxTxHxK
@@ -61,14 +61,16 @@ def attention_weights(
     return jax.nn.softmax(scores_BxHxTxT, axis=-1).astype(query_BxTxHxK.dtype)
 
 
-def _forward(rate: float, query: Any, key: Any, value: Any, mask: Any, seed: Any) -> tuple:
+def _attention_forward(
+    rate: float, query: Any, key: Any, value: Any, mask: Any, seed: Any
+) -> tuple:
     weights_BxHxTxT = attention_weights(query, key, mask)
     dropped_BxHxTxT = dropout(weights_BxHxTxT, rate, seed)
     context_BxTxHxK = jnp.einsum("BHTS,BSHK->BTHK", dropped_BxHxTxT, value)
     return context_BxTxHxK, (query, key, value, mask, seed, weights_BxHxTxT, context_BxTxHxK)
 
 
-def _backward(rate: float, kept: tuple, cotangent_BxTxHxK: jax.Array) -> tuple:
+def _attention_backward(rate: float, kept: tuple, cotangent_BxTxHxK: jax.Array) -> tuple:
     query, key, value, mask, seed, weights_BxHxTxT, context_BxTxHxK = kept
     # Behind the barrier the compiler cannot know that this is the same dropout, and keep its result.
     seed = jax.lax.optimization_barrier(seed)
@@ -90,4 +92,4 @@ def _backward(rate: float, kept: tuple, cotangent_BxTxHxK: jax.Array) -> tuple:
     return to_query, to_key, to_value, *no_gradients
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defvjp(_attention_forward, _attention_backward)

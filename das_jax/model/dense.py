@@ -54,13 +54,13 @@ def _product(summed: int, dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> 
     return jnp.tensordot(x, kernel, summed, preferred_element_type=dtype)
 
 
-def _forward(
+def _dense_forward(
     summed: int, dtype: jnp.dtype, x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple]:
     return _product(summed, dtype, x, kernel), (x, kernel)
 
 
-def _backward(
+def _dense_backward(
     summed: int, dtype: jnp.dtype, kept: tuple, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
@@ -90,4 +90,4 @@ def _dot(one: jax.Array, other: jax.Array, axes: Any, dtype: jnp.dtype) -> jax.A
     return jax.lax.dot_general(one, other, (axes, ((), ())), preferred_element_type=dtype)
 
 
-_product.defvjp(_forward, _backward)
+_product.defvjp(_dense_forward, _dense_backward)

@@ -41,11 +41,13 @@ def _dropout(rate: float, x_BxX: jax.Array, seed_Bx2: jax.Array) -> jax.Array:
     return jnp.where(kept_BxX, x_BxX * jnp.asarray(1 / (1 - rate), x_BxX.dtype), 0)
 
 
-def _forward(rate: float, x_BxX: jax.Array, seed_Bx2: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _dropout_forward(
+    rate: float, x_BxX: jax.Array, seed_Bx2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     return _dropout(rate, x_BxX, seed_Bx2), seed_Bx2
 
 
-def _backward(
+def _dropout_backward(
     rate: float, seed_Bx2: jax.Array, cotangent_BxX: jax.Array
 ) -> tuple[jax.Array, np.ndarray]:
     # Behind the barrier the compiler cannot know that this is the same mask, and keep it.
@@ -54,7 +56,7 @@ def _backward(
     return _dropout(rate, cotangent_BxX, seed_Bx2), no_gradient
 
 
-_dropout.defvjp(_forward, _backward)
+_dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
 def kept(seed_Bx2: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:

@@ -53,18 +53,18 @@ def _attend(rate: float, heads: int, query: Any, key: Any, value: Any, mask: Any
     return context_BxTxD
 
 
-def _forward(rate: float, heads: int, *arguments: jax.Array) -> tuple:
+def _fused_forward(rate: float, heads: int, *arguments: jax.Array) -> tuple:
     return _attend(rate, heads, *arguments), arguments
 
 
-def _backward(rate: float, heads: int, kept: tuple, cotangent_BxTxD: jax.Array) -> tuple:
+def _fused_backward(rate: float, heads: int, kept: tuple, cotangent_BxTxD: jax.Array) -> tuple:
     query, key, value, mask, seed = kept
     arrays = (query, key, value, cotangent_BxTxD)
     gradients = _run(_backward_kernel, rate, heads, seed, mask, arrays, outputs=3)
     return *gradients, *(np.zeros(x.shape, jax.dtypes.float0) for x in (mask, seed))
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defvjp(_fused_forward, _fused_backward)
 
 
 def _forward_kernel(

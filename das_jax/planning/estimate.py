@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from das_jax.hardware import Chip
 from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
-from das_jax.planning import collectives
+from das_jax.planning import interconnect
 from das_jax.planning.costs import FREE, Cost, Costs
 from das_jax.planning.hlo import Computation, Instruction, Module, root
 
@@ -124,7 +124,7 @@ class _Walk:
                 self._call(instruction, total)
             elif instruction.op in ("copy-start", "slice-start"):
                 total.prefetched_bytes += max(array.bytes for array in instruction.arrays)
-            elif collectives.kind_of(instruction):
+            elif interconnect.kind_of(instruction):
                 duration = self._communicate(instruction, total)
                 if instruction.op.endswith("-start"):
                     under_way[instruction.name] = (duration, total.busy)
@@ -148,10 +148,10 @@ class _Walk:
                 total.add(self.through(called))
 
     def _communicate(self, instruction: Instruction, total: Estimate) -> float:
-        kind = collectives.kind_of(instruction) or ""
+        kind = interconnect.kind_of(instruction) or ""
         total.collectives[kind] += 1
-        total.collective_bytes[kind] += collectives.payload(instruction, self._num_devices)
-        return collectives.seconds(instruction, self._chip, self._num_devices)
+        total.collective_bytes[kind] += interconnect.payload(instruction, self._num_devices)
+        return interconnect.seconds(instruction, self._chip, self._num_devices)
 
     def _expose(self, total: Estimate, duration: float) -> None:
         total.exposed += max(0.0, duration)
@@ -159,9 +159,9 @@ class _Walk:
 
     def _compute(self, instruction: Instruction, computation: Computation, total: Estimate) -> None:
         cost = self._costs.of(instruction, computation)
-        hidden = list(collectives.hidden_in(self._module, instruction))
+        hidden = list(interconnect.hidden_in(self._module, instruction))
         for collective in hidden:
-            if (key := collectives.identity(collective)) in self._seen:
+            if (key := interconnect.identity(collective)) in self._seen:
                 continue
             self._seen.add(key)
             duration = self._communicate(collective, total)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
-from das_jax.planning.report import check_figures, write_figures
+from das_jax.planning.plan_report import check_figures, write_figures
 from das_jax.planning.sweep import Candidate, Row, Sweep, depths, sweep
 from das_jax.planning.topology import open_topology
 from das_jax.training.console import Console

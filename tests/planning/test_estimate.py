@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from das_jax.hardware import CHIPS
-from das_jax.planning import collectives
+from das_jax.planning import interconnect
 from das_jax.planning.costs import Cost, Costs, matmul_flops
 from das_jax.planning.estimate import COLLECTIVES, OTHER, Estimate, estimate, times
 from das_jax.planning.hlo import Instruction, Module, parse
@@ -115,7 +115,7 @@ def test_all_reduce_is_exposed_and_counted_in_bytes() -> None:
 
 def test_a_collective_hides_behind_work_that_is_longer() -> None:
     found = estimate(program(ASYNC), V5E, 8)
-    assert found.busy > collectives.seconds(
+    assert found.busy > interconnect.seconds(
         one(program(ASYNC).instructions(), "all-reduce-start"), V5E, 8
     )
     assert found.exposed == 0

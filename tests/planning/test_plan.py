@@ -14,13 +14,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
-from das_jax.planning import report as report_module
+from das_jax.planning import plan_report
 from das_jax.planning.architectures import find_architecture
 from das_jax.planning.compiled import TooLarge, compile_program
 from das_jax.planning.estimate import Estimate, estimate
 from das_jax.planning.plan import Plan, plan
+from das_jax.planning.plan_report import render, report
 from das_jax.planning.program import Run, shard_over
-from das_jax.planning.report import render, report
 from das_jax.planning.topology import open_topology
 
 ROWS = 40
@@ -179,7 +179,7 @@ def test_attention_is_a_kernel_that_keeps_no_weights(config: Config, planned: Pl
 def test_report_and_json_tell_the_same(
     planned: Plan, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(report_module, "plan", lambda *arguments: planned)
+    monkeypatch.setattr(plan_report, "plan", lambda *arguments: planned)
     report(config, "v5e:2x4", tmp_path / "plan.json")
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["fits"] is True
@@ -200,7 +200,7 @@ def test_a_run_that_does_not_fit_leaves_its_reason(
     def too_large(*arguments: object) -> Plan:
         raise TooLarge("train step", "it needs 20 GiB")
 
-    monkeypatch.setattr(report_module, "plan", too_large)
+    monkeypatch.setattr(plan_report, "plan", too_large)
     with pytest.raises(
         UserError, match=r"train step does not fit: it needs 20 GiB; lower the batch"
     ):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from das_jax.evaluation.comparison import summarise_all
 from das_jax.evaluation.summary import summarise
-from das_jax.evaluation.tables import report_tables, score_table
+from das_jax.evaluation.terminal_tables import report_tables, score_table
 from tests.evaluation.conftest import EVALUATION, HELDOUT, MakeRun
 
 
