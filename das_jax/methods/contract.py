@@ -252,8 +252,8 @@ class Domain(Protocol):
     @property
     def texts(self) -> Texts: ...
 
-    def log(self, sentence: str) -> None:
-        """Shows a sentence to the person who watches."""
+    def log(self, sentence: str | Callable[[], str]) -> None:
+        """Shows a sentence to the person who watches; one that takes work is made only if somebody does."""
 
     def read(self, load: Callable[[], Any], like: Any) -> Any:
         """What `load()` reads from a file; who only plans reads none, and gets `like` of the same shape."""
@@ -271,11 +271,13 @@ class Domain(Protocol):
         batch_size: int,
         purpose: str,
         split: bool = False,
+        general: bool = False,
     ) -> Any:
         """Sums `function(params, batch, rng)` over a random sample of the domain's training text.
 
         The function sees one shard of a batch and returns sums over its rows, weighted by `batch.weight`.
         The sums come to the host; with `split` they stay on the devices, in parts as the optimizer's state.
+        With `general` the sample is of the general text; raises UserError if there is none.
         """
 
 

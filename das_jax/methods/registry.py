@@ -6,6 +6,7 @@ from das_jax.methods.adapter import Adapter
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.das.das import DAS
+from das_jax.methods.ewc import EWC
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
@@ -15,6 +16,7 @@ from das_jax.methods.settings import (
     AdapterSettings,
     BlockExpansionSettings,
     DASSettings,
+    EWCSettings,
     LoRASettings,
     NaiveSettings,
     PoliciesSettings,
@@ -25,6 +27,7 @@ METHODS: dict[type, type[Method]] = {
     NaiveSettings: Naive,
     AdapterSettings: Adapter,
     BlockExpansionSettings: BlockExpansion,
+    EWCSettings: EWC,
     LoRASettings: LoRA,
 }
 

@@ -64,6 +64,25 @@ class NaiveSettings:
     name: Literal["naive"] = "naive"
 
 
+@settings
+class EWCSettings:
+    """Elastic weight consolidation (Kirkpatrick et al., PNAS 2017)."""
+
+    name: Literal["ewc"] = "ewc"
+    strength: PositiveFloat = 5000.0
+    """lambda: the loss is MLM + lambda / 2 * sum of F (theta - theta*)^2."""
+    accumulate: Literal["mean", "online"] = "mean"
+    """F of several domains: their mean, or a sum in which every new one counts more."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """What `online` leaves of the earlier domains' F with every new one."""
+    general: bool = False
+    """Whether general text counts as a domain before the first."""
+    examples: Count = 10_000
+    """Chunks on which the Fisher information of a domain is measured, one gradient each."""
+    batch_size: BatchSize = 32
+    """Chunks at a time there, over all devices."""
+
+
 Mode = Literal["per_domain", "sequential"]
 Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 
@@ -112,7 +131,12 @@ class BlockExpansionSettings:
 
 
 MethodSettings = Annotated[
-    DASSettings | NaiveSettings | AdapterSettings | BlockExpansionSettings | LoRASettings,
+    AdapterSettings
+    | BlockExpansionSettings
+    | DASSettings
+    | EWCSettings
+    | LoRASettings
+    | NaiveSettings,
     Field(discriminator="name"),
 ]
 

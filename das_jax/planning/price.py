@@ -9,6 +9,7 @@ from rich.table import Table
 
 from das_jax.config.schema import Config, CorpusSettings, ModelSettings
 from das_jax.data.settings import TextSource
+from das_jax.errors import UserError
 from das_jax.methods.contract import Method, partition
 from das_jax.methods.registry import METHODS
 from das_jax.methods.settings import NaiveSettings
@@ -24,7 +25,6 @@ class Price:
 
     Attributes:
       name: of the method.
-      method: the method.
       trained: parameters that a step moves.
       memory: bytes that are carried beside the parameters.
       full: encoder passes forward and backward over an example.
@@ -33,7 +33,6 @@ class Price:
     """
 
     name: str
-    method: type[Method]
     trained: int
     memory: int
     full: float
@@ -41,18 +40,23 @@ class Price:
     flops: float
 
 
-def prices(config: Config, architecture: Architecture) -> list[Price]:
-    """Of every method with its default settings, or with the configuration's where it is that one's.
+def prices(config: Config, architecture: Architecture) -> dict[type[Method], Price | str]:
+    """Of every method with its default settings, or with the configuration's where it is that one's; why
+    there is none of a method that the model cannot take.
 
     Args:
       config: its text, training and policies hold for all; two of its domains are learned.
       architecture: of the model.
     """
-    found = []
+    found: dict[type[Method], Price | str] = {}
     for settings_class, method in METHODS.items():
         settings: Any = config.method if type(config.method) is settings_class else settings_class()
-        learning = second_domain(dataclasses.replace(config, method=settings), architecture)
-        found.append(_price(settings.name, method, learning, config))
+        try:
+            learning = second_domain(dataclasses.replace(config, method=settings), architecture)
+        except UserError as error:
+            found[method] = f"{settings.name}: {error}"
+        else:
+            found[method] = _price(settings.name, learning, config)
     return found
 
 
@@ -77,7 +81,7 @@ def second_domain(config: Config, architecture: Architecture) -> Learning:
     return [*Run(config, architecture, make_sharding(1)).learned()][-1]
 
 
-def _price(name: str, method: type[Method], learning: Learning, config: Config) -> Price:
+def _price(name: str, learning: Learning, config: Config) -> Price:
     recipe = learning.recipe
     trained, _ = partition(learning.params, recipe.plan.trains)
     naive = dataclasses.replace(
@@ -89,7 +93,6 @@ def _price(name: str, method: type[Method], learning: Learning, config: Config) 
     cost = recipe.method.cost()
     return Price(
         name,
-        method,
         trained=sum(x.size for x in jax.tree.leaves(trained)),
         memory=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learning.memory))
         + sum(x.nbytes for x in learning.kept.values()),
@@ -114,12 +117,17 @@ def methods_table(config: Config, architecture: Architecture) -> Table:
         table.add_column(name)
     for name in ("trained", "carried", "passes", "FLOPs"):
         table.add_column(name, justify="right")
-    for price in prices(config, architecture):
+    for method, price in prices(config, architecture).items():
+        if isinstance(price, str):
+            table.add_row(
+                price.partition(":")[0], method.kind, method.paper, price.partition(": ")[2]
+            )
+            continue
         passes = f"{price.full:g}" + (f" + {price.forward:g}" if price.forward else "")
         table.add_row(
             price.name,
-            price.method.kind,
-            price.method.paper,
+            method.kind,
+            method.paper,
             f"{price.trained / 1e6:,.2f} M",
             f"{price.memory / 1e6:,.1f} MB",
             passes,

@@ -97,7 +97,7 @@ class RecordingDomain:
     def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
         return np.zeros((1, len(nets)))
 
-    def log(self, sentence: str) -> None:
+    def log(self, sentence: str | Callable[[], str]) -> None:
         """Nobody watches."""
 
     def read(self, load: Callable[[], Any], like: Any) -> Any:
@@ -116,6 +116,7 @@ class RecordingDomain:
         batch_size: int,
         purpose: str,
         split: bool = False,
+        general: bool = False,
     ) -> Any:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         self.recorded.append(Recorded(function, shapes, examples, batch_size, split))

@@ -14,6 +14,7 @@ import numpy as np
 
 from das_jax.data.batch import Batch
 from das_jax.data.batches import Chunks, sample_batches
+from das_jax.errors import UserError
 from das_jax.methods.contract import History, Plan, Texts
 from das_jax.model.masked_lm import Params
 from das_jax.training.console import Console
@@ -69,6 +70,7 @@ class TrainingDomain:
     plan: Plan
     history: History
     texts: Texts
+    general: Chunks | None = None
 
     @property
     def count(self) -> int:
@@ -80,8 +82,16 @@ class TrainingDomain:
     def chunks(self, indices: np.ndarray) -> np.ndarray:
         return self.train.__getitems__([*map(int, indices)])
 
-    def log(self, sentence: str) -> None:
-        self.console.log(f"{self.name}: {sentence}")
+    def log(self, sentence: str | Callable[[], str]) -> None:
+        said = sentence if isinstance(sentence, str) else sentence()
+        self.console.log(f"{self.name}: {said}")
+
+    def _general(self) -> Chunks:
+        if self.general is None:
+            raise UserError(
+                "the method is to know general text, and the configuration has none; add `general` to it"
+            )
+        return self.general
 
     def accumulate(
         self,
@@ -93,16 +103,18 @@ class TrainingDomain:
         batch_size: int,
         purpose: str,
         split: bool = False,
+        general: bool = False,
     ) -> Any:
+        train = self._general() if general else self.train
         batch_size = min(batch_size, self.sharding.round_up(examples))
         batches = sample_batches(
-            self.train,
+            train,
             examples=examples,
             batch_size=batch_size,
             seed=self.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        total = -(-min(examples, len(self.train)) // batch_size)
+        total = -(-min(examples, len(train)) // batch_size)
         with self.console.progress(purpose, total, transient=True) as line:
             return accumulate(function, params, rng, line.counting(batches), self.sharding, split)

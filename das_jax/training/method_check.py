@@ -162,7 +162,7 @@ class _Domain:
         tokens = np.concatenate([np.asarray(_rows(start).tokens) for start in (0, ROWS)])
         return tokens[indices]
 
-    def log(self, sentence: str) -> None:
+    def log(self, sentence: str | Callable[[], str]) -> None:
         """Nobody watches."""
 
     def accumulate(
@@ -175,6 +175,7 @@ class _Domain:
         batch_size: int,
         purpose: str,
         split: bool = False,
+        general: bool = False,
     ) -> Any:
         batches = (_rows(start)._asdict() for start in (0, ROWS))
         return accumulate(function, params, rng, batches, self.sharding, split)

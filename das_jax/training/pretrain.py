@@ -405,7 +405,7 @@ class Run:
         return training_shapes(recipe, sharding, info)
 
     def _domain(self, stage: Stage, plan: Plan) -> TrainingDomain:
-        train = self._own(stage)
+        train, general = self._own(stage), self.config.general
         return TrainingDomain(
             index=stage.domain_index or 0,
             name=stage.name,
@@ -418,6 +418,7 @@ class Run:
             plan=plan,
             history=self._history(stage),
             texts=ChunkTexts(self.workspace, train),
+            general=None if general is None else self.results.corpora[general.name].train,
         )
 
     def _domain_number(self, stage: Stage) -> jax.Array:

@@ -1,0 +1,104 @@
+"""EWC: parameters are pulled back to where they were, by how much the earlier domains need them (Kirkpatrick
+et al., PNAS 2017).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from das_jax.methods.contract import (
+    Domain,
+    Learned,
+    Method,
+    Metrics,
+    Moment,
+    Split,
+    Transforms,
+    UpdateTrace,
+)
+from das_jax.methods.example_losses import MaskedLMLosses
+from das_jax.methods.fisher import FisherSums, fisher, mean_fisher, online_fisher
+from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
+from das_jax.methods.settings import EWCSettings
+from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
+from das_jax.model.masked_lm import Params
+from das_jax.model.units import parameter_paths
+
+
+class EWCMemory(NamedTuple):
+    """What is carried.
+
+    Attributes:
+      fisher: F of all domains so far, shaped like the parameters; 0 before the first.
+      anchor: theta*, the parameters after the last domain.
+      domains: how many F is of, [].
+    """
+
+    fisher: Split
+    anchor: Split
+    domains: jax.Array
+
+
+class EWC(Method):
+    """Masked-LM training + lambda / 2 * sum of F (theta - theta*)^2, whose gradient goes through Adam."""
+
+    settings: EWCSettings
+
+    paper = "Kirkpatrick et al., PNAS 2017"
+    kind = "whole model, penalty"
+
+    def init(self, params: Params) -> EWCMemory:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return EWCMemory(Split(zeros), Split(params), jnp.zeros((), jnp.int32))
+
+    def begin(self, learned: Learned, domain: Domain) -> Learned:
+        """F_0, of general text, if it is to be a domain of its own."""
+        if domain.index == 0 and self.settings.general:
+            return self._with_fisher(learned, domain, general=True)
+        return learned
+
+    def transforms(self, memory: EWCMemory, moment: Moment) -> Transforms:
+        pull = quadratic_pull(memory.fisher.tree, memory.anchor.tree, self.settings.strength)
+        return Transforms(gradient=pull)
+
+    def observe(self, memory: EWCMemory, trace: UpdateTrace) -> Metrics:
+        weights, anchor = memory.fisher.tree, memory.anchor.tree
+        return {"penalty": quadratic_penalty(trace.params, weights, anchor, self.settings.strength)}
+
+    def end(self, learned: Learned, domain: Domain) -> Learned:
+        return self._with_fisher(learned, domain, general=False)
+
+    def _with_fisher(self, learned: Learned, domain: Domain, general: bool) -> Learned:
+        """F with that of a text, at the parameters as they are, which become theta*."""
+        settings, memory = self.settings, learned.memory
+        sums = domain.accumulate(
+            FisherSums(MaskedLMLosses(self.model, self.masking)),
+            learned.params,
+            jax.random.fold_in(domain.rng, int(general)),
+            examples=settings.examples,
+            batch_size=settings.batch_size,
+            purpose=f"Fisher information of {'general text' if general else domain.name}",
+            split=True,
+            general=general,
+        )
+        own, domains = fisher(sums), memory.domains + 1
+        if settings.accumulate == "mean":
+            total = mean_fisher(memory.fisher.tree, own, domains)
+        else:
+            total = online_fisher(memory.fisher.tree, own, settings.gamma)
+        domain.log(lambda: f"Fisher information: {_shares(own)}")
+        after = EWCMemory(Split(total), Split(learned.params), domains)
+        return learned._replace(memory=after)
+
+
+def _shares(fisher: Params) -> str:
+    """What part of a Fisher is in which part of the model."""
+    parts = {"embeddings": EMBEDDINGS, "attention": ATTENTION, "feed-forward": FEED_FORWARD}
+    sums: dict[str, Any] = dict.fromkeys([*parts, "LM head"], 0.0)
+    leaves = zip(parameter_paths(fisher), jax.tree.leaves(fisher), strict=True)
+    for path, leaf in leaves:
+        part = next((name for name, start in parts.items() if path.startswith(start)), "LM head")
+        sums[part] = sums[part] + jnp.sum(leaf)
+    total = max(sum(map(float, sums.values())), 1e-30)
+    return ", ".join(f"{name} {float(x) / total:.0%}" for name, x in sums.items())
