@@ -106,12 +106,13 @@ def das_jax_step(sizes: Sizes, anchor: str) -> Run:
     import jax
 
     from das_jax.training.optimizer import Optimizer, adamw
-    from das_jax.training.step import compile_train_step, first_state
+    from das_jax.training.step import compile_train_step, first_state, recipe
 
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda _: LEARNING_RATE)
-    state = first_state(method, optimizer, sharding, params, memory, rng)
+    made = recipe(method, optimizer)
+    state = first_state(made, sharding, params, memory, rng)
     del params, memory
-    step = compile_train_step(method, optimizer, sharding)
+    step = compile_train_step(made, sharding)
 
     def run() -> None:
         nonlocal state
@@ -125,10 +126,10 @@ def das_jax_importance(sizes: Sizes) -> Run:
     method, sharding, params, _, batch, rng = das_jax_parts(sizes, "masked")
     import jax
 
-    from das_jax.methods.das.importance import GateGradientSums, masked_lm_losses
+    from das_jax.methods.das.importance import MASKED_LM, GateGradientSums
     from das_jax.training.step import compile_sums
 
-    sums = compile_sums(GateGradientSums(method, masked_lm_losses), sharding)
+    sums = compile_sums(GateGradientSums(method, MASKED_LM), sharding)
     return lambda: jax.block_until_ready(sums(params, batch, rng))
 
 

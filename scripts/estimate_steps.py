@@ -23,9 +23,12 @@ from rich.table import Table
 
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
+from das_jax.data.batch import Batch
 from das_jax.evaluation.finetune import Finetuning
+from das_jax.methods.contract import Net
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
+from das_jax.model.masked_lm import Params
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.compiled import compile_program
 from das_jax.planning.estimate import estimate
@@ -34,6 +37,8 @@ from das_jax.planning.sweep import Step, extrapolate
 from das_jax.planning.topology import open_topology
 from das_jax.training.console import screen
 from das_jax.training.flops import train_step_flops
+from das_jax.training.stages import stages_of
+from das_jax.training.step import TrainState
 
 CONFIG = """
 output_dir: unused
@@ -97,12 +102,16 @@ def lowered(run: Run, program: str) -> jax.stages.Lowered:
     programs = {each.name: each for each in run.programs()}
     if program != "forward and backward":
         return programs[program].lower()
-    method = run.method(run.config.method)
-    state = run.state(method)
-    plain = dataclasses.replace(method, axis_name=None)
-    return jax.jit(jax.grad(lambda *x: plain.loss(*x)[0])).lower(
-        state.params, state.memory, run.batch(run.config.training.batch_size), state.rng
-    )
+    *_, learning = run.learned()
+    recipe, state = learning.recipe, run.state(learning)
+    plain = dataclasses.replace(recipe.method, axis_name=None)
+
+    def loss(params: Params, state: TrainState, batch: Batch) -> jax.Array:
+        net = Net(recipe.plan.model, params)
+        return plain.loss(net, state.memory, batch, recipe.moment(state))[0]
+
+    batch = run.batch(run.config.training.batch_size)
+    return jax.jit(jax.grad(loss)).lower(state.params, state, batch)
 
 
 def _finetuning(run: Run, seeds: int) -> jax.stages.Lowered:
@@ -146,9 +155,8 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
     }
     if case.program == "train step":
         run = Run(config, whole, sharding)
-        useful = train_step_flops(
-            run.method(config.method), config.training.batch_size, config.data.length
-        )
+        recipe = run.recipe(stages_of(config)[-1], 0)
+        useful = train_step_flops(recipe, config.training.batch_size, config.data.length)
         useful /= sharding.num_shards
         figures["compiled/useful"] = step.cost.flops / useful
         figures["mfu"] = useful / topology.chip.peak / seconds

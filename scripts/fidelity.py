@@ -23,7 +23,7 @@ from das_jax.config.load import load_config
 from das_jax.data.batch import Batch
 from das_jax.data.batches import sequential_batches, train_batches
 from das_jax.data.corpus import Corpus
-from das_jax.methods.contract import Method
+from das_jax.methods.contract import Method, Plan
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.das.importance import ImportanceSettings, Losses, gate_gradients, normalise
@@ -37,14 +37,16 @@ from das_jax.precision import at_least_float32
 from das_jax.training.accumulate import TrainingDomain, accumulate
 from das_jax.training.console import Console
 from das_jax.training.optimizer import Optimizer, adamw
+from das_jax.training.run_directory import RunDirectory
 from das_jax.training.schedules import Linear
-from das_jax.training.step import compile_train_step, init_state
+from das_jax.training.serving import ChunkTexts, RunHistory
+from das_jax.training.step import compile_train_step, init_state, recipe
 from das_jax.training.workspace import Workspace, open_workspace
 
 EXAMPLES, BATCH, STEPS = 512, 32, 100
 
 
-def unmasked_losses(
+def _unmasked(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
     """Row 3 as published: the labels of a corruption, but the clean text as input."""
@@ -55,7 +57,7 @@ def unmasked_losses(
     return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
 
 
-def token_axis_losses(
+def _token_axis(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
     """Row 6 as published: the softmax of the proxy KL runs over the tokens."""
@@ -72,6 +74,10 @@ def token_axis_losses(
         for key in jax.random.split(rng)
     )
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=(1, 2))
+
+
+UNMASKED = replace(importance.MASKED_LM, name="unmasked", per_example=_unmasked)
+TOKEN_AXIS = replace(importance.PROXIES["hidden"], name="token axis", per_example=_token_axis)
 
 
 @dataclass(frozen=True)
@@ -97,16 +103,27 @@ class Lab:
     method: DAS
 
     def domain(self, seed: int = 0) -> TrainingDomain:
-        space = self.workspace
-        rng = jax.random.key(seed)
-        return TrainingDomain(0, "lab", rng, None, self.corpus, seed, space.sharding, space.console)
+        space, train = self.workspace, self.corpus.train
+        return TrainingDomain(
+            index=0,
+            name="lab",
+            rng=jax.random.key(seed),
+            directory=None,
+            train=train,
+            seed=seed,
+            sharding=space.sharding,
+            console=space.console,
+            plan=Plan(space.model),
+            history=RunHistory(space, RunDirectory(Path()), None, ()),
+            texts=ChunkTexts(space, train),
+        )
 
     def raw(
         self, losses: Losses, method: DAS | None = None, seed: int = 0
     ) -> importance.RawImportance:
         settings = ImportanceSettings(examples=EXAMPLES, batch_size=BATCH)
         return importance.measure(
-            method or self.method, losses, self.params, self.domain(seed), settings, losses.__name__
+            method or self.method, losses, self.params, self.domain(seed), settings, losses.name
         )
 
     def signed(self, losses: Losses, method: DAS | None = None) -> Units:
@@ -135,7 +152,7 @@ def per_kind(values: dict[str, float]) -> str:
 def row_1(lab: Lab) -> Iterator[tuple[str, str]]:
     arch = replace(lab.method.model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
     off = replace(lab.method, model=replace(lab.method.model, architecture=arch))
-    proxy = importance.hidden_proxy_losses
+    proxy = importance.PROXIES["hidden"]
     for name, method in (("off", off), ("on", lab.method)):
         raw = lab.raw(proxy, method)
         largest = max(float(np.max(mean)) for mean in raw.mean)
@@ -149,7 +166,7 @@ def row_1(lab: Lab) -> Iterator[tuple[str, str]]:
 
 
 def row_2(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str]]:
-    halves = lab.signed(importance.masked_lm_losses)
+    halves = lab.signed(importance.MASKED_LM)
     correlations = importance.split_half_correlation(halves)
     yield "split-half correlation, summed with sign", per_kind(correlations)
     proper_halves = importance.split_half_correlation(proper.halves)
@@ -159,7 +176,7 @@ def row_2(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str
 
 
 def row_3(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str]]:
-    unmasked = lab.raw(unmasked_losses)
+    unmasked = lab.raw(UNMASKED)
     yield "rank correlation, unmasked against masked input", agreement(unmasked.mean, proper.mean)
 
 
@@ -194,20 +211,20 @@ def row_5(lab: Lab) -> Iterator[tuple[str, str]]:
 
 
 def row_6(lab: Lab) -> Iterator[tuple[str, str]]:
-    feature, token = lab.raw(importance.hidden_proxy_losses), lab.raw(token_axis_losses)
+    feature, token = lab.raw(importance.PROXIES["hidden"]), lab.raw(TOKEN_AXIS)
     yield "rank correlation, token axis against feature axis", agreement(token.mean, feature.mean)
 
 
 def row_7(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str]]:
     space = lab.workspace
     first = accumulate(
-        importance.GateGradientSums(lab.method, importance.masked_lm_losses),
+        importance.GateGradientSums(lab.method, importance.MASKED_LM),
         lab.params,
         jax.random.key(0),
         sequential_batches(lab.corpus.train, examples=EXAMPLES, batch_size=BATCH),
         space.sharding,
     )
-    other = lab.raw(importance.masked_lm_losses, seed=1)
+    other = lab.raw(importance.MASKED_LM, seed=1)
     first_mean = importance.raw_importance(first).mean
     yield "rank correlation, two random samples", agreement(other.mean, proper.mean)
     yield (
@@ -226,9 +243,10 @@ def row_9(lab: Lab, protected: Units) -> Iterator[tuple[str, str]]:
         method = replace(lab.method, settings=settings)
         params = jax.tree.map(jnp.copy, lab.params)
         memory = DASMemory(jax.tree.map(jnp.copy, protected))
-        state = init_state(method, optimizer, params, memory, jax.random.key(0))
+        made = recipe(method, optimizer)
+        state = init_state(made, params, memory, jax.random.key(0))
         state = space.sharding.replicate(state)
-        step = compile_train_step(method, optimizer, space.sharding)
+        step = compile_train_step(made, space.sharding)
         batches = train_batches(lab.corpus.train, batch_size=BATCH, seed=0)
         metrics: list[dict[str, Any]] = []
         for _ in range(STEPS):
@@ -273,7 +291,7 @@ def main() -> None:
     method = space.method(DASSettings())
     assert isinstance(method, DAS)
     lab = Lab(space, corpus, space.sharding.replicate(space.checkpoint.params), method)
-    proper = lab.raw(importance.masked_lm_losses)
+    proper = lab.raw(importance.MASKED_LM)
     rows: dict[int, Iterator[tuple[str, str]]] = {
         1: row_1(lab),
         2: row_2(lab, proper),

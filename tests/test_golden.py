@@ -5,7 +5,7 @@ parameters, relative to the largest entry; with x64 on they are 1e-9 for all. `-
 same tests on arrays of other sizes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -62,16 +62,13 @@ def test_masked_lm_loss(case: Case) -> None:
     case.assert_close(total, case.arrays["mlm"], 1e-5, "mlm")
 
 
-class GoldenLosses:
+def golden_losses(case: Case) -> importance.Losses:
     """The masked-LM loss of the golden corruption, as the importance pass wants it."""
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def per_example(method: Any, params: Params, batch: Batch, rng: Any, gates: Units) -> jax.Array:
+        return mlm_losses(case, params, gates)[0]
 
-    def __call__(
-        self, method: Any, params: Params, batch: Batch, rng: Any, gates: Units
-    ) -> jax.Array:
-        return mlm_losses(self.case, params, gates)[0]
+    return replace(importance.MASKED_LM, per_example=per_example)
 
 
 def importance_batch(case: Case) -> tuple[DAS, Batch]:
@@ -80,7 +77,7 @@ def importance_batch(case: Case) -> tuple[DAS, Batch]:
 
 def test_importance(case: Case) -> None:
     method, batch = importance_batch(case)
-    rng, losses = jax.random.key(0), GoldenLosses(case)
+    rng, losses = jax.random.key(0), golden_losses(case)
     gradients = jax.jit(partial(importance.gate_gradients, method, losses))(case.params, batch, rng)
     sums = jax.jit(importance.GateGradientSums(method, losses))(case.params, batch, rng)
     raw = importance.raw_importance(sums)

@@ -109,17 +109,17 @@ class Run:
             yield _together([each for each in sums if each.name == name])
         for stage in stages_of(self.config):
             if stage.warms_up:
-                recipe = self._recipe(stage, 0)
-                learning = Learning("warm-up step", stage, recipe, *self._first(recipe), {}, [])
+                recipe = self.recipe(stage, 0)
+                learning = Learning("warm-up step", stage, recipe, *self.first(recipe), {}, [])
                 yield self._train_step(learning)
 
     def learned(self) -> Iterator[Learning]:
         """Every stage that learns domains, from its beginning; what its hooks do is recorded."""
         stages = [stage for stage in stages_of(self.config) if not stage.warms_up]
-        params, memory = base, _ = self._first(self._recipe(stages[0], 0))
+        params, memory = base, _ = self.first(self.recipe(stages[0], 0))
         kept: Mapping[str, np.ndarray] = {}
         for stage in stages:
-            recipe = self._recipe(stage, len(next(iter(kept.values()), ())))
+            recipe = self.recipe(stage, len(next(iter(kept.values()), ())))
             length = self.config.data.length
             domain = RecordingDomain(stage, recipe.plan, length, base, self.sharding)
             start = base if recipe.plan.start == "base" else params
@@ -127,12 +127,12 @@ class Run:
             params, memory, kept = domain.end(recipe, began)
             yield Learning("train step", stage, recipe, *began, domain.recorded)
 
-    def _recipe(self, stage: Stage, kept: int) -> Recipe:
+    def recipe(self, stage: Stage, kept: int) -> Recipe:
         method = self.method(stage.method_settings)
         counts = dict.fromkeys(stage.domains, UNKNOWN_COUNT)
         return recipe_of(self.config, method, stage, stage.place(counts, kept))
 
-    def _first(self, recipe: Recipe) -> tuple[Any, Any]:
+    def first(self, recipe: Recipe) -> tuple[Any, Any]:
         """The shapes of parameters and memory before anything is learned."""
 
         def first() -> tuple[Any, Any]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.masking import Masked, Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import UpdateTrace
+from das_jax.methods.contract import Learned, Moment, Net, UpdateTrace
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.das import (
     DAS,
@@ -81,8 +81,14 @@ class StillDomain:
     def log(self, sentence: str) -> None:
         self.said.append(sentence)
 
+    def read(self, load: Any, like: Any) -> Any:
+        return load()
+
     def accumulate(self, function: Any, params: Params, rng: jax.Array, **sample: Any) -> Any:
         return jax.jit(function)(params, self.batch, rng)
+
+
+MOMENT = Moment(jnp.int32(0), jnp.int32(0), 1, jax.random.key(0))
 
 
 @pytest.fixture
@@ -94,9 +100,14 @@ def test_importance_starts_with_general_knowledge_and_only_grows(
     das: DAS, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     first = StillDomain(batch, 0, tmp_path / "01")
-    before = das.before_domain(params, das.init(params), first)
-    after = das.after_domain(params, before, first)
-    own = GateGradientSums(das, importance.masked_lm_losses)
+    start = Learned(params, das.init(params), {"tokens": np.zeros((2, 16), np.int32)})
+    began = das.begin(start, first)
+    ended = das.end(began, first)
+    for each in (began, ended):
+        assert each.params is params
+        assert each.kept is start.kept
+    before, after = began.memory, ended.memory
+    own = GateGradientSums(das, importance.MASKED_LM)
     raw = importance.raw_importance(jax.jit(own)(params, batch, jax.random.fold_in(first.rng, 0)))
     expected = importance.accumulate(importance.normalise(raw.mean), before.importance)
     for kind in Units._fields:
@@ -106,7 +117,7 @@ def test_importance_starts_with_general_knowledge_and_only_grows(
         )
     # General knowledge is measured once.
     second = StillDomain(batch, 1, tmp_path / "02")
-    assert das.before_domain(params, after, second) is after
+    assert das.begin(ended, second) is ended
     saved = importance_map.load(tmp_path / "01" / "importance.safetensors", das.model.architecture)
     np.testing.assert_array_equal(saved.importance.heads, after.importance.heads)
     assert (tmp_path / "01" / "importance-general.safetensors").exists()
@@ -117,10 +128,11 @@ def test_it_can_start_from_a_map_in_a_file(
     das: DAS, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     domain = StillDomain(batch, 0, tmp_path)
-    memory = das.after_domain(params, das.init(params), domain)
+    memory = das.end(Learned(params, das.init(params)), domain).memory
     path = str(tmp_path / "importance.safetensors")
     settings = DASSettings(importance=ImportanceSettings(initial=path))
-    started = replace(das, settings=settings).before_domain(params, das.init(params), domain)
+    start = Learned(params, das.init(params))
+    started = replace(das, settings=settings).begin(start, domain).memory
     np.testing.assert_array_equal(started.importance.output, memory.importance.output)
 
 
@@ -131,8 +143,12 @@ def test_the_gated_view_learns_too_and_the_masked_anchor_saves_a_pass(
 
     def passes(settings: DASSettings) -> tuple[int, jax.Array]:
         method = replace(das, settings=settings)
-        loss = jax.make_jaxpr(lambda p: method.loss(p, memory, batch, jax.random.key(0))[0])
-        value, parts = jax.jit(method.loss)(params, memory, batch, jax.random.key(0))
+
+        def losses(params: Params) -> Any:
+            return method.loss(Net(method.model, params), memory, batch, MOMENT)
+
+        loss = jax.make_jaxpr(lambda p: losses(p)[0])
+        value, parts = jax.jit(losses)(params)
         np.testing.assert_allclose(value, parts["masked_lm"] + parts["contrastive"], rtol=1e-6)
         return str(loss(params)).count("= scan["), parts["masked_lm"]
 
@@ -152,7 +168,13 @@ def test_a_subsample_is_contrasted_as_if_it_were_the_batch(
     def parts(rows: slice, **contrastive: Any) -> dict[str, jax.Array]:
         method = replace(das, settings=DASSettings(contrastive=ContrastiveSettings(**contrastive)))
         some = jax.tree.map(lambda x: x[rows], (tokens, masked, keys))
-        return jax.jit(method.objective)(params, memory, *some)[1]
+
+        @jax.jit
+        def losses(params: Params, tokens_BxT: jax.Array, masked: Masked, keys: Keys) -> Any:
+            net = Net(method.model, params)
+            return method.objective(net, memory, tokens_BxT, masked, MOMENT, keys)
+
+        return losses(params, *some)[1]
 
     every_second, everything = slice(None, None, 2), slice(None)
     actual = parts(everything, anchor="masked", subsample=2)
@@ -170,9 +192,8 @@ def test_the_floor_softens_the_mask_and_not_the_gates(das: DAS, model: MaskedLM)
     ones = jax.tree.map(
         jnp.ones_like, {"layers": {"feed_forward": {"output": {"bias": jnp.ones((2, 16))}}}}
     )
-    masked, _ = method.transforms(memory).update.update(
-        ones, method.transforms(memory).update.init(ones)
-    )
+    update = method.transforms(memory, MOMENT).update
+    masked, _ = update.update(ones, update.init(ones))
     bias = masked["layers"]["feed_forward"]["output"]["bias"]
     np.testing.assert_allclose(bias.mean(axis=-1), 0.9, rtol=1e-5)
     assert (1 - memory.importance.output).mean() < 0.7

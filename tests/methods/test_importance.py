@@ -21,9 +21,9 @@ from das_jax.training.sharding import make_sharding
 from das_jax.training.step import compile_sums
 
 LOSSES = {
-    "masked_lm": importance.masked_lm_losses,
-    "hidden": importance.hidden_proxy_losses,
-    "vocabulary": importance.vocabulary_proxy_losses,
+    "masked_lm": importance.MASKED_LM,
+    "hidden": importance.PROXIES["hidden"],
+    "vocabulary": importance.PROXIES["vocabulary"],
 }
 
 
@@ -42,7 +42,7 @@ def test_one_backward_pass_holds_every_examples_own_gradient(
     @jax.jit
     @partial(jax.grad, argnums=1)
     def gradient(alone: Batch, gates: Units) -> jax.Array:
-        return LOSSES[name](method, params, alone, rng, gates).sum()
+        return LOSSES[name].per_example(method, params, alone, rng, gates).sum()
 
     for n in range(batch.tokens.shape[0]):
         alone = jax.tree.map(lambda x, n=n: x[n : n + 1], batch)
@@ -69,7 +69,7 @@ def test_the_sums_do_not_depend_on_the_mesh(
 def test_rows_that_only_fill_a_batch_up_count_nothing(
     method: DAS, params: Params, batch: Batch
 ) -> None:
-    function = jax.jit(GateGradientSums(method, importance.masked_lm_losses))
+    function = jax.jit(GateGradientSums(method, importance.MASKED_LM))
     short = jax.tree.map(lambda x: x[:5], batch)
     filled = batch._replace(weight=jnp.arange(8) < 5)
     a, b = (function(params, x, jax.random.key(0)) for x in (short, filled))
@@ -81,22 +81,23 @@ def test_the_proxy_is_not_zero_and_needs_dropout(method: DAS, params: Params, ba
     """Row 1 of the fidelity table: without dropout both branches are equal and the KL says nothing."""
     gates = full_units(method.model.architecture, 1.0, (batch.tokens.shape[0],))
     rng = jax.random.key(0)
-    with_dropout = importance.hidden_proxy_losses(method, params, batch, rng, gates)
+    proxy = LOSSES["hidden"]
+    with_dropout = proxy.per_example(method, params, batch, rng, gates)
     assert (with_dropout > 1e-3).all()
     arch = replace(method.model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
     without = replace(method, model=replace(method.model, architecture=arch))
-    sums = jax.jit(GateGradientSums(without, importance.hidden_proxy_losses))(params, batch, rng)
+    sums = jax.jit(GateGradientSums(without, proxy))(params, batch, rng)
     _, warning = importance.self_test(importance.raw_importance(sums))
     assert warning is not None
     assert "rounding noise" in warning
-    assert np.abs(importance.hidden_proxy_losses(without, params, batch, rng, gates)).max() < 1e-6
+    assert np.abs(proxy.per_example(without, params, batch, rng, gates)).max() < 1e-6
 
 
 def test_mean_and_standard_error_are_those_of_the_examples(
     method: DAS, params: Params, batch: Batch
 ) -> None:
     rng = jax.random.key(0)
-    losses = importance.masked_lm_losses
+    losses = importance.MASKED_LM
     gradients = jax.jit(partial(gate_gradients, method, losses))(params, batch, rng)
     sums = jax.jit(GateGradientSums(method, losses))(params, batch, rng)
     raw = importance.raw_importance(sums)

@@ -5,17 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Method
+from das_jax.methods.contract import Cost, Memory, Method, Moment, Net
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, ContrastiveSettings, DASSettings
 from das_jax.methods.naive import Naive, NaiveSettings
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.flops import encoder_flops
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.planning.architectures import KNOWN
-from das_jax.training import flops
+from das_jax.training.flops import train_step_flops
+from das_jax.training.optimizer import Optimizer
+from das_jax.training.step import Recipe, recipe
 
 BASE = KNOWN["FacebookAI/roberta-base"]
 
@@ -34,14 +38,14 @@ def test_encoder_by_hand() -> None:
     # Per layer and token: q, k, v and output 4 x 768 x 768, feed-forward 2 x 768 x 3072, and the scores and
     # the context 2 x 128 x 768; two FLOPs each.
     per_token = 2 * (4 * 589_824 + 2 * 2_359_296 + 2 * 98_304)
-    assert flops.encoder_flops(BASE, 128) == 12 * 128 * per_token == 22_347_251_712
+    assert encoder_flops(BASE, 128) == 12 * 128 * per_token == 22_347_251_712
 
 
 def test_train_step_by_hand() -> None:
     encoder, head = 22_347_251_712, 19 * 2 * 768 * (768 + 50_265)
     model = MaskedLM(BASE)
-    naive = flops.train_step_flops(Naive(model, MASKING, NaiveSettings()), 256, 128)
-    das = flops.train_step_flops(DAS(model, MASKING, DASSettings()), 256, 128)
+    naive = train_step_flops(_recipe(Naive(model, MASKING, NaiveSettings())), 256, 128)
+    das = train_step_flops(_recipe(DAS(model, MASKING, DASSettings())), 256, 128)
     assert naive == 3 * 256 * (encoder + head)
     assert das == 3 * 256 * (4 * encoder + head)
 
@@ -52,18 +56,20 @@ def test_train_step_by_hand() -> None:
 def test_das_step_as_xla_counts(anchor: Any, subsample: int, passes: float) -> None:
     settings = DASSettings(contrastive=ContrastiveSettings(anchor=anchor, subsample=subsample))
     method = DAS(MaskedLM(ONE_LAYER), MASKING, settings)
-    assert method.encoder_passes() == passes
-    formula = flops.train_step_flops(method, BATCH, LENGTH)
+    assert method.cost() == Cost(full=passes)
+    formula = train_step_flops(_recipe(method), BATCH, LENGTH)
     assert _count_step(method) == pytest.approx(formula, rel=CLOSE)
 
 
 def test_naive_step_as_xla_counts() -> None:
     method = Naive(MaskedLM(ONE_LAYER), MASKING, NaiveSettings())
-    formula = flops.train_step_flops(method, BATCH, LENGTH)
+    formula = train_step_flops(_recipe(method), BATCH, LENGTH)
     assert _count_step(method) == pytest.approx(formula, rel=CLOSE)
 
 
-@pytest.mark.parametrize("losses", [importance.masked_lm_losses, importance.hidden_proxy_losses])
+@pytest.mark.parametrize(
+    "losses", [importance.MASKED_LM, importance.PROXIES["hidden"]], ids=lambda losses: losses.name
+)
 def test_importance_as_xla_counts(losses: importance.Losses) -> None:
     method = DAS(MaskedLM(ONE_LAYER), MASKING, DASSettings())
     params = jax.eval_shape(method.model.init, jax.random.key(0))
@@ -71,16 +77,25 @@ def test_importance_as_xla_counts(losses: importance.Losses) -> None:
         lambda params, batch, rng: importance.gate_gradients(method, losses, params, batch, rng)
     )
     counted = gradients.lower(params, _batch(), jax.random.key(0)).cost_analysis()["flops"]
-    formula = flops.importance_flops(ONE_LAYER, losses, BATCH, LENGTH, MASKING.num_masked(LENGTH))
+    formula = BATCH * importance.GateGradientSums(method, losses).flops(LENGTH)
     assert counted == pytest.approx(formula, rel=CLOSE)
 
 
 def _count_step(method: Method) -> float:
     params = jax.eval_shape(method.model.init, jax.random.key(0))
     memory = jax.eval_shape(method.init, params)
-    gradients = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+
+    def loss(params: Params, memory: Memory, batch: Batch, rng: jax.Array) -> Any:
+        moment = Moment(jnp.int32(0), jnp.int32(0), 1, rng)
+        return method.loss(Net(method.model, params), memory, batch, moment)
+
+    gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
     lowered = gradients.lower(params, memory, _batch(), jax.random.key(0))
     return lowered.cost_analysis()["flops"]
+
+
+def _recipe(method: Method) -> Recipe:
+    return recipe(method, Optimizer(optax.identity(), lambda step: 1.0))
 
 
 def _batch() -> Batch:

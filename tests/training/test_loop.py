@@ -14,24 +14,25 @@ import numpy as np
 import pytest
 
 from das_jax import stopping
-from das_jax.config.schema import TrainingSettings
 from das_jax.data.batch import Batch
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
+from das_jax.training.distributed import Agreement
 from das_jax.training.interruption import Interrupted, Interruption
-from das_jax.training.loop import train, training_checkpoint
+from das_jax.training.loop import AHEAD, TRAINING, Hooks, Recorder, train
 from das_jax.training.metrics import MetricsWriter, NotFiniteError
+from das_jax.training.saved import saved_in_training
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import TrainState
 
-SETTINGS = TrainingSettings(log_every=3, checkpoint_every=2)
+STEPS, LOG_EVERY, CHECKPOINT_EVERY = 7, 3, 2
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def first_state() -> TrainState:
     params = {"w": jnp.zeros(3)}
     return make_sharding(1).replicate(
-        TrainState(jnp.int32(0), params, (), (), jax.random.key(0))  # type: ignore[arg-type]
+        TrainState(jnp.int32(0), params, (), (), jax.random.key(0), jnp.int32(0), {})  # type: ignore[arg-type]
     )
 
 
@@ -61,35 +62,46 @@ def batches(start: int = 0) -> Iterator[dict[str, Any]]:
 def run(
     directory: Path,
     state: TrainState,
-    steps: int = 7,
     step: Step = add_the_index,
     interruption: Interruption | None = None,
     rows: Iterator[dict[str, Any]] | None = None,
 ) -> TrainState:
-    sharding, done = make_sharding(1), int(state.step)
+    sharding, done, console = make_sharding(1), int(state.step), Console()
     with (
         Checkpoints(directory / "checkpoints", sharding, print) as checkpoints,
         MetricsWriter(directory, resume_step=done) as writer,
+        console.progress("papers", STEPS, done) as line,
     ):
-        return train(
+
+        def save(step: int, state: TrainState) -> None:
+            checkpoints.save(step, saved_in_training(state, {}), {"phase": TRAINING})
+
+        recorder = Recorder(
             "papers",
-            state,
-            jax.jit(step, donate_argnums=0),
-            rows or batches(done),
-            steps,
-            SETTINGS,
+            writer,
+            line,
             tokens_per_step=8,
             flops_per_step=16,
-            sharding=sharding,
-            checkpoints=checkpoints,
-            writer=writer,
-            console=Console(),
-            interruption=interruption or Interruption(),
+            peak_flops=sharding.peak_flops,
         )
+        hooks = Hooks(
+            "papers",
+            STEPS,
+            LOG_EVERY,
+            CHECKPOINT_EVERY,
+            recorder,
+            save,
+            checkpoints.wait,
+            Agreement(sharding, AHEAD),
+            interruption or Interruption(),
+            console,
+        )
+        sharded = (sharding.shard_batch(Batch(**row)) for row in rows or batches(done))
+        return train(state, jax.jit(step, donate_argnums=0), sharded, hooks)
 
 
 def restored(directory: Path) -> tuple[int, Any]:
-    shapes = jax.eval_shape(lambda: training_checkpoint(first_state()))
+    shapes = jax.eval_shape(lambda: saved_in_training(first_state(), {}))
     with Checkpoints(directory / "checkpoints", make_sharding(1), print) as checkpoints:
         found = checkpoints.restore_latest(lambda info: shapes)
     assert found is not None
@@ -178,7 +190,7 @@ def test_a_signal_between_steps_saves(tmp_path: Path, number: int) -> None:
         assert interruption.requested == number
     step, state = restored(tmp_path)
     assert step == 5
-    again = run(tmp_path, TrainState(**make_sharding(1).replicate(state), rng=jax.random.key(0)))
+    again = run(tmp_path, first_state()._replace(**make_sharding(1).replicate(state)))
     uninterrupted = run(tmp_path / "other", first_state())
     np.testing.assert_array_equal(again.params["w"], uninterrupted.params["w"])
     assert [row["step"] for row in metrics(tmp_path)] == [2, 3, 4, 5, 6, 7]

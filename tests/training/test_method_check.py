@@ -10,7 +10,7 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
-from das_jax.methods.contract import Domain, Memory, Method, Metrics
+from das_jax.methods.contract import Domain, Learned, Memory, Method, Metrics, Moment, Net
 from das_jax.methods.das.das import DAS, DASSettings
 from das_jax.methods.das.importance import ImportanceSettings
 from das_jax.model.masked_lm import Params
@@ -22,10 +22,10 @@ class Small(Method):
     """Pulls the position table towards what the texts say, which compiles in no time."""
 
     def loss(
-        self, params: Params, memory: Memory, batch: Batch, rng: jax.Array
+        self, net: Net, memory: Memory, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
-        rows_B = batch.tokens.sum(axis=1) * 1e-3 + self.noise(batch, rng)
-        table = params["embeddings"]["position"]["embedding"]
+        rows_B = batch.tokens.sum(axis=1) * 1e-3 + self.noise(batch, moment.rng)
+        table = net.params["embeddings"]["position"]["embedding"]
         data = self.total(jnp.sum(rows_B) * jnp.sum(table))
         penalty = self.penalty(optax.tree.norm({"table": table}, squared=True))
         return data + penalty, {"data": data, "penalty": penalty}
@@ -39,13 +39,14 @@ class Small(Method):
     def penalty(self, x: jax.Array) -> jax.Array:
         return global_mean(x, self.axis_name)
 
-    def before_domain(self, params: Params, memory: Memory, domain: Domain) -> Memory:
-        return self.measured(Squares(replace(self, axis_name=None)), params, domain)
+    def begin(self, learned: Learned, domain: Domain) -> Learned:
+        return self.measured(Squares(replace(self, axis_name=None)), learned, domain)
 
-    def measured(self, function: Any, params: Params, domain: Domain) -> Memory:
-        return domain.accumulate(
-            function, params, domain.rng, examples=16, batch_size=8, purpose="squares"
+    def measured(self, function: Any, learned: Learned, domain: Domain) -> Learned:
+        memory = domain.accumulate(
+            function, learned.params, domain.rng, examples=16, batch_size=8, purpose="squares"
         )
+        return learned._replace(memory=memory)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class Squares:
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
         def square(tokens_T: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
             one = Batch(tokens_T[None], index[None], jnp.ones(1))
-            gradient = jax.grad(lambda p: self.method.loss(p, (), one, rng)[0])(params)
+            moment = Moment(jnp.int32(0), jnp.int32(0), 1, rng)
+
+            def loss(params: Params) -> jax.Array:
+                return self.method.loss(Net(self.method.model, params), (), one, moment)[0]
+
+            gradient = jax.grad(loss)(params)
             return weight * optax.tree.norm(gradient, squared=True)
 
         return jnp.sum(jax.vmap(square)(batch.tokens, batch.index, batch.weight))
@@ -85,19 +91,19 @@ class DrawsByPlace(Small):
 
 
 class AccumulatesTheMeshsLoss(Small):
-    def before_domain(self, params: Params, memory: Memory, domain: Domain) -> Memory:
-        return self.measured(Squares(self), params, domain)
+    def begin(self, learned: Learned, domain: Domain) -> Learned:
+        return self.measured(Squares(self), learned, domain)
 
 
 class CountsDevices(Small):
-    def before_domain(self, params: Params, memory: Memory, domain: Domain) -> Memory:
-        return self.measured(lambda params, batch, rng: jnp.ones(()), params, domain)
+    def begin(self, learned: Learned, domain: Domain) -> Learned:
+        return self.measured(lambda params, batch, rng: jnp.ones(()), learned, domain)
 
 
 class MeasuresParameters(Small):
-    def after_domain(self, params: Params, memory: Memory, domain: Domain) -> Memory:
+    def end(self, learned: Learned, domain: Domain) -> Learned:
         return self.measured(
-            lambda params, batch, rng: params["lm_head"]["bias"] + 1.0, params, domain
+            lambda params, batch, rng: params["lm_head"]["bias"] + 1.0, learned, domain
         )
 
 
@@ -121,7 +127,7 @@ WRONG = [
         r"Squares, which Domain.accumulate sums, exchanges numbers",
     ),
     (CountsDevices, TypeError, "returns something that does not depend on its rows"),
-    (MeasuresParameters, AssertionError, "the memory after after_domain: depends on the number"),
+    (MeasuresParameters, AssertionError, "the memory after end: depends on the number"),
 ]
 
 

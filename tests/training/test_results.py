@@ -28,7 +28,7 @@ def test_a_stage_that_did_not_help_is_said_to(tmp_path: Path, acl: float, said: 
         }
     )
     nothing: Any = None
-    summary = Results(nothing, directory, {}, ("acl",), directory.scores()).summary("acl")
+    summary = Results(nothing, directory, {}, (), directory.scores()).summary("acl")
     first, *warnings = summary.split("\n")
     assert first == f"acl: learned; held-out loss news 4.000 -> 9.000, acl 5.000 -> {acl:.3f}"
     if said is None:

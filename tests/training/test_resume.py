@@ -84,7 +84,7 @@ KILLED: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "between training and importance",
-        {"at": "das_jax.methods.das.das:DAS.after_domain"},
+        {"at": "das_jax.methods.das.das:DAS.end"},
         "papers: going on from step",
     ),
     (

@@ -1,5 +1,6 @@
 """The train step does the same on every mesh, however its state is split."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,11 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.methods import settings as method_settings
-from das_jax.methods.contract import Memory, Method, Metrics, UpdateTrace
+from das_jax.methods.contract import (
+    Learned,
+    Memory,
+    Method,
+    Metrics,
+    Moment,
+    Net,
+    Plan,
+    Split,
+    Transforms,
+    UpdateTrace,
+)
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.naive import Naive
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -22,6 +35,7 @@ from das_jax.training import sharding as sharding_module
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import Sharding, State, make_sharding
 from das_jax.training.step import (
+    Recipe,
     TrainState,
     compile_sums,
     compile_train_step,
@@ -29,9 +43,10 @@ from das_jax.training.step import (
     init_state,
     make_train_step,
     places_of,
+    recipe,
 )
 
-Learned = tuple[list[dict[str, float]], Params]
+Run = tuple[list[dict[str, float]], Params]
 """The metrics of every step, and the parameters after the last."""
 
 
@@ -48,13 +63,14 @@ def learn(
     sharding: Sharding,
     accumulate: int = 1,
     steps: int = 2,
-) -> Learned:
+) -> Run:
     """A few steps, dropout on, in which every example is another one each time."""
     # Adam turns rounding noise around zero into steps unless epsilon is larger than the noise.
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.01), lambda step: 1e-2)
     params, rng = method.model.init(jax.random.key(0)), sharding.replicate(jax.random.key(3))
-    state = first_state(method, optimizer, sharding, params, memory, rng)
-    step = compile_train_step(method, optimizer, sharding, accumulate)
+    made = recipe(method, optimizer, accumulate=accumulate)
+    state = first_state(made, sharding, params, memory, rng)
+    step = compile_train_step(made, sharding)
     rows = []
     for _ in range(steps):
         before = state
@@ -73,7 +89,7 @@ def assert_in_its_place(state: TrainState, before: TrainState, sharding: Shardin
         assert old.is_deleted()
 
 
-def assert_same(actual: Learned, expected: Learned) -> None:
+def assert_same(actual: Run, expected: Run) -> None:
     """Losses to 1e-5, every parameter array to 1e-4 in norm: Adam makes of an element whose gradient is
     rounding noise as large a step as of any other.
     """
@@ -130,31 +146,48 @@ def test_gradients_travel_in_the_type_that_is_asked_for(
     model: MaskedLM, masking: Masking, batch: Batch
 ) -> None:
     """Each once: one sum over the devices, of all of them."""
-    method = Naive(model, masking, None, "data")
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.0), lambda step: 1e-2)
+    made = recipe(Naive(model, masking, None, "data"), optimizer)
     sharding = make_sharding(8, "optimizer", jnp.bfloat16)
 
     def step(params: Params) -> Any:
-        state = init_state(method, optimizer, params, (), jax.random.key(3))
-        return make_train_step(method, optimizer, sharding)(state, batch)
+        state = init_state(made, params, (), jax.random.key(3))
+        return make_train_step(made, sharding)(state, batch)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    text = str(jax.make_jaxpr(step)(shapes))
-    scattered = [line for line in text.splitlines() if "= reduce_scatter[" in line]
+    scattered = [
+        equation.invars[0].aval
+        for equation in equations(jax.make_jaxpr(step)(shapes).jaxpr)
+        if equation.primitive.name == "reduce_scatter"
+    ]
     split = [x for x in jax.tree.leaves(shapes) if sharding.split_axis(x.shape) is not None]
-    assert len(scattered) == len(split) > 10
-    assert all("bf16[" in line.split("=")[0] for line in scattered)
+    assert len(split) > 10
+    assert sum(x.size for x in scattered) == sum(x.size for x in split)
+    assert {x.dtype for x in scattered} == {jnp.dtype(jnp.bfloat16)}
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All that a program does, what its inner programs do included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def vector(values: np.ndarray) -> Params:
+    """One array, under the name of a parameter that is no matrix."""
+    return {"lm_head": {"bias": values.astype(np.float32)}}
 
 
 class Penalised(Method):
     """The indices of the batch times |w|^2, and a penalty that is the same on every device."""
 
     def loss(
-        self, params: Params, memory: Any, batch: Batch, rng: jax.Array
+        self, net: Net, memory: Any, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
-        squares = optax.tree.norm(params, squared=True)
+        squares = optax.tree.norm(net.params, squared=True)
         data = global_sum(jnp.sum(batch.index.astype(jnp.float32)) * squares, self.axis_name)
-        penalty = optax.tree.norm(optax.tree.sub(params, memory), squared=True)
+        penalty = optax.tree.norm(optax.tree.sub(net.params, memory), squared=True)
         if self.settings == "counted once":
             penalty = global_mean(penalty, self.axis_name)
         return data + penalty, {"data": data}
@@ -169,10 +202,11 @@ def test_a_penalty_on_the_parameters_counts_once(
             Optimizer(optax.identity(), lambda step: 1.0),
             make_sharding(devices, state),
         )
-        params, memory = {"w": jnp.arange(16.0)}, {"w": jnp.ones(16)}
+        params, memory = vector(np.arange(16)), vector(np.ones(16))
         rng = sharding.replicate(jax.random.key(3))
-        start = first_state(method, optimizer, sharding, params, memory, rng)
-        step = compile_train_step(method, optimizer, sharding)
+        made = recipe(method, optimizer)
+        start = first_state(made, sharding, params, memory, rng)
+        step = compile_train_step(made, sharding)
         return float(step(start, sharding.shard_batch(batch))[1]["gradient_norm"])
 
     w = np.arange(16)
@@ -200,12 +234,12 @@ def test_the_method_of_the_readme_is_taken_on_any_mesh(
     monkeypatch.setattr(method_settings, "L2Settings", of_settings["L2Settings"], raising=False)
     names = execute("class L2(Method)", of_settings)
     method = names["L2"](model, masking, names["L2Settings"](), "data")
-    optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 1e-3)
+    made = recipe(method, Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 1e-3))
 
     def step(params: Params) -> Any:
-        memory = method.before_domain(params, method.init(params), None)
-        state = init_state(method, optimizer, params, memory, jax.random.key(3))
-        return make_train_step(method, optimizer, make_sharding(8, "parameters"))(state, batch)
+        began = method.begin(Learned(params, method.init(params)), None)
+        state = init_state(made, began.params, began.memory, jax.random.key(3))
+        return make_train_step(made, make_sharding(8, "parameters"))(state, batch)
 
     _, metrics = jax.eval_shape(step, jax.eval_shape(model.init, jax.random.key(0)))
     assert {"loss", "masked_lm", "distance"} <= metrics.keys()
@@ -239,9 +273,9 @@ class Quadratic(Method):
     """|w|^2 in place of a language model."""
 
     def loss(
-        self, params: Params, memory: Any, batch: Batch, rng: jax.Array
+        self, net: Net, memory: Any, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
-        loss = jnp.sum(jnp.square(params["w"]))
+        loss = jnp.sum(jnp.square(net.params["w"]))
         return loss, {"square": loss}
 
     def observe(self, memory: Any, trace: UpdateTrace) -> Metrics:
@@ -249,14 +283,12 @@ class Quadratic(Method):
 
 
 def test_what_a_step_changes_and_tells(model: MaskedLM, masking: Masking, batch: Batch) -> None:
-    method = Quadratic(model, masking, None)
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 0.25 * step)
+    made = recipe(Quadratic(model, masking, None), optimizer)
     key = jax.random.key(3)
-    state = init_state(method, optimizer, {"w": jnp.array([3.0, -4.0])}, (), key)
+    state = init_state(made, {"w": jnp.array([3.0, -4.0])}, (), key)
     assert int(state.step) == 0
-    new, metrics = jax.jit(make_train_step(method, optimizer))(
-        state._replace(step=jnp.int32(2)), batch
-    )
+    new, metrics = jax.jit(make_train_step(made))(state._replace(step=jnp.int32(2)), batch)
     assert int(new.step) == 3
     assert new.rng == key
     # The first movement of Adam is the sign of the gradient.
@@ -272,3 +304,84 @@ def test_what_a_step_changes_and_tells(model: MaskedLM, masking: Masking, batch:
         },
         rel=1e-5,
     )
+
+
+def test_what_is_not_trained_stays_to_the_bit_and_has_no_optimizer_state(
+    model: MaskedLM, params: Params, masking: Masking, batch: Batch
+) -> None:
+    """Though what lives in parts travels rounded."""
+    sharding = make_sharding(8, "parameters", jnp.bfloat16)
+    optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.1), lambda step: 1e-2)
+    plan = Plan(model, trains=((".*/bias", True), (".*", False)))
+    made = Recipe(Penalised(model, masking, "counted once", "data"), plan, optimizer)
+    rng = sharding.replicate(jax.random.key(3))
+    state = first_state(made, sharding, params, optax.tree.ones_like(params), rng)
+    biases = [path for path in parameter_paths(params) if path.endswith("/bias")]
+    assert 5 < len(biases) < len(parameter_paths(params))
+    for moment in (state.opt_state.adamw[0].mu, state.opt_state.adamw[0].nu):
+        assert parameter_paths(moment) == biases
+    step = compile_train_step(made, sharding)
+    for _ in range(2):
+        state, _ = step(state, sharding.shard_batch(batch))
+    for path, new, old in zip(
+        parameter_paths(params),
+        *map(jax.tree.leaves, (sharding.fetch(state.params), jax.device_get(params))),
+        strict=True,
+    ):
+        assert np.array_equal(new, old) == (path not in biases), path
+
+
+class Taught(Method):
+    """w times what a teacher says; its gradient is scaled by an array that lives in parts."""
+
+    def loss(
+        self, net: Net, memory: Any, batch: Batch, moment: Moment
+    ) -> tuple[jax.Array, Metrics]:
+        assert memory["scale"].tree["lm_head"]["bias"].shape == (2,), "this device's part"
+        w, teacher = (x["lm_head"]["bias"] for x in (net.params, memory["teacher"].tree))
+        loss = global_sum(jnp.sum(batch.weight) * jnp.sum(w * teacher), "data")
+        return loss / 8, {"last of the teacher": global_mean(teacher[-1], "data")}
+
+    def transforms(self, memory: Any, moment: Moment) -> Transforms:
+        scale = memory["scale"].tree
+        return Transforms(
+            gradient=optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scale))
+        )
+
+
+def test_split_memory_lives_in_parts_and_a_teacher_arrives_whole(
+    model: MaskedLM, masking: Masking, batch: Batch
+) -> None:
+    sharding = make_sharding(8, "optimizer")
+    made = recipe(
+        Taught(model, masking, None, "data"), Optimizer(optax.identity(), lambda step: 1.0)
+    )
+    params, teacher, scale = np.arange(16), np.arange(16)[::-1] + 3, np.arange(16) + 1
+    memory = {"teacher": Split(vector(teacher), whole=True), "scale": Split(vector(scale))}
+    rng = sharding.replicate(jax.random.key(3))
+    state = first_state(made, sharding, vector(params), memory, rng)
+    state, metrics = compile_train_step(made, sharding)(state, sharding.shard_batch(batch))
+    assert float(metrics["last of the teacher"]) == 3
+    np.testing.assert_allclose(state.params["lm_head"]["bias"], params - teacher * scale, rtol=1e-6)
+    for name, before in (("teacher", teacher), ("scale", scale)):
+        after = state.memory[name].tree["lm_head"]["bias"]
+        assert {shard.data.shape for shard in after.addressable_shards} == {(2,)}
+        np.testing.assert_array_equal(after, before)
+    assert state.memory["teacher"].whole
+    assert not state.memory["scale"].whole
+
+
+def test_sums_may_stay_in_parts(params: Params, batch: Batch) -> None:
+    def sums(params: Params, batch: Batch, rng: jax.Array) -> Params:
+        rows = jnp.sum(batch.weight * batch.index.astype(jnp.float32))
+        return jax.tree.map(lambda x: rows * x, params)
+
+    sharding = make_sharding(8, "optimizer", jnp.bfloat16)
+    place = sharding.put("params", params), sharding.shard_batch(batch), jax.random.key(0)
+    whole, parts = (compile_sums(sums, sharding, split)(*place) for split in (False, True))
+    for all_of_it, part, place in zip(
+        *map(jax.tree.leaves, (whole, parts, sharding.specs("opt_state", params))), strict=True
+    ):
+        np.testing.assert_allclose(part, all_of_it, rtol=1e-6)
+        shard = part.addressable_shards[0].data
+        assert shard.size * (8 if place else 1) == all_of_it.size
