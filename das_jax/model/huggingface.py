@@ -21,7 +21,7 @@ from das_jax.model.huggingface_weights import (
     to_classifier_tensors,
     to_tensors,
 )
-from das_jax.model.safetensors_files import INDEX_FILE, conversion_command
+from das_jax.model.safetensors_files import INDEX_FILE, SINGLE_FILE, conversion_command
 from das_jax.model.tokenizer import (
     load_tokenizer,
     tokenizer_notes,
@@ -177,9 +177,18 @@ def export_classifier(
 
 
 def write_weights(
-    directory: Path, tensors: dict[str, np.ndarray], max_shard_size: int | str = "5GB"
+    directory: Path,
+    tensors: dict[str, np.ndarray],
+    max_shard_size: int | str = "5GB",
+    file: str = SINGLE_FILE,
 ) -> None:
     """Writes model.safetensors, or several files and their index, in float32.
+
+    Args:
+      directory: where.
+      tensors: by name.
+      max_shard_size: bytes of one file.
+      file: another name for the file.
 
     Raises:
       UserError: a tensor holds NaN or infinity, which nothing could read.
@@ -194,7 +203,7 @@ def write_weights(
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
+        filename_pattern=file.replace(".", "{suffix}."),
         max_shard_size=max_shard_size,
     )
     for file, names in split.filename_to_tensors.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from das_jax.errors import UserError
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
 from das_jax.model.dense import product
@@ -29,6 +30,10 @@ class Adapter(Graft):
 
     SITES = ("attention", "feed_forward")
     ACTIVATION = "gelu"
+
+    def check(self, architecture: Architecture) -> None:
+        if self.bottleneck < 1:
+            raise UserError(f"a bottleneck of {self.bottleneck} features is none; give at least 1")
 
     def init(self, architecture: Architecture, key: jax.Array, base: Params) -> Params:
         layers, wide, narrow = architecture.num_layers, architecture.hidden_size, self.bottleneck

@@ -28,7 +28,7 @@ class Blocks(Graft):
 
     def check(self, architecture: Architecture) -> None:
         layers = architecture.num_layers
-        if layers % self.every:
+        if self.every < 1 or layers % self.every:
             fitting = [str(k) for k in range(1, layers + 1) if layers % k == 0]
             raise UserError(
                 f"a block after every {self.every} layers does not fit a model of {layers}; "

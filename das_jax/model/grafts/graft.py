@@ -1,6 +1,7 @@
 """What a method puts into a model beside the pretrained weights: parameters of its own, at named sites."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from das_jax.model.leaves import Leaves
 Params = dict[str, Any]
 
 
+@dataclass(frozen=True)
 class Graft:
     """What every graft can do; a subclass is a frozen dataclass that overrides what it does otherwise.
 
@@ -26,12 +28,12 @@ class Graft:
 
     *Between the layers*, if `every` is a number: the parameters are [L / every, ...], and `block` comes after
     every so many layers.
-
-    Attributes:
-      every: None, or after how many layers a block stands.
     """
 
-    every: int | None = None
+    @property
+    def every(self) -> int | None:
+        """None, or after how many layers a block stands."""
+        return None
 
     def check(self, architecture: Architecture) -> None:
         """Raises UserError if a model of this architecture cannot take the graft."""

@@ -1,0 +1,112 @@
+"""Grafts as directories beside their base model: in peft's or the adapters library's format where one fits.
+
+Such a directory says which base it belongs to, and its README has a function that loads it. What a plain
+model can express may be merged and exported as one instead, see `Graft.merged`.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from das_jax.errors import UserError, shown
+from das_jax.files import read_json, replacing, write_json
+from das_jax.model.architecture import Architecture
+from das_jax.model.grafts import adapter_files, blocks_files, lora_files
+from das_jax.model.grafts.adapter import Adapter
+from das_jax.model.grafts.blocks import Blocks
+from das_jax.model.grafts.files import ABOUT_FILE, Base
+from das_jax.model.grafts.graft import Graft, Params
+from das_jax.model.grafts.lora import LoRA
+
+KINDS: dict[str, tuple[type[Graft], Any]] = {
+    "adapter": (Adapter, adapter_files),
+    "blocks": (Blocks, blocks_files),
+    "lora": (LoRA, lora_files),
+}
+"""Every kind, and the module with its `write` and `read`."""
+
+
+class _About(TypedDict):
+    graft: str
+    base: str
+    base_hash: str
+    settings: dict[str, Any]
+
+
+_ABOUT = TypeAdapter(_About)
+
+
+def write(
+    directory: Path, graft: Graft, params: Params, base: Base, architecture: Architecture
+) -> None:
+    """Writes a graft, the whole directory or nothing.
+
+    Args:
+      directory: replaced if it exists.
+      graft: its settings.
+      params: of the whole model; what the graft's method trains in the model itself is written, too.
+      base: what it belongs to.
+      architecture: of the base.
+
+    Raises:
+      UserError: the directory cannot be written, or a number is not finite.
+    """
+    kind, files = next(
+        (kind, files) for kind, (each, files) in KINDS.items() if type(graft) is each
+    )
+    with replacing(Path(directory)) as temporary:
+        temporary.mkdir()
+        files.write(temporary, graft, params, base, architecture)
+        about = {"graft": kind, "base": base.name, "base_hash": base.weights_hash}
+        write_json(temporary / ABOUT_FILE, {**about, "settings": asdict(graft)})
+
+
+def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft, Params]:
+    """Reads a graft that `write` wrote, or a LoRA adapter of peft's, which does not say its base's weights.
+
+    Args:
+      directory: what was written.
+      base: what it is to be put on.
+      architecture: of the base.
+
+    Returns:
+      The graft and what to put over the base's parameters: `graft`, and those of its own that it changes,
+      NumPy float32; see `over`.
+
+    Raises:
+      UserError: there is none, something is missing or damaged, or it belongs to another base.
+    """
+    directory = Path(directory)
+    about_file = directory / ABOUT_FILE
+    if not about_file.is_file():
+        if not (directory / lora_files.CONFIG_FILE).is_file():
+            raise UserError(
+                f"{directory} has neither {ABOUT_FILE} nor {lora_files.CONFIG_FILE}; name the directory of a "
+                "graft"
+            )
+        return lora_files.read(directory, {}, architecture)
+    about = read_json(about_file, _ABOUT, "export the graft again")
+    if about["graft"] not in KINDS:
+        raise UserError(
+            f"{about_file}: graft is {shown(about['graft'])}, where {', '.join(KINDS)} are known; it is of "
+            "another version of das_jax"
+        )
+    if about["base_hash"] != base.weights_hash:
+        raise UserError(
+            f"{directory} was trained on {shown(about['base'])}, and the weights of {shown(base.name)} are "
+            "others; give the base that it belongs to"
+        )
+    _, files = KINDS[about["graft"]]
+    return files.read(directory, about["settings"], architecture)
+
+
+def over(params: Params, changes: Params) -> Params:
+    """The parameters with those changed that `changes` has; trees, the latter with some of the branches."""
+    merged = dict(params)
+    for name, value in changes.items():
+        inner = isinstance(value, dict) and name in params
+        merged[name] = over(params[name], value) if inner else value
+    return merged
