@@ -148,10 +148,7 @@ class Run:
 
         def lower() -> jax.stages.Lowered:
             step = compile_train_step(recipe, self.sharding)
-            batch = self.batch(batch_size, recipe.accumulate)
-            if recipe.plan.kept_rows and learning.kept:
-                batch = batch._replace(extra=self._extra(learning))
-            return _jitted(step).lower(self.state(learning), batch)
+            return _jitted(step).lower(self.state(learning), self.stage_batch(learning))
 
         flops = train_step_flops(recipe, batch_size, length)
         return Program(learning.name, learning.stage.steps, batch_size, flops, 0, lower)
@@ -173,6 +170,13 @@ class Run:
             batches = -(-wanted.examples // batch_size)
             flops = batch_size * wanted.function.flops(length)
             yield Program(wanted.function.name, batches, batch_size, flops, resident, lower)
+
+    def stage_batch(self, learning: Learning) -> Batch:
+        """The shapes and places of a batch of a stage."""
+        batch = self.batch(self.config.training.batch_size, learning.recipe.accumulate)
+        if learning.recipe.plan.kept_rows and learning.kept:
+            return batch._replace(extra=self._extra(learning))
+        return batch
 
     def _extra(self, learning: Learning) -> dict[str, jax.Array]:
         """The shapes and places of the kept rows that come beside a batch."""

@@ -1,6 +1,6 @@
 """Whether a method learns the same on one device and on several: for the tests of whoever writes one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.accumulate import accumulate
 from das_jax.training.optimizer import Optimizer
-from das_jax.training.sharding import Sharding, make_sharding
+from das_jax.training.sharding import Sharding, State, make_sharding
 from das_jax.training.step import Recipe, compile_train_step, first_state
 
 TOLERANCE = 1e-3
@@ -27,12 +27,15 @@ ROWS, LENGTH = 8, 16
 
 
 def check_method(
-    method_class: Callable[[MaskedLM, Masking, Any, str], Method], settings: Any, devices: int = 2
+    method_class: Callable[[MaskedLM, Masking, Any, str], Method],
+    settings: Any,
+    devices: int = 2,
+    state: State = "replicated",
 ) -> None:
     """Raises AssertionError unless a method does the same on one device and on several.
 
-    It prepares for a domain, takes one step on eight texts with a model of two layers, and ends the domain.
-    What must be equal: the memory before and after, every part of the loss, every number that `observe`
+    It learns two domains with a model of two layers: prepares for one, takes one step on eight texts, and
+    ends it. What must be equal: the memory before and after, every part of the loss, every number that `observe`
     gives, and the gradients of all parameters, after the method's own transformations. In pytest, with
     `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
 
@@ -43,6 +46,7 @@ def check_method(
       method_class: the method.
       settings: its settings.
       devices: how many there are to be in the second try.
+      state: what each of them holds only a part of, as `mesh.state`.
 
     Raises:
       AssertionError: something differs; the sentence says what.
@@ -50,7 +54,7 @@ def check_method(
       UserError: there are fewer devices.
     """
     one, several = (
-        _learned(method_class, settings, make_sharding(count)) for count in (1, devices)
+        _learned(method_class, settings, make_sharding(count, state)) for count in (1, devices)
     )
     for part, expected in one.items():
         actual = several[part]
@@ -83,53 +87,77 @@ def _check_equal(name: str, actual: np.ndarray, expected: np.ndarray, devices: i
 def _learned(
     method_class: Callable[[MaskedLM, Masking, Any, str], Method], settings: Any, sharding: Sharding
 ) -> dict[str, Any]:
-    """One step of one domain, and all that came of it."""
+    """One step of each of two domains, and all that came of it."""
     model = MaskedLM(_ARCHITECTURE)
     masking = Masking(
         mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=_ARCHITECTURE.vocab_size
     )
     method = method_class(model, masking, settings, sharding.batch)
     method.check()
-    params = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
-    domain = _Domain(sharding.replicate(jax.random.key(1)), sharding, method)
-    plan = method.plan(Place(0, (domain.name,), (domain.count,)))
-    began = method.begin(Learned(params, method.init(params)), domain)
+    base = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
+    learned, found = Learned(base, method.init(base)), dict[str, Any]()
+    for index, where in enumerate(("", "in the second domain, ")):
+        domain = _Domain(sharding, method, base, index, kept=_count(learned.kept))
+        if domain.plan.start == "base":
+            learned = learned._replace(params=base)
+        began, ended, step = _learn(domain, learned)
+        found |= {f"{where}{name}": value for name, value in step.items()}
+        found[f"{where}the memory after begin:"] = sharding.fetch(began.memory)
+        found[f"{where}the memory after end:"] = sharding.fetch(ended.memory)
+        found[f"{where}the parameters after end:"] = sharding.fetch(ended.params)
+        learned = ended
+    return found
+
+
+def _learn(domain: "_Domain", learned: Learned) -> tuple[Learned, Learned, dict[str, Any]]:
+    """One step of one domain: what is there before it and after it, and what it says."""
+    sharding, method = domain.sharding, domain.method
+    began = method.begin(learned, domain)
     # The movement is the gradient, and no rounding noise is made large, as Adam makes it.
-    optimizer = Optimizer(optax.identity(), lambda step: 1.0)
+    recipe = Recipe(method, domain.plan, Optimizer(optax.identity(), lambda step: 1.0))
     rng = sharding.replicate(jax.random.key(2))
-    recipe = Recipe(method, plan, optimizer)
-    state = first_state(recipe, sharding, began.params, began.memory, rng)
+    state = first_state(recipe, sharding, began.params, began.memory, rng, domain.index)
     step = compile_train_step(recipe, sharding)
+    batch = _rows(0)
+    if rows := domain.plan.kept_rows and _count(began.kept):
+        extra: dict[str, Any] = {
+            name: array[:rows] for name, array in began.kept.items() if name != "key"
+        }
+        extra["index"] = np.arange(rows, dtype=np.uint32)
+        batch = batch._replace(extra=extra)
     before = sharding.fetch(state.params)
-    state, metrics = step(state, sharding.shard_batch(_rows(0)))
+    state, metrics = step(state, sharding.shard_batch(batch))
     moved = jax.tree.map(lambda new, old: new - old, sharding.fetch(state.params), before)
     memory: Memory = sharding.fetch_whole(state.memory)
     ended = method.end(Learned(state.params, memory, began.kept), domain)
-    return {
-        "the memory after begin:": sharding.fetch(began.memory),
-        "the step's": sharding.fetch(metrics),
-        "the gradient of": moved,
-        "the memory after end:": sharding.fetch(ended.memory),
-        "the parameters after end:": sharding.fetch(ended.params),
-    }
+    return began, ended, {"the step's": sharding.fetch(metrics), "the gradient of": moved}
+
+
+def _count(kept: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(kept.values()), ()))
 
 
 @dataclass(frozen=True)
 class _Domain:
     """A domain of sixteen texts."""
 
-    rng: jax.Array
     sharding: Sharding
     method: Method
+    params: Params
     index: int = 0
     name: str = "check"
     directory: Path | None = None
     count: int = 2 * ROWS
     domains: tuple[tuple[str, ...], ...] = ()
+    kept: int = 0
+
+    @property
+    def rng(self) -> jax.Array:
+        return self.sharding.replicate(jax.random.key(1 + self.index))
 
     @property
     def plan(self) -> Plan:
-        return self.method.plan(Place(0, (self.name,), (self.count,)))
+        return self.method.plan(Place(self.index, (self.name,), (self.count,), self.kept))
 
     @property
     def history(self) -> Any:
@@ -140,8 +168,7 @@ class _Domain:
         return self
 
     def base(self) -> Net:
-        params = jax.jit(self.method.model.init)(jax.random.key(0))
-        return Net(self.method.model, self.sharding.put("params", params))
+        return Net(self.method.model, self.params)
 
     def net(self, stage: int) -> Net:
         return self.base()

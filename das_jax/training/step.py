@@ -173,7 +173,7 @@ def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainSt
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if sharding is None:
-            (loss, parts), gradients = _loss_and_gradients(recipe, state, batch)
+            (loss, parts), gradients = loss_and_gradients(recipe, state, batch)
         else:
             (loss, parts), gradients = _sharded(recipe, sharding, state)(state, batch)
         trained, frozen = partition(state.params, plan.trains)
@@ -204,7 +204,7 @@ def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainSt
     return train_step
 
 
-def _loss_and_gradients(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGradients:
+def loss_and_gradients(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGradients:
     """Of the trained parameters; the mean over micro-batches, if there are several."""
     if recipe.accumulate > 1:
         return _accumulated(recipe, state, batch)
@@ -275,7 +275,7 @@ def _sharded(
             memory=whole_memory(state.memory, specs.memory, sharding),
             policies=whole_memory(state.policies, specs.policies, sharding),
         )
-        value, gradients = _loss_and_gradients(recipe, state, batch)
+        value, gradients = loss_and_gradients(recipe, state, batch)
         return value, summed_gradients(gradients, gradient_specs, sharding)
 
     mapped = jax.shard_map(

@@ -1,0 +1,150 @@
+"""What every method must do: resume to the same bits, learn the same on any mesh, cost what it says."""
+
+import dataclasses
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from das_jax.config.load import load_config
+from das_jax.config.schema import Config
+from das_jax.methods import settings
+from das_jax.methods.registry import METHODS
+from das_jax.planning.architectures import KNOWN
+from das_jax.planning.price import second_domain, usual_config
+from das_jax.planning.program import Run
+from das_jax.training import sharding as sharding_module
+from das_jax.training.console import Console
+from das_jax.training.flops import train_step_flops
+from das_jax.training.interruption import Interrupted, Interruption
+from das_jax.training.method_check import check_method
+from das_jax.training.pretrain import pretrain
+from das_jax.training.sharding import make_sharding
+from das_jax.training.step import loss_and_gradients
+from tests.project import Project
+
+SMALL: dict[str, dict[str, Any]] = {
+    "adapter": {"bottleneck": 4},
+    "block_expansion": {"every": 1},
+    "das": {"importance": {"examples": 24, "batch_size": 8}},
+    "ewc": {"examples": 16, "batch_size": 8},
+    "lora": {"r": 2},
+}
+"""Settings of those whose defaults are for large texts and models."""
+
+NAMES = [cls().name for cls in METHODS]
+
+
+def method_settings(name: str) -> Any:
+    (cls,) = (cls for cls in METHODS if cls().name == name)
+    values = {
+        key: settings.ImportanceSettings(**value) if isinstance(value, dict) else value
+        for key, value in SMALL.get(name, {}).items()
+    }
+    return cls(**values)
+
+
+def configured(project: Project, name: str, directory: Path) -> Config:
+    overrides = [f"--output_dir={directory}", f"--method={{name: {name}}}"]
+    config = load_config(project.config, overrides).config
+    return dataclasses.replace(config, method=method_settings(name))
+
+
+class StopsAfter(Interruption):
+    """Somebody asks the run to stop once so many steps are done."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+        super().__init__()
+
+    @property
+    def requested(self) -> signal.Signals | None:  # type: ignore[override]
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else None
+
+    @requested.setter
+    def requested(self, value: Any) -> None:
+        """Nobody else asks."""
+
+
+def run(config: Config, interruption: Interruption | None = None) -> None:
+    pretrain(config, Console(quiet=True), interruption or Interruption(), lambda path: None)
+
+
+def left(directory: Path) -> dict[str, bytes]:
+    """All files that tell what was learned."""
+    wanted = (*directory.rglob("huggingface/*"), directory / "scores.json")
+    return {str(path.relative_to(directory)): path.read_bytes() for path in wanted}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    project: Project, name: str, tmp_path: Path
+) -> None:
+    """Stopped twice: at a random step of the second domain, and once before."""
+    whole, parts = (configured(project, name, tmp_path / each) for each in ("whole", "parts"))
+    run(whole)
+    steps = whole.training.steps
+    moments = random.Random(name)
+    for at in (moments.randrange(steps), moments.randrange(steps)):
+        with pytest.raises(Interrupted):
+            run(parts, StopsAfter(at))
+    run(parts)
+    assert left(tmp_path / "parts") == left(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_the_same_on_several_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that can be split in parts, however small."""
+    monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
+    method = METHODS[type(method_settings(name))]
+    check_method(method, method_settings(name), devices=8, state="parameters")  # type: ignore[arg-type]
+
+
+WIDE = dataclasses.replace(
+    KNOWN["FacebookAI/roberta-base"],
+    num_layers=1,
+    vocab_size=2000,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
+"""So wide that products outweigh all else; of one layer, as XLA counts the body of a loop once."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_flops_are_those_that_xla_counts(name: str) -> None:
+    config = usual_config()
+    config = dataclasses.replace(
+        config,
+        method=method_settings(name),
+        data=dataclasses.replace(config.data, length=64),
+        training=dataclasses.replace(config.training, batch_size=2),
+    )
+    learning = second_domain(config, WIDE)
+    planned = Run(config, WIDE, make_sharding(1))
+    alone = dataclasses.replace(learning.recipe.method, axis_name=None)
+    recipe = dataclasses.replace(learning.recipe, method=alone)
+    batch = planned.stage_batch(learning)
+    gradients = jax.jit(lambda state, batch: loss_and_gradients(recipe, state, batch))
+    counted = gradients.lower(planned.state(learning), batch).cost_analysis()["flops"]
+    assert counted == pytest.approx(train_step_flops(recipe, 2, 64), rel=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_its_programs_can_be_planned(project: Project, name: str, tmp_path: Path) -> None:
+    """On eight devices with everything split; what it measures between domains included."""
+    config = configured(project, name, tmp_path)
+    planned = Run(config, KNOWN["demo:bert-tiny"], make_sharding(8, "parameters"))
+    names = []
+    for program in planned.programs():
+        assert program.flops > 0
+        assert program.runs > 0
+        program.lower()
+        names.append(program.name)
+    assert names[0] == "train step"
+    assert names[-1] == "warm-up step"
