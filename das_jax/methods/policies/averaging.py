@@ -51,7 +51,7 @@ def kept_axes(params: Params, per: Per, leaves: Leaves = LEAVES) -> Axes:
     """The axes along which weights differ.
 
     `element`: all of them. `tensor`: none within a layer. `unit`: one weight for every unit that owns the
-    parameter, every row of an embedding, every output of another projection; vectors keep all.
+    parameter, every row of an embedding, every output of another projection; all else keeps every axis.
 
     Args:
       params: the parameters, or anything shaped like them.
@@ -61,16 +61,17 @@ def kept_axes(params: Params, per: Per, leaves: Leaves = LEAVES) -> Axes:
     if per == "tensor":
         return layer_axes(params, leaves)
 
-    def of(leaf: Leaf) -> tuple[int, ...]:
-        axes = tuple(range(len(leaf.letters)))
+    def of(leaf: Leaf, rank: int) -> tuple[int, ...]:
+        axes = tuple(range(rank))
         stack, own = axes[: leaf.stacked], axes[leaf.stacked :]
-        if per == "element" or not leaf.matrix:
+        if per == "element" or not (leaf.axes and leaf.matrix):
             return axes
         if leaf.owner is not None:
             return leaf.owner.axes
         return stack + (axes[leaf.axes.index("->") :] if leaf.projects else own[:1])
 
-    return [of(leaf) for leaf in claimed(params, leaves)]
+    ranks = [leaf.ndim for leaf in jax.tree.leaves(params)]
+    return [of(leaf, rank) for leaf, rank in zip(claimed(params, leaves), ranks, strict=True)]
 
 
 def mean_along(tree: Params, axes: Axes) -> Params:

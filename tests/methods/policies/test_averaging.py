@@ -94,3 +94,11 @@ def test_weights_of_units_and_tensors(params: Params) -> None:
     layers, names = 2, parameter_paths(params)
     assert sizes["tensor"] == sum(layers if n.startswith("layers/") else 1 for n in names)
     assert sizes["tensor"] < sizes["unit"] < sizes["element"] / 5
+
+
+def test_what_a_method_adds_has_a_weight_for_every_element() -> None:
+    """The table of leaves knows no axes of it."""
+    weights = {"graft": {"down": {"kernel": jnp.arange(12.0).reshape(2, 3, 2)}}}
+    pers: tuple[Per, ...] = ("element", "unit")
+    for per in pers:
+        assert kept_axes(weights, per) == [(0, 1, 2)]
