@@ -87,7 +87,7 @@ class MaskedLM:
         # Without a graft in the model, what a method keeps under `graft` is the method's alone.
         parts, leaves = ["embeddings", "layers"], LEAVES
         if self.graft is not None:
-            parts, leaves = [*parts, "graft"], (*LEAVES, *self.graft.leaves())
+            parts, leaves = [*parts, "graft"], (*self.graft.leaves(), *LEAVES)
         cast = cast_matrices({part: params[part] for part in parts}, self.dtype, leaves)
         graft = cast.pop("graft", None)
         return self._encoder.apply(  # type: ignore[return-value]  # one output, no state

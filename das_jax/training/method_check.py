@@ -35,8 +35,8 @@ def check_method(
     """Raises AssertionError unless a method does the same on one device and on several.
 
     It learns two domains with a model of two layers: prepares for one, takes one step on eight texts, and
-    ends it. What must be equal: the memory before and after, every part of the loss, every number that `observe`
-    gives, and the gradients of all parameters, after the method's own transformations. In pytest, with
+    ends it. What must be equal: the memory before and after, every part of the loss, every number that
+    `observe` gives, and the gradients of all parameters, after the method's own transformations. In pytest, with
     `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
 
         def test_it_is_the_same_on_two_devices():
