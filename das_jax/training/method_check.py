@@ -36,8 +36,8 @@ def check_method(
 
     It learns two domains with a model of two layers: prepares for one, takes one step on eight texts, and
     ends it. What must be equal: the memory before and after, every part of the loss, every number that
-    `observe` gives, and the gradients of all parameters, after the method's own transformations. In pytest, with
-    `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
+    `observe` gives, and the gradients of all parameters, after the method's own transformations. In pytest,
+    with `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
 
         def test_it_is_the_same_on_two_devices():
             check_method(L2, L2Settings())

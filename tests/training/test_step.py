@@ -1,7 +1,6 @@
 """The train step does the same on every mesh, however its state is split."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -13,9 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods import settings as method_settings
 from das_jax.methods.contract import (
-    Learned,
     Memory,
     Method,
     Metrics,
@@ -217,32 +214,6 @@ def test_a_penalty_on_the_parameters_counts_once(
             assert norm == pytest.approx(expected, rel=1e-6)
     with pytest.raises(TypeError, match=r"Penalised.loss returns a 'loss' .* global_mean"):
         gradient_norm(8, "replicated", "by every device")
-
-
-def test_the_method_of_the_readme_is_taken_on_any_mesh(
-    model: MaskedLM, masking: Masking, batch: Batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in readme.split("```python\n")]
-
-    def execute(text: str, names: dict[str, Any]) -> dict[str, Any]:
-        (code,) = (block for block in blocks if text in block)
-        exec(compile(code, "README.md", "exec"), names)
-        return names
-
-    of_settings = execute("class L2Settings", dict(vars(method_settings)))
-    monkeypatch.setattr(method_settings, "L2Settings", of_settings["L2Settings"], raising=False)
-    names = execute("class L2(Method)", of_settings)
-    method = names["L2"](model, masking, names["L2Settings"](), "data")
-    made = recipe(method, Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 1e-3))
-
-    def step(params: Params) -> Any:
-        began = method.begin(Learned(params, method.init(params)), None)
-        state = init_state(made, began.params, began.memory, jax.random.key(3))
-        return make_train_step(made, make_sharding(8, "parameters"))(state, batch)
-
-    _, metrics = jax.eval_shape(step, jax.eval_shape(model.init, jax.random.key(0)))
-    assert {"loss", "masked_lm", "distance"} <= metrics.keys()
 
 
 @pytest.mark.slow
