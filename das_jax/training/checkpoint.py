@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from das_jax.errors import UserError
 from das_jax.model.units import parameter_paths
 from das_jax.training.distributed import on_every_host, on_first_host
 from das_jax.training.sharding import Sharding
@@ -109,10 +110,13 @@ class Checkpoints:
 
         Raises:
           DamagedError: it is not whole.
+          UserError: it was written by an earlier version.
         """
         restored, reason, cause = None, "another host could not read it", None
         try:
             restored = self._restore(step, like)
+        except UserError:
+            raise
         except Exception as error:  # Damaged bytes raise anything.
             reason, cause = (str(error).strip() or repr(error)).splitlines()[0][:160], error
         # A host reads its own part, and what one cannot read all must pass over.
@@ -125,6 +129,11 @@ class Checkpoints:
     def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
         items = ocp.args.Composite(info=ocp.args.JsonRestore())
         info = self._manager.restore(step, args=items)["info"]
+        if "shapes" not in info:
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} was written by an earlier version of das_jax, "
+                "from which this one cannot go on; use that version, or give a new --output_dir"
+            )
         shapes = jax.tree.map(self._placed, like(info))
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(

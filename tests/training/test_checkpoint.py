@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from das_jax.errors import UserError
 from das_jax.training import checkpoint
 from das_jax.training.checkpoint import Checkpoints, DamagedError, fingerprints
 from das_jax.training.sharding import make_sharding
@@ -213,3 +215,21 @@ def test_a_damaged_checkpoint_is_said_in_one_sentence(
     assert (printed, capfd.readouterr().err) == ([], "")
     sys.unraisablehook(SimpleNamespace(exc_value=ValueError("another")))  # type: ignore[arg-type]
     assert printed == ["another"], "nothing else is kept back"
+
+
+def test_an_earlier_versions_checkpoint_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left where it is: the version that wrote it can go on from it."""
+    write = ocp.args.JsonSave
+    monkeypatch.setattr(
+        ocp.args, "JsonSave", lambda info: write({k: v for k, v in info.items() if k != "shapes"})
+    )
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(1), {"phase": "training"})
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match="was written by an earlier version of das_jax"),
+    ):
+        checkpoints.restore_latest(like)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
