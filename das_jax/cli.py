@@ -224,6 +224,11 @@ def _parser() -> argparse.ArgumentParser:
         "source", type=_path, help="a run, a stage of it, or a stage's checkpoints/STEP"
     )
     sub.add_argument("target", type=_path, help="the directory to write")
+    sub.add_argument(
+        "--domain",
+        metavar="NAME",
+        help="the model that serves this domain after that checkpoint (default: what the stage left)",
+    )
     sub = add(
         plan,
         "Compiles a run for a TPU that need not be there: memory, FLOPs, and estimated times; with --sweep, "
@@ -418,7 +423,7 @@ def _show(runs: list[Path], directory: Path) -> None:
 def export(options: argparse.Namespace) -> None:
     from das_jax.training.export import export as run
 
-    run(options.source, options.target)
+    run(options.source, options.target, options.domain)
 
 
 def plan(options: argparse.Namespace) -> None:

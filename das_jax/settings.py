@@ -1,8 +1,9 @@
 """What every group of settings is: a frozen, typed dataclass that refuses unknown keys."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 import pydantic.dataclasses
@@ -49,6 +50,12 @@ Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$"), _no_longer_t
 LocalPath = Annotated[str, _refusing(unusable)]
 """A file or directory on this machine; `~` is the home directory."""
 
+READ = "read"
+"""Marks what is read: it must be there before anything begins."""
+
+InputPath = Annotated[LocalPath, READ]
+"""A file or directory on this machine that is read."""
+
 AnyPath = Annotated[str, _refusing(partial(unusable, buckets=True))]
 """The same, or in a bucket."""
 
@@ -65,6 +72,19 @@ BatchSize = Annotated[PositiveInt, _at_most(2**20)]
 
 Seed = Annotated[NonNegativeInt, _at_most(2**63 - 1)]
 """What random keys are made of; JAX takes 64 bits with a sign, and uses the lower 32."""
+
+
+def read_by(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted keys of all `InputPath`s that are set in a group of settings and the groups in it."""
+    hints = get_type_hints(type(group), include_extras=True)
+    for field in dataclasses.fields(group):
+        value, hint = getattr(group, field.name), hints[field.name]
+        if dataclasses.is_dataclass(value):
+            yield from read_by(value, f"{prefix}{field.name}.")
+        elif isinstance(value, str) and any(
+            READ in getattr(each, "__metadata__", ()) for each in (hint, *get_args(hint))
+        ):
+            yield f"{prefix}{field.name}", value
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.errors import UserError
-from das_jax.methods.settings import DASSettings
+from das_jax.settings import read_by
 
 
 def check(config: Config, origin: Callable[[str], str]) -> None:
@@ -17,17 +17,16 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
     Raises:
       UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
-        a domain that is not learned, a schedule with another's options or longer than a domain, or an
-        initial importance map that does not exist.
+        a domain that is not learned, a schedule with another's options or longer than a domain, or a
+        file of the method's that does not exist.
     """
     _check_seeds(config, origin)
     _check_domains(config, origin)
     _check_tasks(config, origin)
     _check_schedule(config.training, origin)
-    if isinstance(config.method, DASSettings) and config.method.importance.initial is not None:
-        path = Path(config.method.importance.initial).expanduser()
+    for key, file in read_by(config.method, "method."):
+        path = Path(file).expanduser()
         if not path.exists():
-            key = "method.importance.initial"
             raise UserError(f"{origin(key)}: {key} is {path}, which does not exist.")
 
 

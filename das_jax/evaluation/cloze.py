@@ -1,6 +1,7 @@
 """Precision of a masked LM on cloze facts."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 
 from das_jax.data.batches import whole_batches
 from das_jax.data.cloze import Facts
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.methods.contract import Mixture, Net, mixed
+from das_jax.model.masked_lm import MaskedLM
+from das_jax.objectives.mixture import mixture_log_probabilities
 from das_jax.training.metrics import NotFiniteError
 from das_jax.training.sharding import Sharding
 
@@ -16,23 +19,26 @@ BATCH_SIZE = 64
 """Facts at a time, before rounding up to the number of devices."""
 
 
-def precision(model: MaskedLM, params: Params, facts: Facts, sharding: Sharding) -> float:
-    """Precision at 1: the share of the facts whose blank the model fills with the answer.
+def precision(served: Net | Mixture, facts: Facts, sharding: Sharding) -> float:
+    """Precision at 1: the share of the facts whose blank is filled with the answer.
 
     Args:
-      model: a masked LM.
-      params: its parameters.
+      served: a masked LM, or a mixture, which fills in what is most likely by its mixed probabilities.
       facts: N sentences.
       sharding: the devices.
 
     Raises:
       NotFiniteError: a logit is infinite or NaN.
     """
+    nets, shares = mixed(served)
+    models = tuple(net.model for net in nets)
+    each = tuple((net.params, net.gates) for net in nets)
     count = len(facts.answer_N)
     batch_size = sharding.round_up(min(BATCH_SIZE, count))
     places_NxB = whole_batches(count, batch_size) % count
     rows = facts.tokens_NxT[places_NxB], facts.position_N[places_NxB]
-    filled = _fill(model, sharding, sharding.replicate(params), *sharding.replicate(rows))
+    shares_E = np.asarray(shares, np.float32)
+    filled = _fill(models, sharding, *sharding.replicate((each, shares_E, *rows)))
     filled_N = sharding.fetch(filled).reshape(-1)[:count]
     if (filled_N < 0).any():
         raise NotFiniteError(
@@ -44,19 +50,28 @@ def precision(model: MaskedLM, params: Params, facts: Facts, sharding: Sharding)
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fill(
-    model: MaskedLM,
+    models: tuple[MaskedLM, ...],
     sharding: Sharding,
-    params: Params,
+    each: tuple[Any, ...],
+    shares_E: jax.Array,
     tokens_NxBxT: jax.Array,
     position_NxB: jax.Array,
 ) -> jax.Array:
     """The most likely token at every blank, [N, B]; -1 where a logit is not finite."""
 
+    def logits(net: Net, tokens_BxT: jax.Array, position_B: jax.Array) -> jax.Array:
+        hidden_BxTxD = net.encode(tokens_BxT, net.model.mask(tokens_BxT))
+        return net.logits(hidden_BxTxD, position_B[:, None])[:, 0]
+
     def fill(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens_BxT, position_B = jax.lax.with_sharding_constraint(rows, sharding.by_example)
-        hidden_BxTxD = model.encode(params, tokens_BxT, model.mask(tokens_BxT))
-        logits_Bx1xV = model.logits(params, hidden_BxTxD, position_B[:, None])
-        finite_B = jnp.isfinite(logits_Bx1xV[:, 0]).all(axis=-1)
-        return jnp.where(finite_B, jnp.argmax(logits_Bx1xV[:, 0], axis=-1), -1)
+        rows = jax.lax.with_sharding_constraint(rows, sharding.by_example)
+        nets = [Net(model, *parts) for model, parts in zip(models, each, strict=True)]
+        logits_ExBxV = [logits(net, *rows) for net in nets]
+        finite_B = jnp.isfinite(jnp.stack(logits_ExBxV)).all(axis=(0, -1))
+        logits_BxV = logits_ExBxV[0]
+        if len(nets) > 1:
+            log_probabilities_ExBxV = jax.nn.log_softmax(jnp.stack(logits_ExBxV))
+            logits_BxV = mixture_log_probabilities(log_probabilities_ExBxV, shares_E)
+        return jnp.where(finite_B, jnp.argmax(logits_BxV, axis=-1), -1)
 
     return jax.lax.map(fill, (tokens_NxBxT, position_NxB))

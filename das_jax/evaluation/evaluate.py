@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from das_jax.config.schema import Config, EvaluationSettings
+from das_jax.data.batches import Chunks
 from das_jax.data.cloze import Facts, load_facts
 from das_jax.data.settings import ClozeSettings, TaskSettings
 from das_jax.data.tasks import Task, load_task
@@ -23,16 +24,20 @@ from das_jax.evaluation.cloze import precision
 from das_jax.evaluation.finetune import Finetuned, finetune
 from das_jax.evaluation.scores import Evaluation, runs_of
 from das_jax.files import sweep
+from das_jax.methods.contract import Mixture, Net, mixed
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
-from das_jax.model.huggingface import Checkpoint
+from das_jax.model.grafts.files import Base
+from das_jax.model.huggingface_grafts import is_graft
+from das_jax.model.plain import plain_params
 from das_jax.model.tokenizer_fit import leaves_out_types
 from das_jax.outputs import check_free, creating
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
-from das_jax.training.results import BASE
-from das_jax.training.run_directory import AGAIN, RunDirectory
+from das_jax.training.run_directory import BASE, RunDirectory
+from das_jax.training.serving import RunHistory, grafted, view
 from das_jax.training.sharding import check_divisible
+from das_jax.training.stages import Stage, stages_of
 from das_jax.training.workspace import Workspace, open_workspace
 
 
@@ -64,19 +69,17 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
             RunEvaluation(workspace, run, rows).measure_all()
 
 
-def rows_of(run: RunDirectory, config: Config) -> dict[str, Path | None]:
-    """The models to measure, and where they are: the base model, which is not in the run, and every
-    finished stage.
+def rows_of(run: RunDirectory, config: Config) -> dict[str, Stage | None]:
+    """When to measure: before anything was learned, and after every finished stage.
 
     Raises:
       UserError: no stage is finished.
     """
-    names = [config.general.name] if config.general is not None else []
-    stages = [(0, name) for name in names] + [
-        (number, domain.name) for number, domain in enumerate(config.domains, 1)
-    ]
-    found = {name: run.stage(number, name) / "huggingface" for number, name in stages}
-    finished = {name: path for name, path in found.items() if path.is_dir()}
+    finished = {
+        stage.name: stage
+        for stage in stages_of(config)
+        if (run.stage(stage.number, stage.name) / "huggingface").is_dir()
+    }
     if not finished:
         raise UserError(
             f"{run.path} has no finished stage yet; run das-jax pretrain first, then evaluate it"
@@ -109,13 +112,17 @@ class Column:
       kind: `tasks` or `cloze`.
       name: of the task or of the set of facts.
       about: what is written beside the scores; its `key` is a hash of all that they depend on but the model.
-      measure: the scores of a model.
+      measure: the scores of whoever serves it.
+      domain: whose knowledge it asks for, if it is a domain's.
+      text: its own text without its answers, to find out who serves it.
     """
 
     kind: str
     name: str
     about: dict[str, Any]
-    measure: Callable[[Checkpoint], dict[str, Any]]
+    measure: Callable[[Mixture], dict[str, Any]]
+    domain: str | None
+    text: Chunks
 
 
 def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[Column]:
@@ -174,8 +181,8 @@ def check_inputs(workspace: Workspace) -> None:
 
 
 def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, Any]) -> Column:
-    def measure(checkpoint: Checkpoint) -> dict[str, Any]:
-        result = finetune_checkpoint(workspace, checkpoint, task, seeds)
+    def measure(served: Mixture) -> dict[str, Any]:
+        result = finetune_checkpoint(workspace, served.best, task, seeds)
         names = result.scores[0]
         scores = {name: [seed[name] for seed in result.scores] for name in names}
         return {"seeds": list(range(seeds)), "scores": scores}
@@ -188,21 +195,20 @@ def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, 
         "classes": list(task.classes),
         "baselines": known["baselines"] if known.get("key") == key else baselines(task),
     }
-    return Column("tasks", task.settings.name, about, measure)
+    text = Rows(task.train.tokens_NxT)
+    return Column("tasks", task.settings.name, about, measure, task.settings.domain, text)
 
 
-def finetune_checkpoint(
-    workspace: Workspace, checkpoint: Checkpoint, task: Task, seeds: int
-) -> Finetuned:
+def finetune_checkpoint(workspace: Workspace, net: Net, task: Task, seeds: int) -> Finetuned:
     """Trains and tests the classifiers of one task on one model, and shows how far they are."""
     # Many short texts at a time: the kernel for long ones has nothing to win.
-    model = dataclasses.replace(workspace.model, attention="dense")
+    model = dataclasses.replace(net.model, attention="dense")
     classifier = Classifier(model, len(task.classes))
     title = f"fine-tuning on {task.settings.name}"
     with workspace.console.progress(title, task.settings.epochs, transient=True) as line:
         return finetune(
             classifier,
-            checkpoint.params,
+            classifier.pretrained(net.params, net.gates),
             task,
             range(seeds),
             workspace.sharding,
@@ -233,17 +239,30 @@ def finetune_one(
         )
     if output is not None:
         on_first_host(lambda: check_free(output))
+    found = None
     if path is not None:
         stage = Path(path) / "huggingface"
-        model = dataclasses.replace(config.model, path=str(stage) if stage.is_dir() else path)
-        config = dataclasses.replace(config, model=model)
+        found = stage if stage.is_dir() else Path(path)
+        if not is_graft(found):
+            model = dataclasses.replace(config.model, path=str(stage) if stage.is_dir() else path)
+            config = dataclasses.replace(config, model=model)
     workspace = open_workspace(config, console)
     task, checkpoint = checked_task(workspace, named[name]), workspace.checkpoint
-    finetuned = finetune_checkpoint(workspace, checkpoint, task, config.evaluation.finetune_seeds)
+    net = Net(workspace.model, checkpoint.params)
+    if found is not None and is_graft(found):
+        net = grafted(net, found, Base(config.model.path, checkpoint.weights_hash()))
+        if output is not None and plain_params(*net) is None:
+            raise UserError(
+                f"--output: no HuggingFace classifier has the function of a model with {found}; leave it out"
+            )
+    finetuned = finetune_checkpoint(workspace, net, task, config.evaluation.finetune_seeds)
     if output is not None:
         best = 0 if finetuned.validation is None else int(np.argmax(finetuned.validation))
         own = jax.tree.map(lambda x: x[best], workspace.sharding.fetch(finetuned.params_S))
-        params = finetuned.words.widened(own, checkpoint.params)
+        whole = finetuned.words.widened(own, net.params)
+        plain = plain_params(net.model, whole)
+        assert plain is not None
+        params = plain
 
         def export() -> None:
             with creating(output) as temporary:
@@ -285,13 +304,25 @@ def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
 def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
     facts = checked_facts(workspace, settings)
 
-    def measure(checkpoint: Checkpoint) -> dict[str, Any]:
-        model, sharding = workspace.model, workspace.sharding
-        return {"precision": precision(model, checkpoint.params, facts, sharding)}
+    def measure(served: Mixture) -> dict[str, Any]:
+        return {"precision": precision(served, facts, workspace.sharding)}
 
     count = len(facts.answer_N)
     about = {"key": facts.key, "knowledge": settings.knowledge, "facts": count}
-    return Column("cloze", settings.name, about, measure)
+    return Column("cloze", settings.name, about, measure, None, Rows(facts.tokens_NxT))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples as chunks of a text."""
+
+    tokens_NxT: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens_NxT)
+
+    def __getitems__(self, indices: Sequence[int], /) -> np.ndarray:
+        return self.tokens_NxT[np.asarray(indices)]
 
 
 @dataclass(frozen=True)
@@ -300,43 +331,85 @@ class RunEvaluation:
 
     workspace: Workspace
     run: RunDirectory
-    rows: dict[str, Path | None]
+    rows: dict[str, Stage | None]
 
     def measure_all(self) -> None:
         scores, console = Evaluation(self.run.evaluation), self.workspace.console
         columns = columns_of(self.workspace, scores.read())
         on_first_host(lambda: scores.begin({(c.kind, c.name): c.about for c in columns}))
+        config, checkpoint = self.workspace.config, self.workspace.checkpoint
+        self.run.check_model(config, checkpoint.weights_hash())
         with console.progress(f"evaluating {self.run.path}", len(columns) * len(self.rows)) as line:
-            for row, path in self.rows.items():
-                checkpoint = self._checkpoint(path)
-                weights = checkpoint.weights_hash()
+            for row, stage in self.rows.items():
+                history, known = self._history(stage), Hashes()
                 for column in line.counting(columns):
-                    self._measure(scores, column, row, checkpoint, weights)
+                    served, by = self._served(history, stage, column)
+                    self._measure(scores, column, row, served, by, known)
+
+    def _history(self, stage: Stage | None) -> RunHistory:
+        """The stages up to one; none before the first."""
+        warm_up, domains = None, []
+        for each in self.rows.values():
+            if each is not None and stage is not None and each.number <= stage.number:
+                if each.warms_up:
+                    warm_up = each
+                else:
+                    domains.append(each)
+        return RunHistory(self.workspace, self.run, warm_up, tuple(domains))
+
+    def _served(
+        self, history: RunHistory, stage: Stage | None, column: Column
+    ) -> tuple[Mixture, str]:
+        """Who serves a column after a stage, and by what name if nets were compared to find that out."""
+        if stage is None or stage.warms_up:
+            return mixed(history.base()), ""
+        method = self.workspace.method(stage.method_settings)
+        found, compared = view(method, history, column.domain, column.text)
+        served = mixed(found)
+        if column.kind == "tasks":  # A classifier is made of one model.
+            served = mixed(served.best)
+        by = served if len(served.nets) > 1 else served.best
+        return served, history.name_of(by) if compared else ""
 
     def _measure(
-        self, scores: Evaluation, column: Column, row: str, checkpoint: Checkpoint, weights: str
+        self,
+        scores: Evaluation,
+        column: Column,
+        row: str,
+        served: Mixture,
+        by: str,
+        known: "Hashes",
     ) -> None:
         """One cell, unless it is known."""
-        place = column.kind, column.name, row
+        place, weights = (column.kind, column.name, row), known.of(served)
         if on_first_host(lambda: scores.has(*place, weights)):
             return
-        cell = {"weights": weights, **column.measure(checkpoint)}
+        cell = {"weights": weights, **column.measure(served)}
         on_first_host(lambda: scores.write(*place, cell))
-        self.workspace.console.log(f"after {row}, {column.name}: {_said(column, cell)}")
+        said = f"after {row}, {column.name}: {_said(column, cell)}"
+        self.workspace.console.log(f"{said}, served by {by}" if by else said)
 
-    def _checkpoint(self, path: Path | None) -> Checkpoint:
-        if path is not None:
-            try:
-                return huggingface.load(path)
-            except UserError as error:
-                raise UserError(f"{str(error).partition(';')[0]}; {AGAIN}") from error
-        model = self.workspace.config.model.path
-        checkpoint = self.workspace.checkpoint
-        if checkpoint.weights_hash() != self.run.inputs().get(f"the model {model}"):
-            raise UserError(
-                f"the model {model} changed after {self.run.path} was begun; put it back as it was"
-            )
-        return checkpoint
+
+class Hashes:
+    """The hashes of what serves a row, each net's made once."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Net, str]] = []
+
+    def of(self, served: Mixture) -> str:
+        """Of one net its own; of several, of theirs and their shares."""
+        each = [self._net(net) for net in served.nets]
+        if len(each) == 1:
+            return each[0]
+        return sha256(repr((each, served.weights)).encode()).hexdigest()
+
+    def _net(self, net: Net) -> str:
+        for other, found in self._known:
+            if other.params is net.params and other.gates is net.gates:
+                return found
+        found = huggingface.weights_hash(net.model, net.params, net.gates)
+        self._known.append((net, found))
+        return found
 
 
 def _said(column: Column, cell: dict[str, Any]) -> str:

@@ -108,7 +108,10 @@ def _plot_losses(title: str, curves: dict[str, tuple[ScoreTable, str]]) -> Plot:
             table, column = curves[key.label]
             index = table.columns.index(column)
             cells = [table.cell(row, index) for row in range(table.start, len(table.rows))]
-            points = [(place, cell) for place, cell in enumerate(cells) if cell is not None]
+            places = map(table.place, range(table.start, len(table.rows)))
+            points = [
+                (place, cell) for place, cell in zip(places, cells, strict=True) if cell is not None
+            ]
             shift = 0.04 * (key.number - (len(keys) - 1) / 2)
             axes.errorbar(
                 [place + shift for place, _ in points],
@@ -118,9 +121,10 @@ def _plot_losses(title: str, curves: dict[str, tuple[ScoreTable, str]]) -> Plot:
                 markersize=3.5,
                 **key.line,
             )
-        table = next(iter(curves.values()))[0]
+        # The rows of a run that learns all at once stand where the others end.
+        table = max((table for table, _ in curves.values()), key=lambda table: len(table.rows))
         names = table.rows[table.start :]
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks([table.place(table.start + n) for n in range(len(names))], names)
         if len(names) > CROWDED:
             axes.tick_params("x", rotation=30)
         axes.grid(axis="x", visible=False)

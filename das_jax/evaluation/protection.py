@@ -9,10 +9,9 @@ import numpy as np
 from das_jax.errors import UserError
 from das_jax.evaluation.curves import stage_directories, stage_name
 from das_jax.evaluation.scores import RunScores
-from das_jax.methods.das.importance import FEWEST_UNITS, rank_correlation
-from das_jax.methods.das.importance_map import ImportanceMap
+from das_jax.methods.das.importance import FEWEST_UNITS, MASKED_LM, PROXIES, rank_correlation
+from das_jax.methods.das.importance_map import ImportanceMap, load_measured
 from das_jax.model.units import Units
-from das_jax.training.lost import load_map
 from das_jax.training.run_directory import RunDirectory
 
 GENERAL = "general knowledge"
@@ -70,12 +69,12 @@ def read_maps(run: RunScores) -> dict[str, ImportanceMap]:
     found = {}
     for stage in stage_directories(run.directory):
         for file, name in (
-            ("importance-general.safetensors", GENERAL),
-            ("importance.safetensors", stage_name(stage)),
+            (PROXIES["hidden"].file, GENERAL),
+            (MASKED_LM.file, stage_name(stage)),
         ):
             if (stage / file).exists() and stage_name(stage) in run.rows:
                 with contextlib.suppress(UserError):
-                    found[name] = load_map(RunDirectory(run.directory), stage / file)
+                    found[name] = load_measured(stage / file, RunDirectory(run.directory).base)
     return found
 
 

@@ -19,7 +19,8 @@ from das_jax.evaluation.statistics import (
     paired_difference,
     samples_note,
 )
-from das_jax.training.results import BASE
+from das_jax.training.run_directory import BASE
+from das_jax.training.stages import stages_of
 
 Kind = Literal["tasks", "heldout", "cloze"]
 TITLES: dict[Kind, str] = {
@@ -37,6 +38,8 @@ MEASURES = {
     "plasticity": Matrix.plasticity,
     "X-Delta": Matrix.general_delta,
 }
+OF_DOMAINS = ("F", "forgetting rate", "BWT", "FWT", "plasticity")
+"""Measures of what a domain does to another, which are defined where one is learned after the other."""
 MEANINGS = {
     "OP": "overall performance: the mean over the domains after the last one",
     "F": "forgetting: the best score before the last domain, less the last; less is better",
@@ -64,15 +67,17 @@ class ScoreTable:
       kind: what was measured.
       unit: of the values.
       larger_is_better: false for losses.
-      rows: the models: `base model`, the warm-up if there was one, and every learned domain.
+      rows: the models: `base model`, the warm-up if there was one, and one after every stage.
       start: the number of the row that the first domain began with.
       columns: the tasks or texts.
-      domains: of every column the number of its domain, from 1; 0 for general knowledge, -1 for neither.
+      domains: of every column the number of the stage that learns its domain, from 1; 0 for general
+        knowledge, -1 for neither.
       values_NxRxC: N samples, NaN where nothing was measured.
       samples: what the N samples are: `pre-training` or `fine-tuning` seeds. Of several pre-training seeds,
         which alone tell what another run would give, every sample is a mean over fine-tuning seeds.
       seeds: the seed of every sample.
       baselines: scores without any language model, {name: one per column}, NaN where there is none.
+      learned_at_once: how many domains each finished stage learned; one each if it is not said.
     """
 
     kind: Kind
@@ -86,6 +91,12 @@ class ScoreTable:
     samples: Samples
     seeds: tuple[int, ...]
     baselines: dict[str, list[float]]
+    learned_at_once: tuple[int, ...] = ()
+
+    def place(self, row: int) -> int:
+        """How many domains are learned in a row, negative before the one that the first domain began with."""
+        done = row - self.start
+        return sum(self.learned_at_once[:done]) if self.learned_at_once and done > 0 else done
 
     @property
     def title(self) -> str:
@@ -163,7 +174,12 @@ class ScoreTable:
         sign = 1 if self.larger_is_better else -1
         domains = tuple(self.domains[c] for c in complete)
         matrix = Matrix(sign * values[:, :, complete], domains)
-        measured = {name: measure(matrix) for name, measure in MEASURES.items()}
+        together = any(count > 1 for count in self.learned_at_once)
+        measured = {
+            name: measure(matrix)
+            for name, measure in MEASURES.items()
+            if not (together and name in OF_DOMAINS)
+        }
         found = {name: value for name, value in measured.items() if value is not None}
         if "OP" in found:
             found["OP"] = sign * found["OP"]
@@ -241,8 +257,10 @@ def _table(
     baselines: dict[str, list[float]] | None = None,
 ) -> ScoreTable:
     run = runs[0]
-    order = [domain.name for domain in run.config.domains]
-    numbers = tuple(order.index(name) + 1 if name in order else 0 for name in domains)
+    stages = [stage.domains for stage in stages_of(run.config) if not stage.warms_up]
+    numbers: dict[str | None, int] = {
+        name: number for number, names in enumerate(stages, 1) for name in names
+    }
     return ScoreTable(
         kind,
         unit,
@@ -250,9 +268,10 @@ def _table(
         run.rows,
         run.rows.index(run.start) if run.start in run.rows else 0,
         columns,
-        numbers,
+        tuple(numbers.get(name, 0) for name in domains),
         values_NxRxC,
         "fine-tuning" if fine_tuning_seeds else "pre-training",
         fine_tuning_seeds or tuple(each.config.seed for each in runs),
         baselines or {},
+        tuple(len(stage.domains) for stage in run.stages),
     )

@@ -1,5 +1,6 @@
 """What was measured of a run, as files: the held-out losses that the run leaves, and its evaluation."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing_extensions import TypedDict  # Pydantic reads that of typing from Py
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.files import read_json, write_json
-from das_jax.training.results import BASE
-from das_jax.training.run_directory import AGAIN, RunDirectory
+from das_jax.training.run_directory import AGAIN, BASE, RunDirectory
+from das_jax.training.stages import Stage, stages_of
 
 SEED_DIRECTORY = "seed-*"
 """What a run with several `seeds` holds: a run for each."""
@@ -154,7 +155,14 @@ class RunScores:
     @property
     def learned(self) -> tuple[str, ...]:
         """The domains that are learned, in order."""
-        return tuple(d.name for d in self.config.domains if d.name in self.rows)
+        return tuple(domain for stage in self.stages for domain in stage.domains)
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The finished stages that learned domains, in order."""
+        return tuple(
+            each for each in stages_of(self.config) if not each.warms_up and each.name in self.rows
+        )
 
 
 def read_scores(directory: Path) -> RunScores:

@@ -98,6 +98,11 @@ class Mixture(NamedTuple):
         return self.nets[max(range(len(self.nets)), key=lambda e: (self.weights[e], e))]
 
 
+def mixed(served: Net | Mixture) -> Mixture:
+    """Whoever serves, as a mixture: a net alone is one of itself."""
+    return served if isinstance(served, Mixture) else Mixture((served,), (1.0,))
+
+
 Weigh = Callable[[Net, Masked, jax.Array], jax.Array]
 """(net, masked, losses_BxM) -> weights_BxM: how much every prediction counts."""
 
@@ -197,8 +202,8 @@ class Texts(Protocol):
     def losses(self, nets: Sequence[Net]) -> list[float]:
         """The masked-LM loss of every net, nats per masked token, the same corruption for all."""
 
-    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
-        """The sum over its masked positions of log p of every chunk, [N, E]."""
+    def log_likelihoods(self, nets: Sequence[Net], examples: int = 1000) -> np.ndarray:
+        """The sum over its masked positions of log p of each of the first chunks, [N, E]."""
 
 
 class History(Protocol):
@@ -354,6 +359,18 @@ class Method:
     def stages(cls, settings: Any, domains: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         """Which domains are learned together, in order; one after the other."""
         return tuple((domain,) for domain in domains)
+
+    @classmethod
+    def lost(cls, settings: Any, directory: Path, index: int, base: Path) -> list[str]:
+        """A sentence for every file of the method's own that a finished stage should have left, and has not.
+
+        Args:
+          settings: the method's own.
+          directory: of the stage.
+          index: of its first domain, from 0.
+          base: the directory with the base model's configuration.
+        """
+        return []
 
     def plan(self, place: Place) -> Plan:
         """What a stage trains and reads; raises UserError if it cannot be done."""

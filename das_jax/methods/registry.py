@@ -6,35 +6,44 @@ from das_jax.methods.adapter import Adapter
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.das.das import DAS
+from das_jax.methods.demix import DEMix
 from das_jax.methods.ewc import EWC
+from das_jax.methods.independent import Independent
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
 from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.rho1 import RHO1
+from das_jax.methods.pool import Pool
 from das_jax.methods.settings import (
     AdapterSettings,
     BlockExpansionSettings,
     DASSettings,
+    DEMixSettings,
     EWCSettings,
+    IndependentSettings,
     LoRASettings,
     NaiveSettings,
     PoliciesSettings,
+    PoolSettings,
 )
 
 METHODS: dict[type, type[Method]] = {
     DASSettings: DAS,
     NaiveSettings: Naive,
+    IndependentSettings: Independent,
+    PoolSettings: Pool,
     AdapterSettings: Adapter,
     BlockExpansionSettings: BlockExpansion,
+    DEMixSettings: DEMix,
     EWCSettings: EWC,
     LoRASettings: LoRA,
 }
 
 
 def method_class(settings: Any) -> type[Method]:
-    """The class that the settings configure."""
-    return METHODS[type(settings)]
+    """The class that the settings configure; the contract's own, plain training, if there are none."""
+    return Method if settings is None else METHODS[type(settings)]
 
 
 def policies_of(

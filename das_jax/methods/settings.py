@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import BatchSize, Count, CountOrZero, LocalPath, settings
+from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, LocalPath, settings
 
 Normalization = Literal["paper", "one_sided", "rank"]
 
@@ -43,7 +43,7 @@ class ImportanceSettings:
     proxy: Literal["hidden", "vocabulary"] = "hidden"
     """The distribution of the proxy KL: softmax over the features of the last hidden state, or over the
     vocabulary of the LM head."""
-    initial: LocalPath | None = None
+    initial: InputPath | None = None
     """A map file to start from, in place of the proxy-KL map of the first domain."""
 
 
@@ -130,13 +130,46 @@ class BlockExpansionSettings:
     """The highest; `training.learning_rate` when absent."""
 
 
+@settings
+class IndependentSettings:
+    """A model of its own for every domain, each learned from the base model."""
+
+    name: Literal["independent"] = "independent"
+
+
+@settings
+class PoolSettings:
+    """Plain masked-LM training on the mixture of all domains, once."""
+
+    name: Literal["pool"] = "pool"
+    temperature: PositiveFloat = 1.0
+    """A domain of n chunks has a share of n^(1 / temperature): 1 is in proportion, large numbers make the
+    domains equal."""
+
+
+@settings
+class DEMixSettings:
+    """A feed-forward expert for every domain, mixed by the text (Gururangan et al., NAACL 2022)."""
+
+    name: Literal["demix"] = "demix"
+    known: Literal["own", "mixture"] = "own"
+    """What serves a domain that is learned: its own expert, or the mixture, as it serves all other text."""
+    sequences: Annotated[Count, Field(le=1000)] = 100
+    """Chunks of a text, from its beginning, that tell the experts' shares in it."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """What a chunk counts for these shares, relative to the one after it."""
+
+
 MethodSettings = Annotated[
     AdapterSettings
     | BlockExpansionSettings
     | DASSettings
+    | DEMixSettings
     | EWCSettings
+    | IndependentSettings
     | LoRASettings
-    | NaiveSettings,
+    | NaiveSettings
+    | PoolSettings,
     Field(discriminator="name"),
 ]
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from das_jax.model.dropout import dropout_seeds
 from das_jax.model.heads import ClassifierHead
 from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import Units
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ class Classifier:
     @property
     def _head(self) -> ClassifierHead:
         return ClassifierHead(self.model.architecture, self.num_classes, self.model.dtype)
+
+    def pretrained(self, params: Params, gates: Units | None) -> Params:
+        """What a classifier needs of a masked LM: its parameters, without what a method keeps beside them,
+        and its gates, which stay as they are.
+        """
+        own = {
+            name: part
+            for name, part in params.items()
+            if name != "graft" or self.model.graft is not None
+        }
+        return own if gates is None else {**own, "gates": gates}
 
     def init(self, pretrained: Params, key: jax.Array) -> Params:
         """The encoder of a masked LM and a random head; the LM head is left behind."""
@@ -50,8 +62,9 @@ class Classifier:
           dropout_keys_B: one random key per example; None switches dropout off.
         """
         mask_BxT = self.model.mask(tokens_BxT)
+        gates = jax.lax.stop_gradient(params.get("gates"))
         hidden_BxTxD = self.model.encode(
-            params, tokens_BxT, mask_BxT, dropout_keys_B=dropout_keys_B, types_BxT=types_BxT
+            params, tokens_BxT, mask_BxT, gates, dropout_keys_B, types_BxT
         )
         seeds_2xBx2 = None
         if dropout_keys_B is not None:

@@ -21,6 +21,7 @@ from das_jax.model.huggingface_weights import (
     to_classifier_tensors,
     to_tensors,
 )
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.safetensors_files import INDEX_FILE, SINGLE_FILE, conversion_command
 from das_jax.model.tokenizer import (
     load_tokenizer,
@@ -28,6 +29,7 @@ from das_jax.model.tokenizer import (
     write_tokenizer,
 )
 from das_jax.model.tokenizer_fit import check_tokenizer
+from das_jax.model.units import Units
 
 __all__ = [
     "Checkpoint",
@@ -38,6 +40,7 @@ __all__ = [
     "load_tokenizer",
     "resolve",
     "tokenizer_notes",
+    "weights_hash",
     "write_tokenizer",
     "write_weights",
 ]
@@ -62,10 +65,25 @@ class Checkpoint(NamedTuple):
 
     def weights_hash(self) -> str:
         """SHA-256 of the shapes and weights."""
-        total = hashlib.sha256(self.architecture.identity().encode())
-        for array in jax.tree.leaves(self.params):
-            total.update(array.tobytes())
-        return total.hexdigest()
+        return weights_hash(MaskedLM(self.architecture), self.params)
+
+
+def weights_hash(model: MaskedLM, params: Params, gates: Units | None = None) -> str:
+    """SHA-256 of the shapes and of all that a model computes with: weights, graft and gates.
+
+    Args:
+      model: the model.
+      params: its parameters, on the host.
+      gates: what multiplies its units, or None.
+    """
+    total = hashlib.sha256(model.architecture.identity().encode())
+    if model.graft is not None:
+        total.update(repr(model.graft).encode())
+    else:  # What a method keeps there is the method's alone.
+        params = {name: part for name, part in params.items() if name != "graft"}
+    for array in jax.tree.leaves((params, gates)):
+        total.update(np.asarray(array).tobytes())
+    return total.hexdigest()
 
 
 def resolve(path: str, cache_dir: Path) -> Path:

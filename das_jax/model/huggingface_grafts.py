@@ -4,11 +4,14 @@ Such a directory says which base it belongs to, and its README has a function th
 model can express may be merged and exported as one instead, see `Graft.merged`.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
 from pydantic import TypeAdapter
+from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
 
 from das_jax.errors import UserError, shown
@@ -20,6 +23,11 @@ from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.files import ABOUT_FILE, Base
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.grafts.lora import LoRA
+from das_jax.model.huggingface import export
+from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.plain import plain_params
+from das_jax.model.tokenizer import write_tokenizer
+from das_jax.model.units import Units
 
 KINDS: dict[str, tuple[type[Graft], Any]] = {
     "adapter": (Adapter, adapter_files),
@@ -62,6 +70,50 @@ def write(
         files.write(temporary, graft, params, base, architecture)
         about = {"graft": kind, "base": base.name, "base_hash": base.weights_hash}
         write_json(temporary / ABOUT_FILE, {**about, "settings": asdict(graft)})
+
+
+def export_net(
+    directory: Path,
+    model: MaskedLM,
+    params: Params,
+    gates: Units | None,
+    *,
+    base: Callable[[], Base],
+    config: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Writes a model: plain, with all that can be merged in its weights, or else its graft beside its base.
+
+    Args:
+      directory: replaced if it exists.
+      model: with its graft, if it has one.
+      params: its parameters, on the host.
+      gates: what multiplies its units, or None.
+      base: gives the model that it was made of, if that is to be named.
+      config: the configuration of the checkpoint that this came from.
+      tokenizer: its tokenizer.
+
+    Raises:
+      UserError: the directory cannot be written, a number is not finite, or nothing could read what has to
+        be written.
+    """
+    plain, architecture = plain_params(model, params, gates), model.architecture
+    if plain is not None:
+        export(directory, jax.device_get(plain), config, architecture, tokenizer)
+        return
+    assert model.graft is not None
+    if gates is not None:
+        raise UserError(
+            f"{directory} is not written: there is no format for {type(model.graft).__name__} with gates"
+        )
+    with replacing(Path(directory)) as temporary:
+        write(temporary, model.graft, params, base(), architecture)
+        write_tokenizer(temporary, tokenizer)
+
+
+def is_graft(directory: Path) -> bool:
+    """Whether a directory holds a graft that `write` wrote."""
+    return (directory / ABOUT_FILE).is_file()
 
 
 def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft, Params]:

@@ -190,7 +190,7 @@ class Run:
         arrays = {name: some(array) for name, array in learning.kept.items() if name != "key"}
         return {**arrays, "index": some(np.zeros(1, np.uint32))}
 
-    def method(self, settings: MethodSettings) -> Method:
+    def method(self, settings: MethodSettings | None) -> Method:
         """The method on the model as a TPU runs it."""
         config = self.config
         model = make_model(self.architecture, config, "tpu")

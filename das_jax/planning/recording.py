@@ -94,7 +94,7 @@ class RecordingDomain:
     def losses(self, nets: Sequence[Net]) -> list[float]:
         return [0.0] * len(nets)
 
-    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
+    def log_likelihoods(self, nets: Sequence[Net], examples: int = 1000) -> np.ndarray:
         return np.zeros((1, len(nets)))
 
     def log(self, sentence: str | Callable[[], str]) -> None:

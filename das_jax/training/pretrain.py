@@ -31,11 +31,12 @@ from das_jax.training.loop import AHEAD, FINISHED, TRAINING, Hooks, Recorder, tr
 from das_jax.training.lost import lost
 from das_jax.training.metrics import MetricsWriter
 from das_jax.training.recipe import recipe_of
-from das_jax.training.results import BASE, Results
-from das_jax.training.run_directory import RunDirectory, Scores
+from das_jax.training.results import Results
+from das_jax.training.run_directory import BASE, RunDirectory, Scores
 from das_jax.training.saved import (
     finished_shapes,
     saved_in_training,
+    saved_learned,
     saved_when_finished,
     training_shapes,
 )
@@ -111,8 +112,10 @@ def pretrain(
             if key.endswith(".batch_size"):
                 micro_batches = config.training.accumulate if key.startswith("training.") else 1
                 check_divisible(value, workspace.sharding, key, micro_batches)
-        first = directory.stage(1, config.domains[0].name) / "checkpoints"
-        if not on_first_host(first.is_dir):  # Later, what a method starts from is no longer needed.
+        stages = stages_of(config)
+        first = next(stage for stage in stages if not stage.warms_up)
+        begun = directory.stage(first.number, first.name) / "checkpoints"
+        if not on_first_host(begun.is_dir):  # Later, what a method starts from is no longer needed.
             workspace.method(config.method).check()
         if not on_first_host(lambda: directory.begun):
             check_inputs(workspace)
@@ -120,7 +123,6 @@ def pretrain(
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
         directory.begin(config, inputs, console.log)
-        stages = stages_of(config)
         results = Results(workspace, directory, corpora, tuple(stages))
         run = Run(workspace, directory, stages, results, interruption, report)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
@@ -217,8 +219,8 @@ class Run:
                 with self._checkpoints(stage, read_only=True) as checkpoints:
                     restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
                 if restored is not None and restored.step >= stage.steps:
-                    learned = Learned(restored.state["params"], restored.state.get("memory", ()))
-                    self.results.write_stage(stage, self._net(stage, learned))
+                    net = self._net(stage, saved_learned(restored.state))
+                    self.results.write_stage(stage, net)
                     made.append(stage.name)
         for name in made:
             self.console.log(f"{name}: what it leaves was damaged or lost, and is made again")
@@ -263,7 +265,7 @@ class Run:
             self.results.write_stage(stage, self._net(stage, finished.learned))
             self._report()
             checkpoints.save(stage.steps + 1, saved_when_finished(finished), {"phase": FINISHED})
-        self.console.log(self.results.summary(stage.name))
+        self.console.log(self.results.summary(stage.name, stage.domains))
         if stage.warms_up:
             return Carried(Learned(finished.learned.params, None))
         return finished
@@ -273,7 +275,8 @@ class Run:
         sharding, method, learned = self.workspace.sharding, self._method(stage), carried.learned
         recipe = self._recipe(stage, len(next(iter(learned.kept.values()), ())))
         if recipe.plan.start == "base" and not stage.warms_up:
-            learned = learned._replace(params=self._history(stage).base().params)
+            base = self._history(stage).base().params
+            learned = learned._replace(params=sharding.put("params", base))
         if learned.memory is None:
             learned = learned._replace(memory=method.init(learned.params))
         policies = carried.policies or {}
@@ -281,6 +284,7 @@ class Run:
             domain = self._domain(stage, recipe.plan)
             memory = sharding.fetch_whole(learned.memory)
             learned = method.begin(learned._replace(memory=memory), domain)
+            learned = learned._replace(params=sharding.put("params", learned.params))
             if carried.policies is None:
                 policies = {policy.name: policy.init(learned.params) for policy in recipe.policies}
             for policy in recipe.policies:

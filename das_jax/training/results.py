@@ -8,18 +8,15 @@ from das_jax.data.corpus import Corpus
 from das_jax.errors import UserError
 from das_jax.files import replacing
 from das_jax.methods.contract import Mixture, Net
-from das_jax.model import huggingface, huggingface_config
+from das_jax.model import huggingface, huggingface_config, huggingface_grafts
 from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors
 from das_jax.training.distributed import on_first_host
 from das_jax.training.metrics import check_parts
-from das_jax.training.run_directory import RunDirectory, Scores
-from das_jax.training.serving import RunHistory, heldout_sums, views
+from das_jax.training.run_directory import BASE, RunDirectory, Scores
+from das_jax.training.serving import RunHistory, as_exported, heldout_sums, view
 from das_jax.training.stages import Stage
 from das_jax.training.workspace import Workspace
-
-BASE = "base model"
-"""The row of the scores before anything was learned; no corpus can have that name."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,14 @@ class Results:
           net: what it left.
         """
         workspace, path = self.workspace, self.directory.stage(stage.number, stage.name)
-        whole, checkpoint = workspace.sharding.fetch(net.params), workspace.checkpoint
+        net = as_exported(net)
+        params, gates = workspace.sharding.fetch((net.params, net.gates))
         self._keep(
-            lambda: huggingface.export(
-                path / "huggingface",
-                whole,
-                checkpoint.config,
-                checkpoint.architecture,
-                workspace.tokenizer,
+            lambda: huggingface_grafts.export_net(
+                *(path / "huggingface", net.model, params, gates),
+                base=self.history(stage).base_identity,
+                config=workspace.checkpoint.config,
+                tokenizer=workspace.tokenizer,
             )
         )
         self._write_scores(stage.name, self._served(stage, net))
@@ -108,12 +105,15 @@ class Results:
         if stage.warms_up:
             return dict.fromkeys(self.corpora, net)
         domains = {domain.name for domain in self.workspace.config.domains}
-        columns = {
-            name: (name if name in domains else None, corpus.train)
-            for name, corpus in self.corpora.items()
-        }
-        method = self.workspace.method(stage.method_settings)
-        return views(method, self.history(stage, net), columns)
+        method, history = self.workspace.method(stage.method_settings), self.history(stage, net)
+        found = {}
+        for name, corpus in self.corpora.items():
+            domain = name if name in domains else None
+            found[name], compared = view(method, history, domain, corpus.train)
+            if compared:
+                by = history.name_of(found[name])
+                self.workspace.console.log(f"after {stage.name}, {name}: served by {by}")
+        return found
 
     def lacks(self, row: str, directory: Path) -> bool:
         """Whether a row of the scores is lost, or a HuggingFace directory is damaged or gone.
@@ -125,27 +125,38 @@ class Results:
 
         def whole() -> bool:
             try:
-                if row != BASE:
-                    open_tensors(directory)
                 if not (directory / "tokenizer_config.json").is_file():
                     return False
                 huggingface.load_tokenizer(directory)
+                architecture = self.workspace.checkpoint.architecture
+                if huggingface_grafts.is_graft(directory):
+                    base = self.history(self.stages[-1]).base_identity()
+                    huggingface_grafts.read(directory, base, architecture)
+                    return True
+                if row != BASE:
+                    open_tensors(directory)
                 found = huggingface_config.architecture_of(directory)
             except Exception:  # Damaged bytes raise anything.
                 return False
-            return found == self.workspace.checkpoint.architecture
+            return found == architecture
 
         return row not in self.scores or not on_first_host(whole)
 
-    def summary(self, name: str) -> str:
-        """The held-out losses before and after a stage, and whether it learned what it was to learn."""
+    def summary(self, name: str, learned: tuple[str, ...] = ()) -> str:
+        """The held-out losses before and after a stage, and whether it learned what it was to learn.
+
+        Args:
+          name: of the stage.
+          learned: the texts that it learned, if these are not the one of its name.
+        """
         rows = list(self.scores)
         before = rows[rows.index(name) - 1]
         changes = ", ".join(
             f"{corpus} {self.scores[before][corpus]:.3f} -> {loss:.3f}"
             for corpus, loss in self.scores[name].items()
         )
-        return f"{name}: learned; held-out loss {changes}{_no_better(self.scores, before, name)}"
+        doubts = [_no_better(self.scores, before, name, corpus) for corpus in learned or (name,)]
+        return f"{name}: learned; held-out loss {changes}{''.join(doubts)}"
 
     def _write_scores(self, row: str, served: dict[str, Net | Mixture]) -> None:
         rows = {**self.scores, row: self._heldout_losses(served)}
@@ -203,14 +214,16 @@ class Results:
         return losses
 
 
-def _no_better(scores: Scores, before: str, name: str) -> str:
-    """A warning if a stage's own held-out loss is no lower than it was before, or than the base model's."""
-    loss, earlier, base = (scores[row][name] for row in (name, before, BASE))
+def _no_better(scores: Scores, before: str, name: str, corpus: str) -> str:
+    """A warning if the held-out loss of what a stage learned is no lower than it was before, or than the base
+    model's.
+    """
+    loss, earlier, base = (scores[row][corpus] for row in (name, before, BASE))
     if loss < min(earlier, base):
         return ""
     what = "before it" if loss >= earlier else "the base model's"
     return (
-        f"\nwarning: {name} did not help: on its own held-out text the loss is {loss:.3f}, no lower than "
+        f"\nwarning: {corpus} did not help: on its own held-out text the loss is {loss:.3f}, no lower than "
         f"{what} ({earlier if loss >= earlier else base:.3f}); look at training.learning_rate and "
         "training.steps"
     )

@@ -29,6 +29,9 @@ Scores = dict[str, dict[str, float]]
 """Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
 of learning."""
 
+BASE = "base model"
+"""The row of the scores before anything was learned; no corpus can have that name."""
+
 AFTERWARDS = ("evaluation.tasks", "evaluation.cloze", "evaluation.finetune_seeds")
 """Settings of what is asked of a run's models afterwards."""
 
@@ -283,9 +286,21 @@ class RunDirectory:
         """
         return read_json(self.path / "inputs.json", _INPUTS, AGAIN)
 
+    def check_model(self, config: Config, weights: str) -> None:
+        """Raises UserError unless the model that the run was begun with has these weights.
+
+        Args:
+          config: the run's.
+          weights: the hash of what is there now.
+        """
+        if weights != self.inputs().get(f"the model {config.model.path}"):
+            raise UserError(
+                f"the model {config.model.path} changed after {self.path} was begun; put it back as it was"
+            )
+
     def stage(self, number: int, name: str) -> Path:
-        """The directory of a stage: checkpoints/, huggingface/, importance.safetensors, metrics.jsonl,
-        tensorboard/.
+        """The directory of a stage: checkpoints/, huggingface/, metrics.jsonl, tensorboard/, and what its
+        method leaves.
         """
         return self.path / f"{number:02}-{name}"
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from das_jax.methods.contract import Method, Policy, SecondMoment
+from das_jax.methods.contract import Learned, Method, Policy, SecondMoment
 from das_jax.model.units import parameter_paths
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Carried
@@ -49,26 +49,27 @@ def params_shapes(info: dict[str, Any]) -> Any:
 
 
 def learned_shapes(method: Method, sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
-    """Parameters and memory of a finished stage."""
+    """What a method carries: parameters, memory and the rows it kept."""
     params = params_shapes(info)
-    memory = _as_saved("memory", jax.eval_shape(method.init, params), info)
-    return {
-        "params": sharding.shapes("params", params),
-        "memory": sharding.shapes("memory", memory),
-    }
+    found = {"params": sharding.shapes("params", params)}
+    if "memory" in info["shapes"]:
+        memory = _as_saved("memory", jax.eval_shape(method.init, params), info)
+        found["memory"] = sharding.shapes("memory", memory)
+    if "kept" in info["shapes"]:
+        found["kept"] = _kept(info)
+    return found
+
+
+def saved_learned(state: dict[str, Any]) -> Learned:
+    """The same, as it was read; what has no arrays is not in a checkpoint."""
+    return Learned(state["params"], state.get("memory", ()), state.get("kept", {}))
 
 
 def finished_shapes(
     method: Method, policies: tuple[Policy, ...], sharding: Sharding, info: dict[str, Any]
 ) -> dict[str, Any]:
     """All that a finished stage hands on."""
-    found = (
-        learned_shapes(method, sharding, info)
-        if "memory" in info["shapes"]
-        else {"params": sharding.shapes("params", params_shapes(info))}
-    )
-    if "kept" in info["shapes"]:
-        found["kept"] = _kept(info)
+    found = learned_shapes(method, sharding, info)
     if "policies" in info["shapes"]:
         found["policies"] = _policies(policies, sharding, info)
     if "second_moment" in info["shapes"]:

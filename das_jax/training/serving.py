@@ -1,8 +1,9 @@
 """Who serves a text: the nets that finished stages left, and nets compared on a text."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 from das_jax.data.batches import Chunks, sequential_batches
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Method, Mixture, Net
-from das_jax.model import huggingface
+from das_jax.model import huggingface, huggingface_grafts
+from das_jax.model.grafts.files import Base
+from das_jax.model.huggingface_grafts import is_graft
+from das_jax.model.masked_lm import Params
+from das_jax.model.plain import plain_params
 from das_jax.training.accumulate import accumulate
 from das_jax.training.checkpoint import Checkpoints
-from das_jax.training.heldout import SEED, HeldoutSums, LogLikelihoods, MixtureSums
-from das_jax.training.run_directory import AGAIN, RunDirectory
-from das_jax.training.saved import learned_shapes
+from das_jax.training.heldout import SEED, Gated, HeldoutSums, LogLikelihoods, MixtureSums
+from das_jax.training.run_directory import AGAIN, BASE, RunDirectory
+from das_jax.training.saved import learned_shapes, saved_learned
 from das_jax.training.stages import Stage
 from das_jax.training.workspace import Workspace
 
@@ -28,6 +33,9 @@ COMPARED = 1000
 @dataclass(frozen=True)
 class RunHistory:
     """The finished stages of a run; see `methods.contract.History`.
+
+    What they exported is read once, and stays on the host: nets are compared one after the other, and a
+    device need not hold them all.
 
     Attributes:
       workspace: of the run.
@@ -42,6 +50,7 @@ class RunHistory:
     warm_up: Stage | None
     stages: tuple[Stage, ...]
     last: Net | None = None
+    _nets: dict[str, Net] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def domains(self) -> tuple[tuple[str, ...], ...]:
@@ -50,13 +59,26 @@ class RunHistory:
     def base(self) -> Net:
         if self.warm_up is not None:
             return self._exported(self.warm_up)
-        params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
-        return Net(self.workspace.model, params)
+        if BASE not in self._nets:
+            self._nets[BASE] = Net(self.workspace.model, self.base_params())
+        return self._nets[BASE]
+
+    def base_identity(self) -> Base:
+        """Which model all grafts belong to."""
+        if self.warm_up is not None:
+            name = str(self._path(self.warm_up))
+            return Base(name, huggingface.weights_hash(*self.base()))
+        path = self.workspace.config.model.path
+        return Base(path, self.directory.inputs()[f"the model {path}"])
+
+    def base_params(self) -> Params:
+        """Of the model that the run was begun with."""
+        return self.workspace.checkpoint.params
 
     def net(self, stage: int) -> Net:
         found = self.stages[stage]
         if self.last is not None and found is self.stages[-1]:
-            return self.last
+            return self._nets.setdefault(found.name, self.last)
         return self._exported(found)
 
     def learned(self, stage: int) -> Learned:
@@ -71,50 +93,90 @@ class RunHistory:
             )
         if restored is None or restored.step < found.steps:
             raise UserError(f"{directory} has no whole checkpoint of the finished stage; {AGAIN}")
-        return Learned(restored.state["params"], restored.state["memory"])
+        return saved_learned(restored.state)
+
+    def name_of(self, served: Net | Mixture) -> str:
+        """Who serves, for people."""
+        if isinstance(served, Mixture):
+            parts = zip(served.nets, served.weights, strict=True)
+            shares = ", ".join(f"{self.name_of(net)} {weight:.2f}" for net, weight in parts)
+            return f"a mixture of {shares}"
+        for name, net in self._nets.items():
+            if net.params is served.params:
+                own = served.gates is None or served.gates is net.gates
+                return name if own else f"{name} through gates"
+        return "parameters of its own"
 
     def _exported(self, stage: Stage) -> Net:
-        path = self.directory.stage(stage.number, stage.name) / "huggingface"
-        return load_net(self.workspace, path)
+        if stage.name not in self._nets:
+            path, model = self._path(stage), self.workspace.model
+            try:
+                if is_graft(path):
+                    found = grafted(Net(model, self.base().params), path, self.base_identity())
+                else:
+                    found = Net(model, huggingface.load(path).params)
+            except UserError as error:
+                raise UserError(f"{str(error).partition(';')[0]}; {AGAIN}") from error
+            self._nets[stage.name] = found
+        return self._nets[stage.name]
+
+    def _path(self, stage: Stage) -> Path:
+        return self.directory.stage(stage.number, stage.name) / "huggingface"
 
 
-def load_net(workspace: Workspace, path: Path) -> Net:
-    """What a stage exported.
+def grafted(base: Net, path: Path, identity: Base) -> Net:
+    """A base model with a graft that was written beside it, on the host.
 
     Raises:
-      UserError: it is lost or damaged.
+      UserError: the graft is lost, damaged, or another base's.
     """
-    try:
-        checkpoint = huggingface.load(path)
-    except UserError as error:
-        raise UserError(f"{str(error).partition(';')[0]}; {AGAIN}") from error
-    return Net(workspace.model, workspace.sharding.put("params", checkpoint.params))
+    graft, changes = huggingface_grafts.read(path, identity, base.model.architecture)
+    model = dataclasses.replace(base.model, graft=graft)
+    return Net(model, huggingface_grafts.over(base.params, changes))
 
 
-@dataclass(frozen=True)
+def as_exported(net: Net) -> Net:
+    """The net that a stage's export is of, its graft and gates in the weights where that is exact.
+
+    What a stage left is measured in this form at once, as it will be when it is read again.
+    """
+    plain = plain_params(*net)
+    return net if plain is None else Net(dataclasses.replace(net.model, graft=None), plain)
+
+
+@dataclass
 class ChunkTexts:
-    """A text, as chunks of tokens; see `methods.contract.Texts`."""
+    """A text, as chunks of tokens; see `methods.contract.Texts`.
+
+    Attributes:
+      workspace: of the run.
+      chunks: the text.
+      compared: whether nets were compared on it.
+    """
 
     workspace: Workspace
     chunks: Chunks
+    compared: bool = False
 
     def losses(self, nets: Sequence[Net]) -> list[float]:
-        found = []
+        self.compared, found = True, []
         for net in nets:
             nats, tokens = heldout_sums(self.workspace, net, self.chunks, COMPARED)
             found.append(float(nats / max(tokens, 1)))
         return found
 
-    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
-        count = min(COMPARED, len(self.chunks))
-        columns = [
-            self._sums(LogLikelihoods(net.model, self.workspace.masking, count), net.params)
-            for net in nets
-        ]
+    def log_likelihoods(self, nets: Sequence[Net], examples: int = COMPARED) -> np.ndarray:
+        self.compared, count = True, min(examples, len(self.chunks))
+        columns = []
+        for net in nets:
+            sums = LogLikelihoods(net.model, self.workspace.masking, count)
+            columns.append(_over(self.workspace, *_through_gates(sums, net), self.chunks, count))
         return np.stack(columns, axis=-1)
 
-    def _sums(self, function: Any, params: Any) -> Any:
-        return _over(self.workspace, function, params, self.chunks, COMPARED)
+
+def _through_gates(sums: HeldoutSums | LogLikelihoods, net: Net) -> tuple[Any, Any]:
+    """Sums of a net, and what they are of; gates that are none cost nothing."""
+    return (sums, net.params) if net.gates is None else (Gated(sums), (net.params, net.gates))
 
 
 def heldout_sums(
@@ -136,15 +198,13 @@ def heldout_sums(
       batch_size: chunks at a time; `evaluation.batch_size` if None.
       counting: goes over the batches, and may show how far it is.
     """
-    function: Any
     if isinstance(served, Mixture):
-        function = MixtureSums(tuple(net.model for net in served.nets), workspace.masking)
-        params: Any = (
-            tuple(net.params for net in served.nets),
-            np.asarray(served.weights, np.float32),
-        )
+        function: Any = MixtureSums(tuple(net.model for net in served.nets), workspace.masking)
+        each = tuple((net.params, net.gates) for net in served.nets)
+        params: Any = (each, np.asarray(served.weights, np.float32))
     else:
-        function, params = HeldoutSums(served.model, workspace.masking), served.params
+        sums = HeldoutSums(served.model, workspace.masking)
+        function, params = _through_gates(sums, served)
     nats, tokens = _over(workspace, function, params, chunks, examples, batch_size, counting)
     return nats, tokens
 
@@ -169,6 +229,7 @@ def _over(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    params = sharding.put("params", params)
     return accumulate(function, params, _heldout_rng(sharding), counting(batches), sharding)
 
 
@@ -177,11 +238,16 @@ def _heldout_rng(sharding: Any) -> jax.Array:
     return sharding.replicate(jax.random.key(SEED))
 
 
-def views(
-    method: Method, history: RunHistory, columns: Mapping[str, tuple[str | None, Chunks]]
-) -> dict[str, Net | Mixture]:
-    """Who serves every column: its name, its domain, and the text to know it by."""
-    return {
-        name: method.view(history, domain, ChunkTexts(history.workspace, chunks))
-        for name, (domain, chunks) in columns.items()
-    }
+def view(
+    method: Method, history: RunHistory, domain: str | None, chunks: Chunks
+) -> tuple[Net | Mixture, bool]:
+    """Who serves a text, and whether nets were compared to find that out.
+
+    Args:
+      method: of the run.
+      history: its finished stages.
+      domain: of the text, if it has one.
+      chunks: the text, to know it by.
+    """
+    texts = ChunkTexts(history.workspace, chunks)
+    return method.view(history, domain, texts), texts.compared

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from das_jax.config.schema import Config
 from das_jax.methods.contract import Learned, Memory, Place, SecondMoment
 from das_jax.methods.registry import method_class
-from das_jax.methods.settings import MethodSettings, NaiveSettings
+from das_jax.methods.settings import MethodSettings
 
 TOGETHER = "all"
 """The name of a stage that learns several domains at once."""
@@ -21,7 +21,7 @@ class Stage:
       name: of its directory and its row in the reports.
       domains: the texts that are learned.
       steps: optimizer steps.
-      method_settings: how it is learned.
+      method_settings: how it is learned; None for plain training.
       domain_index: of its first domain, 0 for the first of all; None for the warm-up.
     """
 
@@ -29,7 +29,7 @@ class Stage:
     name: str
     domains: tuple[str, ...]
     steps: int
-    method_settings: MethodSettings
+    method_settings: MethodSettings | None
     domain_index: int | None
 
     @property
@@ -67,7 +67,7 @@ def stages_of(config: Config) -> list[Stage]:
     stages = []
     if config.general is not None and config.general.steps:
         name = config.general.name
-        stages.append(Stage(0, name, (name,), config.general.steps, NaiveSettings(), None))
+        stages.append(Stage(0, name, (name,), config.general.steps, None, None))
     steps = {domain.name: domain.steps or config.training.steps for domain in config.domains}
     learned = 0
     settings: Any = config.method

@@ -69,7 +69,7 @@ class Workspace:
             rate=self.config.training.mask_rate,
         )
 
-    def method(self, settings: MethodSettings) -> Method:
+    def method(self, settings: MethodSettings | None) -> Method:
         """The method that the settings configure, on this model and mesh."""
         return method_class(settings)(self.model, self.masking, settings, self.sharding.batch)
 

@@ -16,6 +16,7 @@ from das_jax.evaluation import finetune as module
 from das_jax.evaluation.cloze import precision
 from das_jax.evaluation.finetune import Best, Finetuned, finetune
 from das_jax.evaluation.own_words import OwnWords
+from das_jax.methods.contract import Net
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.metrics import NotFiniteError
@@ -220,9 +221,9 @@ def test_logits_that_are_none_give_no_precision(model: MaskedLM, params: Params)
         left_out=0,
         key="",
     )
-    assert 0 <= precision(model, params, facts, make_sharding(1)) <= 1
+    assert 0 <= precision(Net(model, params), facts, make_sharding(1)) <= 1
     head = {**params["lm_head"], "bias": params["lm_head"]["bias"].at[5].set(jnp.inf)}
     with pytest.raises(
         NotFiniteError, match="logits at the blank of a fact became infinite or NaN"
     ):
-        precision(model, {**params, "lm_head": head}, facts, make_sharding(1))
+        precision(Net(model, {**params, "lm_head": head}), facts, make_sharding(1))

@@ -1,6 +1,7 @@
 """DAS: soft-masked gradients and a contrastive loss (Ke et al., ICLR 2023)."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,21 @@ class DAS(Method):
         """Looks at the file of I^(0), which is needed after the warm-up only."""
         if (initial := self.settings.importance.initial) is not None:
             importance_map.load(initial, self.model.architecture)
+
+    @classmethod
+    def lost(cls, settings: Any, directory: Path, index: int, base: Path) -> list[str]:
+        measured = index == 0 and settings.importance.initial is None
+        files = [importance.PROXIES[settings.importance.proxy].file] * measured
+        found = []
+        for file in [*files, importance.MASKED_LM.file]:
+            try:
+                importance_map.load_measured(directory / file, base)
+            except UserError as error:
+                reason = str(error).partition(";")[0]
+                found.append(
+                    f"{reason}; the report goes without it, what it protects is in the checkpoints"
+                )
+        return found
 
     def init(self, params: Params) -> DASMemory:
         return DASMemory(full_units(self.model.architecture, 0.0))

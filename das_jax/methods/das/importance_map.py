@@ -13,6 +13,7 @@ from das_jax.errors import UserError
 from das_jax.files import replacing
 from das_jax.methods.das.importance import RawImportance
 from das_jax.model.architecture import Architecture
+from das_jax.model.huggingface_config import architecture_of
 from das_jax.model.units import Units, unit_shapes
 
 FORMAT = "das_jax importance 1"
@@ -113,6 +114,24 @@ def load(path: str | Path, architecture: Architecture) -> ImportanceMap:
         own=group("own", largest=1.0),
         importance=group("importance", largest=1.0),
     )
+
+
+def load_measured(path: Path, base: Path) -> ImportanceMap:
+    """Reads a map that a stage of a run has measured.
+
+    Args:
+      path: the file.
+      base: the directory with the configuration of the run's base model.
+
+    Raises:
+      UserError: it is lost, damaged, or another's.
+    """
+    found = load(path, architecture_of(base))
+    if found.halves is None:
+        raise UserError(
+            f"{path} was converted with --published, so it is not the map of this stage; put that back"
+        )
+    return found
 
 
 def _checked(

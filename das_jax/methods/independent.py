@@ -1,0 +1,24 @@
+"""A model of its own for every domain: "one" of Ke et al. (DAS, ICLR 2023), DAP-RoBERTa of Gururangan et al.
+(Don't Stop Pretraining, ACL 2020).
+"""
+
+from das_jax.methods.contract import (
+    History,
+    Method,
+    Mixture,
+    Net,
+    Place,
+    Plan,
+    Texts,
+    own_or_nearest,
+)
+
+
+class Independent(Method):
+    """Every domain is learned from the base model; nothing is forgotten, and nothing is shared."""
+
+    def plan(self, place: Place) -> Plan:
+        return Plan(self.model, start="base")
+
+    def view(self, history: History, domain: str | None, texts: Texts) -> Net | Mixture:
+        return own_or_nearest(history, domain, texts)
