@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import pytest
 
+from das_jax import stopping
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.methods import settings
@@ -20,9 +21,11 @@ from das_jax.training import sharding as sharding_module
 from das_jax.training.console import Console
 from das_jax.training.flops import train_step_flops
 from das_jax.training.interruption import Interrupted, Interruption
+from das_jax.training.loop import Hooks
 from das_jax.training.method_check import check_method
 from das_jax.training.pretrain import pretrain
 from das_jax.training.sharding import make_sharding
+from das_jax.training.stages import stages_of
 from das_jax.training.step import loss_and_gradients
 from tests.project import Project
 
@@ -48,51 +51,57 @@ def method_settings(name: str) -> Any:
 
 
 def configured(project: Project, name: str, directory: Path) -> Config:
-    overrides = [f"--output_dir={directory}", f"--method={{name: {name}}}"]
+    overrides = [f"--output_dir={directory}", f"--method={{name: {name}}}", "--training.steps=3"]
     config = load_config(project.config, overrides).config
     return dataclasses.replace(config, method=method_settings(name))
 
 
-class StopsAfter(Interruption):
-    """Somebody asks the run to stop once so many steps are done."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-        super().__init__()
-
-    @property
-    def requested(self) -> signal.Signals | None:  # type: ignore[override]
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else None
-
-    @requested.setter
-    def requested(self, value: Any) -> None:
-        """Nobody else asks."""
+def run(config: Config) -> None:
+    try:
+        pretrain(config, Console(quiet=True), Interruption(), lambda path: None)
+    finally:
+        stopping.ask(False)
 
 
-def run(config: Config, interruption: Interruption | None = None) -> None:
-    pretrain(config, Console(quiet=True), interruption or Interruption(), lambda path: None)
+def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """Somebody asks the run to stop while it takes this step."""
+    after_step = Hooks.after_step
+
+    def asked(hooks: Hooks, done: int, *others: Any) -> None:
+        if (hooks.stage, done) == (stage, step):
+            hooks.interruption.requested = signal.SIGTERM
+        after_step(hooks, done, *others)
+
+    patch.setattr(Hooks, "after_step", asked)
 
 
 def left(directory: Path) -> dict[str, bytes]:
-    """All files that tell what was learned."""
-    wanted = (*directory.rglob("huggingface/*"), directory / "scores.json")
+    """What people get, and the fingerprints of all that goes on to the next stage."""
+    wanted = (
+        directory / "scores.json",
+        *directory.rglob("huggingface/*"),
+        *directory.rglob("info/metadata"),
+    )
     return {str(path.relative_to(directory)): path.read_bytes() for path in wanted}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    project: Project, name: str, tmp_path: Path
+    project: Project, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped twice: at a random step of the second domain, and once before."""
-    whole, parts = (configured(project, name, tmp_path / each) for each in ("whole", "parts"))
+    """Stopped in every stage, at a step drawn at random."""
+    whole, parts = (
+        dataclasses.replace(configured(project, name, tmp_path / each), general=None)
+        for each in ("whole", "parts")
+    )
     run(whole)
-    steps = whole.training.steps
-    moments = random.Random(name)
-    for at in (moments.randrange(steps), moments.randrange(steps)):
-        with pytest.raises(Interrupted):
-            run(parts, StopsAfter(at))
+    steps = random.Random(name)
+    for stage in stages_of(whole):
+        with monkeypatch.context() as patch:
+            stop_at(patch, stage.name, steps.randint(1, stage.steps))
+            with pytest.raises(Interrupted, match=f"{stage.name}: stopped at"):
+                run(parts)
     run(parts)
     assert left(tmp_path / "parts") == left(tmp_path / "whole")
 
