@@ -28,7 +28,7 @@ from das_jax.objectives.masked_lm import (
     token_losses,
 )
 from das_jax.objectives.mixture import cached_prior, mixture_log_probabilities, posterior
-from das_jax.training.heldout import HeldoutSums, LogLikelihoods, MixtureSums
+from das_jax.training.heldout import HeldoutSums, LogLikelihoods, TokenLosses, mixture_sums
 from tests.golden_case import Case
 
 
@@ -179,9 +179,10 @@ def test_mixture_of_experts(system_case: Case) -> None:
         }
 
     measured = measure(jax.tree.map(lambda *parts: jnp.stack(parts), *own))
-    sums = jax.jit(MixtureSums((case.model,) * experts, masking))
-    loss, count = sums((tuple(own), measured["prior"]), batch, rng)
-    measured["mixture.mlm"] = loss / count
+    tokens = jax.jit(TokenLosses(case.model, masking, rows))
+    tokens_Ex2xNxM = np.stack([tokens(params, batch, rng) for params in own])
+    loss, count = mixture_sums(tokens_Ex2xNxM, measured["prior"])
+    measured["mixture.mlm"] = jnp.asarray(loss / count)
     for name, value in measured.items():
         case.assert_close(value, case.arrays[name], 1e-5, name)
     assert int(measured["mlm_per_expert"].argmin()) == case.arrays["nearest"]

@@ -20,7 +20,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.model.plain import plain_params
 from das_jax.training.accumulate import accumulate
 from das_jax.training.checkpoint import Checkpoints
-from das_jax.training.heldout import SEED, Gated, HeldoutSums, LogLikelihoods, MixtureSums
+from das_jax.training.heldout import SEED, HeldoutSums, LogLikelihoods, TokenLosses, mixture_sums
 from das_jax.training.run_directory import AGAIN, BASE, RunDirectory
 from das_jax.training.saved import learned_shapes, saved_learned
 from das_jax.training.stages import Stage
@@ -168,15 +168,10 @@ class ChunkTexts:
     def log_likelihoods(self, nets: Sequence[Net], examples: int = COMPARED) -> np.ndarray:
         self.compared, count = True, min(examples, len(self.chunks))
         columns = []
-        for net in nets:
+        for net in map(as_exported, nets):
             sums = LogLikelihoods(net.model, self.workspace.masking, count)
-            columns.append(_over(self.workspace, *_through_gates(sums, net), self.chunks, count))
+            columns.append(_over(self.workspace, sums, net.params, self.chunks, count))
         return np.stack(columns, axis=-1)
-
-
-def _through_gates(sums: HeldoutSums | LogLikelihoods, net: Net) -> tuple[Any, Any]:
-    """Sums of a net, and what they are of; gates that are none cost nothing."""
-    return (sums, net.params) if net.gates is None else (Gated(sums), (net.params, net.gates))
 
 
 def heldout_sums(
@@ -198,14 +193,20 @@ def heldout_sums(
       batch_size: chunks at a time; `evaluation.batch_size` if None.
       counting: goes over the batches, and may show how far it is.
     """
+    masking, count = workspace.masking, min(examples, len(chunks))
     if isinstance(served, Mixture):
-        function: Any = MixtureSums(tuple(net.model for net in served.nets), workspace.masking)
-        each = tuple((net.params, net.gates) for net in served.nets)
-        params: Any = (each, np.asarray(served.weights, np.float32))
-    else:
-        sums = HeldoutSums(served.model, workspace.masking)
-        function, params = _through_gates(sums, served)
-    nats, tokens = _over(workspace, function, params, chunks, examples, batch_size, counting)
+        # One net after the other: a device need not hold them all.
+        found = []
+        for net in map(as_exported, served.nets):
+            function = TokenLosses(net.model, masking, count)
+            found.append(
+                _over(workspace, function, net.params, chunks, count, batch_size, counting)
+            )
+            counting = iter
+        return mixture_sums(np.stack(found), served.weights)
+    net = as_exported(served)
+    function = HeldoutSums(net.model, masking)
+    nats, tokens = _over(workspace, function, net.params, chunks, count, batch_size, counting)
     return nats, tokens
 
 
