@@ -50,17 +50,6 @@ def demix(project: Project, start: Start, tmp_path_factory: pytest.TempPathFacto
     return directory / "run"
 
 
-def test_a_killed_run_ends_as_one_that_was_not(
-    demix: Path, project: Project, tmp_path: Path
-) -> None:
-    config = configuration(project, tmp_path / "demix.yaml", "demix")
-    assert cli.main(["pretrain", str(config), f"--output_dir={tmp_path / 'run'}", "--quiet"]) == 0
-    assert losses(tmp_path / "run") == losses(demix)
-    for stage in ("01-papers", "02-reviews"):
-        files = (run / stage / "huggingface/model.safetensors" for run in (demix, tmp_path / "run"))
-        assert len({file.read_bytes() for file in files}) == 1
-
-
 def test_a_learned_domain_is_never_forgotten(demix: Path) -> None:
     """To the last bit; its expert is all that a domain changes."""
     rows = losses(demix)
