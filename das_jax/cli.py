@@ -229,6 +229,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the model that serves this domain after that checkpoint (default: what the stage left)",
     )
+    sub.add_argument(
+        "--graft",
+        action="store_true",
+        help="what the method put into the model, beside its base: in peft's format for lora",
+    )
     sub = add(
         plan,
         "Compiles a run for a TPU that need not be there: memory, FLOPs, and estimated times; with --sweep, "
@@ -423,7 +428,7 @@ def _show(runs: list[Path], directory: Path) -> None:
 def export(options: argparse.Namespace) -> None:
     from das_jax.training.export import export as run
 
-    run(options.source, options.target, options.domain)
+    run(options.source, options.target, options.domain, graft=options.graft)
 
 
 def plan(options: argparse.Namespace) -> None:

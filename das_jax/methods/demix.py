@@ -35,6 +35,10 @@ class DEMix(Method):
 
     settings: DEMixSettings
 
+    paper = "Gururangan et al., NAACL 2022"
+    kind = "frozen model, experts"
+    refuses = ("averaging",)
+
     def plan(self, place: Place) -> Plan:
         return Plan(self.model, trains=EXPERT)
 

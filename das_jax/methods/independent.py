@@ -17,6 +17,9 @@ from das_jax.methods.contract import (
 class Independent(Method):
     """Every domain is learned from the base model; nothing is forgotten, and nothing is shared."""
 
+    paper = "Gururangan et al., ACL 2020"
+    kind = "a model for every domain"
+
     def plan(self, place: Place) -> Plan:
         return Plan(self.model, start="base")
 

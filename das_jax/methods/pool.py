@@ -15,6 +15,9 @@ class Pool(Method):
 
     settings: PoolSettings
 
+    paper = "joint training"
+    kind = "all domains at once"
+
     @classmethod
     def stages(cls, settings: Any, domains: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         return (domains,)

@@ -81,6 +81,7 @@ def export_net(
     base: Callable[[], Base],
     config: dict[str, Any],
     tokenizer: PreTrainedTokenizerFast,
+    merge: bool = True,
 ) -> None:
     """Writes a model: plain, with all that can be merged in its weights, or else its graft beside its base.
 
@@ -92,12 +93,14 @@ def export_net(
       base: gives the model that it was made of, if that is to be named.
       config: the configuration of the checkpoint that this came from.
       tokenizer: its tokenizer.
+      merge: whether a graft is merged where it can be.
 
     Raises:
       UserError: the directory cannot be written, a number is not finite, or nothing could read what has to
         be written.
     """
-    plain, architecture = plain_params(model, params, gates), model.architecture
+    plain = plain_params(model, params, gates) if merge else None
+    architecture = model.architecture
     if plain is not None:
         export(directory, jax.device_get(plain), config, architecture, tokenizer)
         return

@@ -29,7 +29,7 @@ MANY = 2**31 - 1
 """Chunks of a text whose number is not looked up: the model of a plan does not depend on it."""
 
 
-def export(source: Path, target: Path, domain: str | None = None) -> None:
+def export(source: Path, target: Path, domain: str | None = None, *, graft: bool = False) -> None:
     """Writes the model of a checkpoint where `AutoModelForMaskedLM` and `AutoTokenizer` find it.
 
     Args:
@@ -38,11 +38,17 @@ def export(source: Path, target: Path, domain: str | None = None) -> None:
       target: the directory to write; it must not exist.
       domain: whose model it is, as the method serves it after that checkpoint; None for what the stage's
         own domain is served with.
+      graft: writes what was put into the model, beside its base, even where it could be merged.
 
     Raises:
-      UserError: there is no whole checkpoint, the target exists, or the domain is not learned.
+      UserError: there is no whole checkpoint, the target exists, the domain is not learned, or there is no
+        graft.
     """
     check_free(target)
+    if graft and domain is not None:
+        raise UserError(
+            "--graft and --domain cannot be given together; give the stage of the domain instead"
+        )
     # The accelerator may be busy with the very run that is exported.
     jax.config.update("jax_platforms", "cpu")
     console = Console(quiet=True)
@@ -57,7 +63,7 @@ def export(source: Path, target: Path, domain: str | None = None) -> None:
         restored = _restore(workspace, stage, path, step)
         if restored is None:
             continue
-        net, learned = as_exported(_net(workspace, stage, restored)), path.name
+        net, learned = _net(workspace, stage, restored, graft), path.name
         history = _history(workspace, run, stage, net)
         if domain is not None:
             net = as_exported(_view(history, stage, domain))
@@ -69,6 +75,7 @@ def export(source: Path, target: Path, domain: str | None = None) -> None:
                 base=history.base_identity,
                 config=workspace.checkpoint.config,
                 tokenizer=workspace.tokenizer,
+                merge=not graft,
             )
         console.log(f"{target}: {learned}, checkpoint {restored.step}, for HuggingFace")
         return
@@ -125,12 +132,19 @@ def _restore(workspace: Workspace, stage: Stage, path: Path, step: int | None) -
             raise UserError(f"{error}; give another") from error
 
 
-def _net(workspace: Workspace, stage: Stage, restored: Restored) -> Net:
-    """What the stage's own domain is served with."""
+def _net(workspace: Workspace, stage: Stage, restored: Restored, graft: bool) -> Net:
+    """What the stage's own domain is served with; with its graft, if that is wanted."""
     learned: Learned = saved_learned(restored.state)
     method = workspace.method(stage.method_settings)
     place = stage.place(dict.fromkeys(stage.domains, MANY), MANY)
-    return method.net(learned, recipe_of(workspace.config, method, stage, place).plan)
+    plan = recipe_of(workspace.config, method, stage, place).plan
+    if not graft:
+        return as_exported(method.net(learned, plan))
+    if plan.model.graft is None:
+        raise UserError(
+            f"stage {stage.name} has no graft, it trained the model itself; leave --graft out"
+        )
+    return Net(plan.model, learned.params)
 
 
 def _history(workspace: Workspace, run: RunDirectory, stage: Stage, net: Net) -> "_History":

@@ -198,10 +198,8 @@ def heldout_sums(
         # One net after the other: a device need not hold them all.
         found = []
         for net in map(as_exported, served.nets):
-            function = TokenLosses(net.model, masking, count)
-            found.append(
-                _over(workspace, function, net.params, chunks, count, batch_size, counting)
-            )
+            losses = TokenLosses(net.model, masking, count)
+            found.append(_over(workspace, losses, net.params, chunks, count, batch_size, counting))
             counting = iter
         return mixture_sums(np.stack(found), served.weights)
     net = as_exported(served)
