@@ -98,22 +98,23 @@ def carry(second_moment: SecondMoment, state: OptimizerState) -> OptimizerState:
       state: a fresh one, of an optimizer whose second moment is carried.
 
     Raises:
-      UserError: the domain before trained other parameters.
+      UserError: the domain before did not train all that this one trains.
     """
     adam, *rest = state.adamw
-    before, now = _shapes(second_moment.nu), _shapes(adam.nu)
-    if before != now:
-        path = sorted(dict(before.items() ^ now.items()))[0]
-        raise UserError(
-            f"training.second_moment is carried, but two domains train different parameters ({path}); set "
-            "it to fresh"
-        )
-    adam = adam._replace(nu=second_moment.nu, all_steps=second_moment.steps)
+    before = dict(
+        zip(parameter_paths(second_moment.nu), jax.tree.leaves(second_moment.nu), strict=True)
+    )
+    leaves, treedef = jax.tree.flatten(adam.nu)
+    carried = []
+    for path, now in zip(parameter_paths(adam.nu), leaves, strict=True):
+        if path not in before or before[path].shape != now.shape:
+            raise UserError(
+                f"training.second_moment is carried, but two domains train different parameters ({path}); "
+                "set it to fresh"
+            )
+        carried.append(before[path])
+    adam = adam._replace(nu=jax.tree.unflatten(treedef, carried), all_steps=second_moment.steps)
     return state._replace(adamw=(adam, *rest))
-
-
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    return dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
 
 
 class Direction(Protocol):

@@ -162,3 +162,15 @@ def test_a_second_moment_of_other_parameters_is_refused() -> None:
     match = r"^training\.second_moment is carried, .* different parameters \(b\); set it to fresh$"
     with pytest.raises(UserError, match=match):
         carry(one.second_moment, other)
+
+
+def test_a_domain_that_trains_less_carries_on_what_it_trains() -> None:
+    optimizer = domain_optimizer(TrainingSettings(second_moment="carried"), 10)
+    more, less = (
+        optimizer.init({name: jnp.ones(2) for name in names}, Transforms()) for names in ("ab", "b")
+    )
+    nu = {"a": jnp.ones(2), "b": jnp.arange(2.0)}
+    found = carry(more.second_moment._replace(nu=nu, steps=jnp.int32(7)), less).second_moment
+    assert found.nu.keys() == {"b"}
+    np.testing.assert_array_equal(found.nu["b"], [0, 1])
+    assert int(found.steps) == 7
