@@ -8,6 +8,7 @@ from das_jax.methods.contract import Method, Policy
 from das_jax.methods.das.das import DAS
 from das_jax.methods.demix import DEMix
 from das_jax.methods.ewc import EWC
+from das_jax.methods.hat import HAT
 from das_jax.methods.independent import Independent
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
@@ -21,6 +22,7 @@ from das_jax.methods.settings import (
     DASSettings,
     DEMixSettings,
     EWCSettings,
+    HATSettings,
     IndependentSettings,
     LoRASettings,
     NaiveSettings,
@@ -37,6 +39,7 @@ METHODS: dict[type, type[Method]] = {
     BlockExpansionSettings: BlockExpansion,
     DEMixSettings: DEMix,
     EWCSettings: EWC,
+    HATSettings: HAT,
     LoRASettings: LoRA,
 }
 
