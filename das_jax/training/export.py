@@ -63,11 +63,12 @@ def export(source: Path, target: Path, domain: str | None = None, *, graft: bool
         restored = _restore(workspace, stage, path, step)
         if restored is None:
             continue
-        net, learned = _net(workspace, stage, restored, graft), path.name
-        history = _history(workspace, run, stage, net)
+        learned, what = saved_learned(restored.state), path.name
+        net = _net(workspace, stage, learned, graft)
+        history = _history(workspace, run, stage, (learned, net))
         if domain is not None:
             net = as_exported(_view(history, stage, domain))
-            learned = f"{domain} after {path.name}"
+            what = f"{domain} after {path.name}"
         params, gates = jax.device_get((net.params, net.gates))
         with creating(target) as temporary:
             huggingface_grafts.export_net(
@@ -77,7 +78,7 @@ def export(source: Path, target: Path, domain: str | None = None, *, graft: bool
                 tokenizer=workspace.tokenizer,
                 merge=not graft,
             )
-        console.log(f"{target}: {learned}, checkpoint {restored.step}, for HuggingFace")
+        console.log(f"{target}: {what}, checkpoint {restored.step}, for HuggingFace")
         return
     raise UserError(f"{source} has no whole checkpoint; give another stage or step")
 
@@ -132,9 +133,8 @@ def _restore(workspace: Workspace, stage: Stage, path: Path, step: int | None) -
             raise UserError(f"{error}; give another") from error
 
 
-def _net(workspace: Workspace, stage: Stage, restored: Restored, graft: bool) -> Net:
+def _net(workspace: Workspace, stage: Stage, learned: Learned, graft: bool) -> Net:
     """What the stage's own domain is served with; with its graft, if that is wanted."""
-    learned: Learned = saved_learned(restored.state)
     method = workspace.method(stage.method_settings)
     place = stage.place(dict.fromkeys(stage.domains, MANY), MANY)
     plan = recipe_of(workspace.config, method, stage, place).plan
@@ -147,12 +147,14 @@ def _net(workspace: Workspace, stage: Stage, restored: Restored, graft: bool) ->
     return Net(plan.model, learned.params)
 
 
-def _history(workspace: Workspace, run: RunDirectory, stage: Stage, net: Net) -> "_History":
-    """The stages up to one that left a net."""
+def _history(
+    workspace: Workspace, run: RunDirectory, stage: Stage, last: tuple[Learned, Net]
+) -> "_History":
+    """The stages up to one, which left this and is served so."""
     stages = stages_of(workspace.config)
     warm_up = next((each for each in stages if each.warms_up), None)
     until = tuple(each for each in stages if not each.warms_up and each.number <= stage.number)
-    return _History(workspace, run, warm_up, until, net)
+    return _History(workspace, run, warm_up, until, last)
 
 
 def _view(history: RunHistory, stage: Stage, domain: str) -> Net:

@@ -219,8 +219,8 @@ class Run:
                 with self._checkpoints(stage, read_only=True) as checkpoints:
                     restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
                 if restored is not None and restored.step >= stage.steps:
-                    net = self._net(stage, saved_learned(restored.state))
-                    self.results.write_stage(stage, net)
+                    learned = saved_learned(restored.state)
+                    self.results.write_stage(stage, learned, self._net(stage, learned))
                     made.append(stage.name)
         for name in made:
             self.console.log(f"{name}: what it leaves was damaged or lost, and is made again")
@@ -262,7 +262,8 @@ class Run:
                 checkpoints.save(0, saved_in_training(*resumed), {"phase": TRAINING})
             state = self._train(stage, resumed, checkpoints)
             finished = self._end(stage, state, resumed.kept)
-            self.results.write_stage(stage, self._net(stage, finished.learned))
+            learned = finished.learned
+            self.results.write_stage(stage, learned, self._net(stage, learned))
             self._report()
             checkpoints.save(stage.steps + 1, saved_when_finished(finished), {"phase": FINISHED})
         self.console.log(self.results.summary(stage.name, stage.domains))

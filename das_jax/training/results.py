@@ -7,7 +7,7 @@ from pathlib import Path
 from das_jax.data.corpus import Corpus
 from das_jax.errors import UserError
 from das_jax.files import replacing
-from das_jax.methods.contract import Mixture, Net
+from das_jax.methods.contract import Learned, Mixture, Net
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
 from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors
@@ -72,12 +72,13 @@ class Results:
         net = Net(self.workspace.model, params)
         self._write_scores(BASE, dict.fromkeys(self.corpora, net))
 
-    def write_stage(self, stage: Stage, net: Net) -> None:
+    def write_stage(self, stage: Stage, learned: Learned, net: Net) -> None:
         """A stage's HuggingFace checkpoint and its row of the scores.
 
         Args:
           stage: that was learned.
-          net: what it left.
+          learned: what it left.
+          net: what serves its own domain.
         """
         workspace, path = self.workspace, self.directory.stage(stage.number, stage.name)
         net = as_exported(net)
@@ -90,22 +91,23 @@ class Results:
                 tokenizer=workspace.tokenizer,
             )
         )
-        self._write_scores(stage.name, self._served(stage, net))
+        self._write_scores(stage.name, self._served(stage, learned, net))
 
-    def history(self, stage: Stage, net: Net | None = None) -> RunHistory:
-        """The stages before one; that one, too, if its net is given."""
+    def history(self, stage: Stage, last: tuple[Learned, Net] | None = None) -> RunHistory:
+        """The stages before one; that one, too, if what it left and its net are given."""
         domains = [each for each in self.stages if not each.warms_up]
         before = [each for each in domains if each.number < stage.number]
         warm_up = next((each for each in self.stages if each.warms_up), None)
-        finished = [*before, *([stage] if net is not None else [])]
-        return RunHistory(self.workspace, self.directory, warm_up, tuple(finished), net)
+        finished = [*before, *([stage] if last is not None else [])]
+        return RunHistory(self.workspace, self.directory, warm_up, tuple(finished), last)
 
-    def _served(self, stage: Stage, net: Net) -> dict[str, Net | Mixture]:
+    def _served(self, stage: Stage, learned: Learned, net: Net) -> dict[str, Net | Mixture]:
         """Who serves every text after a stage."""
         if stage.warms_up:
             return dict.fromkeys(self.corpora, net)
         domains = {domain.name for domain in self.workspace.config.domains}
-        method, history = self.workspace.method(stage.method_settings), self.history(stage, net)
+        method = self.workspace.method(stage.method_settings)
+        history = self.history(stage, (learned, net))
         found = {}
         for name, corpus in self.corpora.items():
             domain = name if name in domains else None

@@ -42,15 +42,16 @@ class RunHistory:
       directory: where it is.
       warm_up: the stage before the first domain, if there is one.
       stages: the finished stages that learned domains.
-      last: the net of the last of them, where it is at hand.
+      last: what the last of them left, and its net, where they are at hand.
     """
 
     workspace: Workspace
     directory: RunDirectory
     warm_up: Stage | None
     stages: tuple[Stage, ...]
-    last: Net | None = None
+    last: tuple[Learned, Net] | None = None
     _nets: dict[str, Net] = field(default_factory=dict, repr=False, compare=False)
+    _learned: dict[str, Learned] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def domains(self) -> tuple[tuple[str, ...], ...]:
@@ -78,11 +79,18 @@ class RunHistory:
     def net(self, stage: int) -> Net:
         found = self.stages[stage]
         if self.last is not None and found is self.stages[-1]:
-            return self._nets.setdefault(found.name, self.last)
+            return self._nets.setdefault(found.name, self.last[1])
         return self._exported(found)
 
     def learned(self, stage: int) -> Learned:
         found = self.stages[stage]
+        if self.last is not None and found is self.stages[-1]:
+            return self._learned.setdefault(found.name, self.last[0])
+        if found.name not in self._learned:
+            self._learned[found.name] = self._saved(found)
+        return self._learned[found.name]
+
+    def _saved(self, found: Stage) -> Learned:
         directory = self.directory.stage(found.number, found.name) / "checkpoints"
         sharding = self.workspace.sharding
         with Checkpoints(directory, sharding, self.workspace.console.log, read_only=True) as saved:
@@ -93,7 +101,7 @@ class RunHistory:
             )
         if restored is None or restored.step < found.steps:
             raise UserError(f"{directory} has no whole checkpoint of the finished stage; {AGAIN}")
-        return saved_learned(restored.state)
+        return sharding.fetch(saved_learned(restored.state))
 
     def name_of(self, served: Net | Mixture) -> str:
         """Who serves, for people."""
@@ -105,6 +113,9 @@ class RunHistory:
             if net.params is served.params:
                 own = served.gates is None or served.gates is net.gates
                 return name if own else f"{name} through gates"
+        for name, learned in self._learned.items():
+            if learned.params is served.params:
+                return f"{name} through gates"
         return "parameters of its own"
 
     def _exported(self, stage: Stage) -> Net:
