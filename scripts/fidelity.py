@@ -111,6 +111,7 @@ class Lab:
             directory=None,
             train=train,
             seed=seed,
+            order=seed,
             sharding=space.sharding,
             console=space.console,
             plan=Plan(space.model),

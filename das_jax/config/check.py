@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
+from das_jax.data.streams import GENERAL, KEPT, OWN
 from das_jax.errors import UserError
 from das_jax.settings import read_by
 
@@ -49,6 +50,7 @@ def _check_seeds(config: Config, origin: Callable[[str], str]) -> None:
 
 def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
     names = {config.general.name: "general"} if config.general else {}
+    streams = (OWN, KEPT, GENERAL) if config.general else (OWN, KEPT)
     sources: dict[object, str] = {}
     for i, domain in enumerate(config.domains):
         key = f"domains.{i}"
@@ -56,6 +58,11 @@ def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
             raise UserError(
                 f"{origin(f'{key}.name')}: {key}.name is {domain.name}, which is also the name of "
                 f"{names[domain.name]}; give each corpus its own name, and list each domain once."
+            )
+        if domain.name in streams:
+            raise UserError(
+                f"{origin(f'{key}.name')}: {key}.name is {domain.name}, which is what a method calls a "
+                "stream of its batches; give the domain another name."
             )
         if domain.source in sources:
             raise UserError(

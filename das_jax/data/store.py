@@ -36,12 +36,18 @@ class Reservoir:
     seed: int
     equal: bool = False
 
-    def check(self, seen: int) -> None:
-        """Checks the capacity against the number of chunks that were seen, or will be before it is filled.
+    def check(self, seen: int, taken: int = 0) -> None:
+        """Checks the capacity against the number of chunks that were seen, or will be before it is filled,
+        and the rows that every batch takes of it.
 
         Raises:
-            UserError: It is larger.
+            UserError: It is larger than the one, or smaller than the other.
         """
+        if self.capacity < taken:
+            raise UserError(
+                f"method.buffer is {self.capacity}, fewer than the {taken} rows that every batch takes of "
+                f"it: set it to at least {taken}."
+            )
         if self.capacity > seen:
             raise UserError(
                 f"method.buffer is {self.capacity}, more than the {seen} chunks of the domains learned so "

@@ -62,11 +62,17 @@ def check_streams(
         kept_rows: How many of these come beside every batch.
 
     Raises:
-        UserError: A stream does not exist, makes no row of a batch, leaves none to new text, or takes more
-            rows than are kept.
+        UserError: A stream does not exist, is there twice, makes no row of a batch, leaves none to new text,
+            or takes more rows than are kept.
     """
     known = [*corpora, KEPT]
+    names = [stream.name for stream in streams]
     for stream in streams:
+        if names.count(stream.name) > 1:
+            raise UserError(
+                f"The stream {stream.name!r} has two shares, one of the method's and one of a policy's: "
+                "leave one of them out."
+            )
         if stream.name not in known:
             raise UserError(
                 f"There is no stream {stream.name!r}: the streams are {', '.join(known)}; name one of these, "
@@ -80,9 +86,9 @@ def check_streams(
     counted = [stream for stream in streams if stream.counted]
     rows = sum(stream.rows(batch_size) for stream in counted)
     if rows + (len(counted) < len(streams)) > batch_size:
-        names = " and ".join(repr(stream.name) for stream in counted)
+        taking = " and ".join(repr(stream.name) for stream in counted)
         raise UserError(
-            f"The shares of the streams {names} leave no row of a batch of {batch_size} to new text: lower "
+            f"The shares of the streams {taking} leave no row of a batch of {batch_size} to new text: lower "
             "them or raise training.batch_size."
         )
     taken = [stream.rows(batch_size) for stream in streams if stream.name == KEPT]

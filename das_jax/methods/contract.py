@@ -148,12 +148,14 @@ class Place:
       domains: the names of what it learns: one, or several at once.
       counts: the training chunks of each.
       kept: the rows that were kept before it.
+      batch_size: the examples of a step, over all devices.
     """
 
     index: int | None
     domains: tuple[str, ...]
     counts: tuple[int, ...]
     kept: int = 0
+    batch_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -170,7 +172,8 @@ class Plan:
       trains: which parameters; all others have no gradient, no optimizer state, and stay as they are.
       decays: which of them weight decay pulls.
       streams: the texts that a batch is made of.
-      kept_rows: rows of what the method kept that come beside every batch, in `Batch.extra`.
+      kept_rows: rows of what the method kept that come beside every batch, in `Batch.extra`, once there
+        are any. A setting that says how many is called `rows`.
       start: from the stage before, or from the base model.
       learning_rate: the highest; None for the configuration's.
     """
@@ -190,10 +193,12 @@ class Cost(NamedTuple):
     Attributes:
       full: passes forward and backward.
       forward: passes forward alone.
+      heads: passes forward and backward through the LM head.
     """
 
     full: float = 1.0
     forward: float = 0.0
+    heads: float = 1.0
 
 
 class Texts(Protocol):
@@ -233,6 +238,7 @@ class Domain(Protocol):
       index: 0 for the first domain.
       name: its name in the configuration.
       rng: a random key of this domain's own.
+      seed: the run's, for choices that are one through all domains.
       directory: where its files go; None on hosts that write none.
       plan: what its stage trains.
       count: its chunks for training.
@@ -246,6 +252,8 @@ class Domain(Protocol):
     def name(self) -> str: ...
     @property
     def rng(self) -> jax.Array: ...
+    @property
+    def seed(self) -> int: ...
     @property
     def directory(self) -> Path | None: ...
     @property
@@ -283,6 +291,22 @@ class Domain(Protocol):
         The function sees one shard of a batch and returns sums over its rows, weighted by `batch.weight`.
         The sums come to the host; with `split` they stay on the devices, in parts as the optimizer's state.
         With `general` the sample is of the general text; raises UserError if there is none.
+        """
+
+    def rows(
+        self,
+        function: Callable[[Params, Batch, jax.Array], Any],
+        params: Params,
+        rng: jax.Array,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        purpose: str,
+    ) -> Any:
+        """`function(params, batch, rng)` of chunks of its training text, [n, ...], on every host.
+
+        The function sees one shard of a batch, whose `index` is a chunk's place in `indices`, and returns
+        arrays with one row for each of its rows.
         """
 
 

@@ -22,7 +22,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
 from das_jax.training.flops import train_step_flops
-from das_jax.training.recipe import recipe_of
+from das_jax.training.recipe import check_recipe, recipe_of
 from das_jax.training.sharding import (
     Sharding,
     check_divisible,
@@ -30,7 +30,7 @@ from das_jax.training.sharding import (
     sharding_over,
 )
 from das_jax.training.stages import Stage, stages_of
-from das_jax.training.step import Recipe, TrainState, compile_sums, compile_train_step, init_state
+from das_jax.training.step import Recipe, TrainState, compile_train_step, init_state
 from das_jax.training.workspace import compute_dtype, make_model
 
 
@@ -145,6 +145,7 @@ class Run:
         batch_size, length = self.config.training.batch_size, self.config.data.length
         recipe = learning.recipe
         check_divisible(batch_size, self.sharding, "training.batch_size", recipe.accumulate)
+        check_recipe(self.config, recipe, self.sharding)
 
         def lower() -> jax.stages.Lowered:
             step = compile_train_step(recipe, self.sharding)
@@ -162,10 +163,10 @@ class Run:
             batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
 
             def lower(wanted: Recorded = wanted, batch_size: int = batch_size) -> Any:
-                sums = compile_sums(wanted.function, self.sharding, wanted.split)
                 params = self.sharding.shapes("params", wanted.params)
                 key = self.sharding.shapes("rng", jax.eval_shape(jax.random.key, 0))
-                return _jitted(sums).lower(params, self.batch(batch_size), key)
+                compiled = wanted.compiled(self.sharding)
+                return _jitted(compiled).lower(params, self.batch(batch_size), key)
 
             batches = -(-wanted.examples // batch_size)
             flops = batch_size * wanted.function.flops(length)

@@ -14,7 +14,7 @@ from das_jax.methods.contract import Learned, Net, Plan
 from das_jax.model.masked_lm import Params
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Stage
-from das_jax.training.step import Recipe, compile_sums
+from das_jax.training.step import Recipe, compile_rows, compile_sums
 
 UNKNOWN_COUNT = 1_000_000
 """Chunks of a text that nobody has prepared: more than any sample of it."""
@@ -25,11 +25,13 @@ class Recorded:
     """A pass over a sample of a domain's text.
 
     Attributes:
-      function: what is summed; its `name` and its `flops(length)`, useful ones of an example, are asked for.
+      function: what is summed, or gives rows; its `name` and its `flops(length)`, useful ones of an
+        example, are asked for.
       params: the shapes of the parameters.
       examples: of the sample.
       batch_size: over all devices.
       split: whether the sums stay in parts.
+      rows: whether rows are wanted and not sums.
     """
 
     function: Any
@@ -37,6 +39,13 @@ class Recorded:
     examples: int
     batch_size: int
     split: bool
+    rows: bool = False
+
+    def compiled(self, sharding: Sharding) -> jax.stages.Wrapped:
+        """The jitted pass over one batch."""
+        if self.rows:
+            return compile_rows(self.function, sharding)
+        return compile_sums(self.function, sharding, self.split)
 
 
 @dataclass
@@ -73,6 +82,10 @@ class RecordingDomain:
     @property
     def rng(self) -> jax.Array:
         return jax.random.key(0)
+
+    @property
+    def seed(self) -> int:
+        return 0
 
     @property
     def history(self) -> "RecordingDomain":
@@ -118,8 +131,30 @@ class RecordingDomain:
         split: bool = False,
         general: bool = False,
     ) -> Any:
+        sums = self._recorded(function, params, examples, batch_size, split=split)
+        return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), sums)
+
+    def rows(
+        self,
+        function: Callable[[Params, Batch, jax.Array], Any],
+        params: Params,
+        rng: jax.Array,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        purpose: str,
+    ) -> Any:
+        count = len(indices)
+        rows = self._recorded(function, params, count, batch_size, split=False, rows=True)
+        return jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), rows)
+
+    def _recorded(
+        self, function: Any, params: Params, examples: int, batch_size: int, **how: bool
+    ) -> Any:
+        """The shapes that a pass over a batch gives."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        self.recorded.append(Recorded(function, shapes, examples, batch_size, split))
+        wanted = Recorded(function, shapes, examples, batch_size, **how)
+        self.recorded.append(wanted)
 
         def rows_of(shape: tuple[int, ...], dtype: Any) -> Any:
             return jax.ShapeDtypeStruct((self.sharding.num_shards, *shape), dtype)
@@ -127,10 +162,8 @@ class RecordingDomain:
         batch = Batch(
             rows_of((self.length,), jnp.int32), rows_of((), jnp.uint32), rows_of((), jnp.float32)
         )
-        compiled = compile_sums(function, self.sharding)
         key = jax.eval_shape(jax.random.key, 0)
-        sums = jax.eval_shape(compiled, shapes, batch, key)
-        return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), sums)
+        return jax.eval_shape(wanted.compiled(self.sharding), shapes, batch, key)
 
     def begin(self, recipe: Recipe, learned: Learned) -> Learned:
         """The shapes that the stage begins with."""

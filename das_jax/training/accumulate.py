@@ -1,5 +1,5 @@
 """Sums over a sample of a corpus, sharded over the mesh: importance maps, held-out losses, whatever a
-method measures.
+method measures; and rows of what it keeps of chunks.
 """
 
 import functools
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.data.batches import Chunks, sample_batches
+from das_jax.data.batches import Chunks, chosen_batches, sample_batches
 from das_jax.errors import UserError
 from das_jax.methods.contract import History, Plan, Texts
 from das_jax.model.masked_lm import Params
 from das_jax.training.console import Console
 from das_jax.training.sharding import Sharding
-from das_jax.training.step import compile_sums
+from das_jax.training.step import compile_rows, compile_sums
 
 Sums = Callable[[Params, Batch, jax.Array], Any]
 
@@ -55,9 +55,39 @@ def accumulate(
     return total if split else jax.device_get(total)
 
 
+_compiled_rows = functools.lru_cache(maxsize=4)(compile_rows)
+
+
+def rows_of(
+    function: Sums,
+    params: Params,
+    rng: jax.Array,
+    batches: Iterable[dict[str, Any]],
+    count: int,
+    sharding: Sharding,
+) -> Any:
+    """`function(params, batch, rng)` of the first `count` rows of some batches, on every host, [count, ...].
+
+    Args:
+      function: gives arrays with one row for each row of a shard; hashable, so that an equal one is compiled
+        once.
+      params: parameters, in their places.
+      rng: the random key of the whole pass.
+      batches: this host's rows of every batch.
+      count: how many there are; what comes after them fills up.
+      sharding: where they go.
+    """
+    compiled = _compiled_rows(function, sharding)
+    parts = [
+        sharding.fetch(compiled(params, sharding.shard_batch(Batch(**rows)), rng))
+        for rows in batches
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
+
+
 @dataclass(frozen=True)
 class TrainingDomain:
-    """A domain as a method sees it; see `methods.contract.Domain`."""
+    """A domain as a method sees it; see `methods.contract.Domain`. `order` is the seed of what is sampled."""
 
     index: int
     name: str
@@ -65,6 +95,7 @@ class TrainingDomain:
     directory: Path | None
     train: Chunks
     seed: int
+    order: int
     sharding: Sharding
     console: Console
     plan: Plan
@@ -111,10 +142,33 @@ class TrainingDomain:
             train,
             examples=examples,
             batch_size=batch_size,
-            seed=self.seed,
+            seed=self.order,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         total = -(-min(examples, len(train)) // batch_size)
         with self.console.progress(purpose, total, transient=True) as line:
             return accumulate(function, params, rng, line.counting(batches), self.sharding, split)
+
+    def rows(
+        self,
+        function: Sums,
+        params: Params,
+        rng: jax.Array,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        purpose: str,
+    ) -> Any:
+        count = len(indices)
+        batch_size = min(batch_size, self.sharding.round_up(count))
+        batches = chosen_batches(
+            self.train,
+            indices,
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        total = -(-count // batch_size)
+        with self.console.progress(purpose, total, transient=True) as line:
+            return rows_of(function, params, rng, line.counting(batches), count, self.sharding)

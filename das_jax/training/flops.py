@@ -29,7 +29,7 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
     forward = encoder + graft
     full = 3 * forward - frozen_layers
     head = 3 * lm_head_flops(model.architecture, masked) - frozen_head
-    return round((cost.full * full + head + cost.forward * forward) * batch_size)
+    return round((cost.full * full + cost.heads * head + cost.forward * forward) * batch_size)
 
 
 def _of_frozen(recipe: Recipe, length: int, masked: int) -> tuple[int, int]:

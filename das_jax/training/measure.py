@@ -81,6 +81,7 @@ def measure(
         directory=None,
         train=corpus.train,
         seed=config.seed,
+        order=config.seed,
         sharding=workspace.sharding,
         console=console,
         plan=Plan(workspace.model),

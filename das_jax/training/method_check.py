@@ -10,12 +10,13 @@ import numpy as np
 import optax
 
 from das_jax.data.batch import Batch
+from das_jax.data.batches import chosen_batches
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Memory, Method, Net, Place, Plan
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
-from das_jax.training.accumulate import accumulate
+from das_jax.training.accumulate import accumulate, rows_of
 from das_jax.training.optimizer import Optimizer
 from das_jax.training.sharding import Sharding, State, make_sharding
 from das_jax.training.step import Recipe, compile_train_step, first_state
@@ -35,9 +36,9 @@ def check_method(
     """Raises AssertionError unless a method does the same on one device and on several.
 
     It learns two domains with a model of two layers: prepares for one, takes one step on eight texts, and
-    ends it. What must be equal: the memory before and after, every part of the loss, every number that
-    `observe` gives, and the gradients of all parameters, after the method's own transformations. In pytest,
-    with `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
+    ends it. What must be equal: the memory before and after, the rows kept, every part of the loss, every
+    number that `observe` gives, and the gradients of all parameters, after the method's own transformations.
+    In pytest, with `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
 
         def test_it_is_the_same_on_two_devices():
             check_method(L2, L2Settings())
@@ -70,7 +71,7 @@ def _check_equal(name: str, actual: np.ndarray, expected: np.ndarray, devices: i
     assert actual.shape == expected.shape, (
         f"{name} has the shape {expected.shape} on one device and {actual.shape} on {devices}"
     )
-    if not np.issubdtype(expected.dtype, np.number):
+    if expected.dtype.kind in "OSUb":
         assert np.array_equal(actual, expected), f"{name} differs on {devices} devices"
         return
     a, e = actual.astype(np.float64), expected.astype(np.float64)
@@ -105,6 +106,7 @@ def _learned(
         found[f"{where}the memory after begin:"] = sharding.fetch(began.memory)
         found[f"{where}the memory after end:"] = sharding.fetch(ended.memory)
         found[f"{where}the parameters after end:"] = sharding.fetch(ended.params)
+        found[f"{where}the rows kept:"] = dict(ended.kept)
         learned = ended
     return found
 
@@ -119,7 +121,7 @@ def _learn(domain: "_Domain", learned: Learned) -> tuple[Learned, Learned, dict[
     state = first_state(recipe, sharding, began.params, began.memory, rng, domain.index)
     step = compile_train_step(recipe, sharding)
     batch = _rows(0)
-    if rows := domain.plan.kept_rows and _count(began.kept):
+    if began.kept and (rows := domain.plan.kept_rows):
         extra: dict[str, Any] = {
             name: array[:rows] for name, array in began.kept.items() if name != "key"
         }
@@ -148,6 +150,7 @@ class _Domain:
     name: str = "check"
     directory: Path | None = None
     count: int = 2 * ROWS
+    seed: int = 0
     domains: tuple[tuple[str, ...], ...] = ()
     kept: int = 0
 
@@ -157,7 +160,7 @@ class _Domain:
 
     @property
     def plan(self) -> Plan:
-        return self.method.plan(Place(self.index, (self.name,), (self.count,), self.kept))
+        return self.method.plan(Place(self.index, (self.name,), (self.count,), self.kept, ROWS))
 
     @property
     def history(self) -> Any:
@@ -186,8 +189,7 @@ class _Domain:
         return load()
 
     def chunks(self, indices: np.ndarray) -> np.ndarray:
-        tokens = np.concatenate([np.asarray(_rows(start).tokens) for start in (0, ROWS)])
-        return tokens[indices]
+        return _Texts().__getitems__(indices)
 
     def log(self, sentence: str | Callable[[], str]) -> None:
         """Nobody watches."""
@@ -206,6 +208,30 @@ class _Domain:
     ) -> Any:
         batches = (_rows(start)._asdict() for start in (0, ROWS))
         return accumulate(function, params, rng, batches, self.sharding, split)
+
+    def rows(
+        self,
+        function: Callable[[Params, Batch, jax.Array], Any],
+        params: Params,
+        rng: jax.Array,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        purpose: str,
+    ) -> Any:
+        batches = chosen_batches(_Texts(), indices, batch_size=batch_size)
+        return rows_of(function, params, rng, batches, len(indices), self.sharding)
+
+
+class _Texts:
+    """The domain's texts; see `data.batches.Chunks`."""
+
+    def __len__(self) -> int:
+        return 2 * ROWS
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray, /) -> np.ndarray:
+        tokens = np.concatenate([np.asarray(_rows(start).tokens) for start in (0, ROWS)])
+        return tokens[np.asarray(indices)]
 
 
 def _rows(start: int) -> Batch:

@@ -30,7 +30,7 @@ from das_jax.training.interruption import Interruption
 from das_jax.training.loop import AHEAD, FINISHED, TRAINING, Hooks, Recorder, train
 from das_jax.training.lost import lost
 from das_jax.training.metrics import MetricsWriter
-from das_jax.training.recipe import recipe_of
+from das_jax.training.recipe import check_recipe, recipe_of
 from das_jax.training.results import Results
 from das_jax.training.run_directory import BASE, RunDirectory, Scores
 from das_jax.training.saved import (
@@ -122,9 +122,10 @@ def pretrain(
         corpora = workspace.corpora()
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
-        directory.begin(config, inputs, console.log)
         results = Results(workspace, directory, corpora, tuple(stages))
         run = Run(workspace, directory, stages, results, interruption, report)
+        run.check()
+        directory.begin(config, inputs, console.log)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
             run.learn_all()
         if results.unwritten:
@@ -153,6 +154,11 @@ class Run:
     @property
     def console(self) -> Console:
         return self.workspace.console
+
+    def check(self) -> None:
+        """Raises UserError if a stage, which may be days away, cannot be learned as it is planned."""
+        for stage in self.stages:
+            check_recipe(self.config, self._recipe(stage, 0), self.workspace.sharding)
 
     def learn_all(self) -> None:
         """Resumes where the newest whole checkpoint of the last stage begun says, and learns what is left.
@@ -417,7 +423,8 @@ class Run:
             rng=jax.random.fold_in(self._rng(stage), 1),
             directory=self._writable(stage),
             train=train,
-            seed=self._seed(stage),
+            seed=self.config.seed,
+            order=self._seed(stage),
             sharding=self.workspace.sharding,
             console=self.console,
             plan=plan,

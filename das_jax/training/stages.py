@@ -23,6 +23,7 @@ class Stage:
       steps: optimizer steps.
       method_settings: how it is learned; None for plain training.
       domain_index: of its first domain, 0 for the first of all; None for the warm-up.
+      batch_size: examples of a step, over all devices.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Stage:
     steps: int
     method_settings: MethodSettings | None
     domain_index: int | None
+    batch_size: int
 
     @property
     def warms_up(self) -> bool:
@@ -45,7 +47,7 @@ class Stage:
           kept: the rows that were kept before it.
         """
         own = tuple(counts[name] for name in self.domains)
-        return Place(self.domain_index, self.domains, own, kept)
+        return Place(self.domain_index, self.domains, own, kept, self.batch_size)
 
 
 class Carried(NamedTuple):
@@ -65,9 +67,10 @@ class Carried(NamedTuple):
 def stages_of(config: Config) -> list[Stage]:
     """The stages of a configuration."""
     stages = []
+    rows = config.training.batch_size
     if config.general is not None and config.general.steps:
         name = config.general.name
-        stages.append(Stage(0, name, (name,), config.general.steps, None, None))
+        stages.append(Stage(0, name, (name,), config.general.steps, None, None, rows))
     steps = {domain.name: domain.steps or config.training.steps for domain in config.domains}
     learned = 0
     settings: Any = config.method
@@ -75,6 +78,6 @@ def stages_of(config: Config) -> list[Stage]:
     for number, names in enumerate(together, 1):
         name = names[0] if len(names) == 1 else TOGETHER
         total = sum(steps[each] for each in names)
-        stages.append(Stage(number, name, names, total, config.method, learned))
+        stages.append(Stage(number, name, names, total, config.method, learned, rows))
         learned += len(names)
     return stages

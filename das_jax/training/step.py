@@ -332,6 +332,29 @@ def compile_sums(
     return jax.jit(sums)
 
 
+def compile_rows(
+    function: Callable[[Params, Batch, jax.Array], Any], sharding: Sharding
+) -> jax.stages.Wrapped:
+    """The jitted `function(params, batch, rng)`, which gives arrays with one row for each of a device's rows;
+    together they are the rows of the global batch, in its order.
+    """
+
+    def rows(params: Params, batch: Batch, rng: jax.Array) -> Any:
+        specs, by_row = sharding.specs("params", params), sharding.row_spec(1)
+
+        def on_one_device(params: Params, batch: Batch, rng: jax.Array) -> Any:
+            return function(whole_params(params, specs, sharding), batch, rng)
+
+        return jax.shard_map(
+            on_one_device,
+            mesh=sharding.mesh,
+            in_specs=(specs, by_row, PartitionSpec()),
+            out_specs=by_row,
+        )(params, batch, rng)
+
+    return jax.jit(rows)
+
+
 def _of_own_rows(
     function: Callable[[Params, Batch, jax.Array], Any],
     params: Params,

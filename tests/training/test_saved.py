@@ -49,6 +49,7 @@ MEMORY = {
 KEPT = {
     "tokens": np.arange(10, dtype=np.int32).reshape(2, 5),
     "key": np.array([2**63 + 1, 2**53 + 1], np.uint64),
+    "hidden": np.array([[1.5, -3e38], [2.0**-130, 0.1]], jnp.bfloat16),
 }
 
 
