@@ -21,7 +21,6 @@ from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.policies.averaging import averaged, layer_shares
 from das_jax.methods.policies.rho1 import selected_weights
 from das_jax.model.masked_lm import Params
-from das_jax.objectives.distillation import hidden_mse
 from das_jax.objectives.masked_lm import (
     masked_lm_loss,
     masked_lm_loss_per_example,
@@ -105,42 +104,6 @@ def test_quadratic_penalty(system_case: Case) -> None:
     case.assert_tensors_close(case.tensors(gradient), "penalty_grad.", key_bias=(1e-12, 1e-28))
     for value in jax.tree.leaves(measure(case.params)):
         assert not value.any()  # At the anchor nothing pulls.
-
-
-def test_derpp(system_case: Case) -> None:
-    case, inputs = system_case.of("derpp"), system_case
-    now, stored = inputs.masked("a."), inputs.masked("b.")
-    masks = [inputs.array(f"{text}.attention_mask") for text in "ab"]
-    buffer = case.array("buffer.hidden")
-
-    def at_positions(hidden: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(hidden, stored.positions[..., None], axis=1)
-
-    def terms(params: Params) -> Any:
-        def mlm(hidden: jax.Array, masked: Masked) -> jax.Array:
-            logits = case.model.logits(params, hidden, masked.positions)
-            return masked_lm_loss(logits, masked.labels, masked.weights)
-
-        both_texts = jnp.concatenate([now.tokens, stored.tokens])
-        hidden = case.model.encode(params, both_texts, jnp.concatenate(masks))
-        current, hidden = jnp.split(hidden, [len(now.tokens)])
-        targets = hidden_mse(at_positions(hidden), at_positions(buffer), stored.weights)
-        values = {
-            "mlm": mlm(current, now),
-            "mlm_buffer": mlm(hidden, stored),
-            "mse_targets": targets,
-            "mse_tokens": hidden_mse(hidden, buffer, masks[1]),
-        }
-        both = values["mlm"] + 0.5 * values["mlm_buffer"]
-        values["loss_tokens"] = both + 0.5 * values["mse_tokens"]
-        return both + 0.5 * targets, values
-
-    (loss, values), gradient = jax.jit(jax.value_and_grad(terms, has_aux=True))(
-        case.of("theta").params_from()
-    )
-    for name, value in (("loss", loss), *values.items()):
-        case.assert_close(value, case.arrays[name], 1e-5, name)
-    case.assert_tensors_close(case.tensors(gradient), "grad.")
 
 
 def test_mixture_of_experts(system_case: Case) -> None:

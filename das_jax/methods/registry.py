@@ -7,6 +7,7 @@ from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.das.das import DAS
 from das_jax.methods.demix import DEMix
+from das_jax.methods.derpp import DERpp
 from das_jax.methods.ewc import EWC
 from das_jax.methods.hat import HAT
 from das_jax.methods.independent import Independent
@@ -16,11 +17,13 @@ from das_jax.methods.policies.averaging import Averaging
 from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
+from das_jax.methods.replay import Replay
 from das_jax.methods.settings import (
     AdapterSettings,
     BlockExpansionSettings,
     DASSettings,
     DEMixSettings,
+    DERppSettings,
     EWCSettings,
     HATSettings,
     IndependentSettings,
@@ -28,6 +31,7 @@ from das_jax.methods.settings import (
     NaiveSettings,
     PoliciesSettings,
     PoolSettings,
+    ReplaySettings,
 )
 
 METHODS: dict[type, type[Method]] = {
@@ -35,6 +39,8 @@ METHODS: dict[type, type[Method]] = {
     NaiveSettings: Naive,
     IndependentSettings: Independent,
     PoolSettings: Pool,
+    ReplaySettings: Replay,
+    DERppSettings: DERpp,
     AdapterSettings: Adapter,
     BlockExpansionSettings: BlockExpansion,
     DEMixSettings: DEMix,

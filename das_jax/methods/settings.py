@@ -184,17 +184,51 @@ class DEMixSettings:
     """What a chunk counts for these shares, relative to the one after it."""
 
 
+@settings
+class ReplaySettings:
+    """Chunks of earlier domains, in every batch."""
+
+    name: Literal["replay"] = "replay"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Of every batch, from the second domain on."""
+    buffer: Count = 10_000
+    """Chunks that are kept, of all earlier domains together."""
+    per_domain: Literal["proportional", "equal"] = "proportional"
+    """How many of each domain: every chunk is kept with the same chance, or as many of every domain."""
+    general: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of every batch that is text of the general corpus."""
+
+
+@settings
+class DERppSettings:
+    """DER++ (Buzzega et al., NeurIPS 2020), on hidden states."""
+
+    name: Literal["derpp"] = "derpp"
+    alpha: NonNegativeFloat = 0.5
+    """The weight of the squared difference between hidden states as they are and as they were stored."""
+    beta: NonNegativeFloat = 0.5
+    """The weight of the masked-LM loss of the stored chunks, as they were corrupted then."""
+    buffer: Count = 10_000
+    """Chunks that are kept, of all earlier domains together."""
+    rows: PositiveFloat = 1.0
+    """Stored chunks beside every batch, as a multiple of `training.batch_size`."""
+    outputs: Literal["targets", "tokens"] = "targets"
+    """Hidden states are stored at the masked positions, or at all tokens: seven times the room."""
+
+
 MethodSettings = Annotated[
     AdapterSettings
     | BlockExpansionSettings
     | DASSettings
     | DEMixSettings
+    | DERppSettings
     | EWCSettings
     | HATSettings
     | IndependentSettings
     | LoRASettings
     | NaiveSettings
-    | PoolSettings,
+    | PoolSettings
+    | ReplaySettings,
     Field(discriminator="name"),
 ]
 

@@ -33,8 +33,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck": 4},
     "block_expansion": {"every": 1},
     "das": {"importance": {"examples": 24, "batch_size": 8}},
+    "derpp": {"buffer": 16},
     "ewc": {"examples": 16, "batch_size": 8},
     "lora": {"r": 2},
+    "replay": {"share": 0.25, "buffer": 16},
 }
 """Settings of those whose defaults are for large texts and models."""
 

@@ -275,3 +275,44 @@ def test_facts_are_checked_before_anything_is_prepared(refused: Refused, tmp_pat
     said = refused(evaluation__cloze=[facts], data__cache_dir=str(tmp_path / "cache"))
     assert "facts.jsonl, line 1: the sentence has 0 blanks" in said
     assert not (tmp_path / "cache" / "corpora").exists()
+
+
+REPLAY = {"name": "replay", "share": 0.25, "buffer": 8}
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (
+            {**REPLAY, "buffer": 100_000},
+            r"method\.buffer is 100000, more than the \d+ chunks of the domains learned so far",
+        ),
+        ({**REPLAY, "buffer": 1}, r"method\.buffer is 1, fewer than the 2 rows that every batch"),
+        ({**REPLAY, "share": 0.01}, r"stream 'kept', 0\.01, makes no row of a batch of 8: raise"),
+        ({**REPLAY, "share": 0.99}, r"'kept' leave no row of a batch of 8 to new text"),
+        (
+            {"name": "derpp", "buffer": 12, "rows": 1.5},
+            r"training\.batch_size x method\.rows is 12, which does not divide by the 8 devices; use 8",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_kept(
+    refused: Refused, tmp_path: Path, method: dict[str, Any], said: str
+) -> None:
+    """Before the first domain is learned, though only the second needs them."""
+    assert re.search(said, refused(method=method))
+    assert not (tmp_path / "run" / "config.yaml").exists(), "so it can be mended and started again"
+
+
+def test_a_share_of_general_text_given_twice_or_of_none(refused: Refused) -> None:
+    method = {**REPLAY, "general": 0.25}
+    assert "stream 'general' has two shares" in refused(
+        method=method, policies={"general_share": 0.25}
+    )
+    assert "There is no stream 'general'" in refused(method=method, general=None)
+
+
+@pytest.mark.parametrize("name", ["own", "kept", "general"])
+def test_a_domain_called_like_a_stream(refused: Refused, name: str) -> None:
+    said = refused(domains__0__name=name)
+    assert f"domains.0.name is {name}, which is what a method calls a stream" in said

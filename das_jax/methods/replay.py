@@ -1,0 +1,34 @@
+"""Replay: a part of every batch is text of earlier domains (Robins, Connection Science, 1995)."""
+
+from das_jax.data.store import Reservoir
+from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
+from das_jax.methods.contract import Domain, Learned, Method, Place, Plan
+from das_jax.methods.settings import ReplaySettings
+
+
+class Replay(Method):
+    """Keeps a uniform sample of all chunks so far. Its step is plain training's: nothing is drawn there."""
+
+    settings: ReplaySettings
+
+    paper = "Robins, 1995"
+    kind = "whole model, rehearsal"
+
+    def plan(self, place: Place) -> Plan:
+        settings = self.settings
+        kept = Stream(KEPT, settings.share)
+        if place.first:
+            self._reservoir(seed=0).check(sum(place.counts), kept.rows(place.batch_size))
+        general = [Stream(GENERAL, settings.general)] if settings.general else []
+        return Plan(self.model, streams=(Stream(OWN), kept, *general))
+
+    def end(self, learned: Learned, domain: Domain) -> Learned:
+        """Fills the buffer with what was learned, so that no row is ever of the domain being learned."""
+        reservoir = self._reservoir(domain.seed)
+        indices = reservoir.survivors(learned.kept, domain.index, domain.count)
+        fresh = reservoir.rows(domain.index, indices, domain.chunks(indices))
+        return learned._replace(kept=reservoir.merged(learned.kept, fresh))
+
+    def _reservoir(self, seed: int) -> Reservoir:
+        equal = self.settings.per_domain == "equal"
+        return Reservoir(self.settings.buffer, seed, equal)

@@ -1,0 +1,273 @@
+"""replay and derpp: what is kept of a domain, and what the next one's steps make of it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from das_jax.data.batch import Batch
+from das_jax.data.batches import train_batches
+from das_jax.data.hashing import hashed
+from das_jax.data.masking import Masked, Masking
+from das_jax.data.mixture import stream_batches
+from das_jax.data.streams import OWN
+from das_jax.errors import UserError
+from das_jax.methods.contract import Learned, Method, Moment, Net, Place
+from das_jax.methods.derpp import DERpp
+from das_jax.methods.naive import Naive
+from das_jax.methods.replay import Replay
+from das_jax.methods.settings import DERppSettings, NaiveSettings, ReplaySettings
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.training.accumulate import TrainingDomain
+from das_jax.training.console import Console
+from das_jax.training.flops import train_step_flops
+from das_jax.training.optimizer import Optimizer
+from das_jax.training.sharding import Sharding, make_sharding
+from das_jax.training.step import Recipe, first_state, make_train_step
+from tests.golden_case import Case
+
+SEED = 5
+PLAIN = Optimizer(optax.identity(), lambda step: 1.0)
+"""Parameters move by their gradients."""
+
+
+class Text:
+    """Chunks of random words; see `data.batches.Chunks`."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        words = np.random.default_rng(seed).integers(5, 64, (count, 16))
+        words[:, 0], words[:, -1], words[::3, 11:] = 0, 2, 1
+        self._tokens = words.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitems__(self, indices: Any, /) -> np.ndarray:
+        return self._tokens[np.asarray(indices)]
+
+
+def domain_of(method: Method, index: int, text: Text, sharding: Sharding) -> TrainingDomain:
+    place = Place(index, ("text",), (len(text),), batch_size=8)
+    return TrainingDomain(
+        index=index,
+        name="text",
+        rng=sharding.replicate(jax.random.key(index)),
+        directory=None,
+        train=text,
+        seed=SEED,
+        order=0,
+        sharding=sharding,
+        console=Console(quiet=True),
+        plan=method.plan(place),
+        history=None,  # type: ignore[arg-type]
+        texts=None,  # type: ignore[arg-type]
+    )
+
+
+def filled(method: Method, params: Params, counts: tuple[int, ...]) -> Mapping[str, np.ndarray]:
+    """What is kept after domains of so many chunks."""
+    sharding, learned = make_sharding(1), Learned(params, ())
+    for index, count in enumerate(counts):
+        domain = domain_of(method, index, Text(index, count), sharding)
+        learned = method.end(learned, domain)
+    return learned.kept
+
+
+@pytest.mark.parametrize(("per_domain", "wanted"), [("proportional", None), ("equal", [4, 3, 3])])
+def test_what_is_replayed_is_of_earlier_domains(
+    model: MaskedLM, masking: Masking, per_domain: Any, wanted: list[int] | None
+) -> None:
+    settings = ReplaySettings(share=0.5, buffer=10, per_domain=per_domain)
+    method, counts = Replay(model, masking, settings), (20, 30, 25)
+    place = Place(0, ("text",), (20,), batch_size=8)
+    chunks = {chunk.tobytes() for chunk in Text(2, 25).__getitems__(np.arange(25))}
+    for learned in range(1, 4):
+        kept = filled(method, {}, counts[:learned])
+        keys = np.concatenate(
+            [hashed(SEED, d, np.arange(n)) for d, n in enumerate(counts[:learned])]
+        )
+        if wanted is None:  # A uniform sample of all there was, with the seed of the run.
+            np.testing.assert_array_equal(kept["key"], np.sort(keys)[:10])
+        assert kept["domain"].max() == learned - 1
+    if wanted is not None:
+        assert np.bincount(kept["domain"]).tolist() == wanted
+    # In the third domain, a batch is half of the first two.
+    batches = stream_batches(
+        method.plan(place).streams,
+        {OWN: Text(2, 25)},
+        filled(method, {}, counts[:2]),
+        batch_size=8,
+        seed=0,
+    )
+    for _ in range(5):
+        own = [row.tobytes() in chunks for row in next(batches)["tokens"]]
+        assert sum(own) == 4
+
+
+def test_while_nothing_is_kept_training_is_plain(
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+) -> None:
+    """The same program and the same batches, so the first domain is learned to the same bits; the program of
+    replay is always that.
+    """
+
+    def program(method: Method) -> str:
+        plan = method.plan(Place(0, ("text",), (99,), batch_size=8))
+        recipe = Recipe(method, plan, PLAIN)
+        state = first_state(recipe, make_sharding(1), params, (), jax.random.key(0))
+        return str(jax.make_jaxpr(make_train_step(recipe))(state, batch))
+
+    plain = program(Naive(model, masking, NaiveSettings()))
+    replay = Replay(model, masking, ReplaySettings(share=0.25, buffer=9))
+    derpp = DERpp(model, masking, DERppSettings(buffer=9))
+    text = Text(0, 30)
+    for method in (replay, derpp):
+        assert program(method) == plain
+        plan = method.plan(Place(0, ("text",), (30,), batch_size=8))
+        rows = {"batch_size": 8, "seed": 3}
+        own = stream_batches(plan.streams, {OWN: text}, {}, kept_rows=plan.kept_rows, **rows)
+        plainly = train_batches(text, **rows)
+        for actual, wanted in itertools.islice(zip(own, plainly, strict=True), 5):
+            np.testing.assert_equal(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Replay(None, None, ReplaySettings(buffer=31)), "buffer is 31, more than the 30 chunks"),  # type: ignore[arg-type]
+        (DERpp(None, None, DERppSettings(buffer=31)), "buffer is 31, more than the 30 chunks"),  # type: ignore[arg-type]
+        (DERpp(None, None, DERppSettings(buffer=7)), "buffer is 7, fewer than the 8 rows"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_buffer_that_does_not_fit_is_refused_by_the_plan(method: Method, said: str) -> None:
+    place = Place(0, ("text",), (30,), batch_size=8)
+    with pytest.raises(UserError, match=said):
+        method.plan(place)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Masking):
+    """The corruption that the golden arrays were made with."""
+
+    masked: Masked | None = None
+
+    def corrupt(self, tokens_BxT: jax.Array, keys_B: jax.Array) -> Masked:
+        assert self.masked is not None
+        return self.masked
+
+
+def without_dropout(model: MaskedLM) -> MaskedLM:
+    arch = dataclasses.replace(model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
+    return dataclasses.replace(model, architecture=arch)
+
+
+def losses(method: Method) -> Callable[..., Any]:
+    """(params, batch, rng) -> loss and its parts."""
+
+    def loss(params: Params, batch: Batch, rng: jax.Array) -> Any:
+        moment = Moment(jnp.int32(1), jnp.int32(0), 1, rng)
+        return method.loss(Net(method.model, params), (), batch, moment)
+
+    return loss
+
+
+def test_derpp_against_golden_arrays(system_case: Case) -> None:
+    case, inputs = system_case.of("derpp"), system_case
+    now, stored = inputs.masked("a."), inputs.masked("b.")
+    masking = Given(mask_token=0, special_tokens=(), vocab_size=1, masked=now)
+    buffer, at = case.array("buffer.hidden"), stored.positions[..., None]
+    kept = {
+        "tokens": inputs.array("b.input_ids"),
+        "corrupted": stored.tokens,
+        "positions": stored.positions,
+        "labels": stored.labels,
+        "weights": stored.weights,
+        "index": jnp.arange(len(stored.tokens)),
+    }
+    hidden = {"targets": jnp.take_along_axis(buffer, at, axis=1), "tokens": buffer}
+
+    def run(outputs: Any, transform: Callable[..., Any]) -> Any:
+        method = DERpp(without_dropout(case.model), masking, DERppSettings(outputs=outputs))
+        batch = inputs.batch("a.")._replace(extra={**kept, "hidden": hidden[outputs]})
+        compiled = jax.jit(transform(losses(method)))
+        return compiled(case.of("theta").params_from(), batch, jax.random.key(0))
+
+    (loss, parts), gradient = run("targets", partial(jax.value_and_grad, has_aux=True))
+    loss_tokens, parts_tokens = run("tokens", lambda loss: loss)
+    values = {
+        "loss": loss,
+        "loss_tokens": loss_tokens,
+        "mlm": parts["masked_lm"],
+        "mlm_buffer": parts["kept_masked_lm"],
+        "mse_targets": parts["kept_hidden_mse"],
+        "mse_tokens": parts_tokens["kept_hidden_mse"],
+    }
+    for name, value in values.items():
+        case.assert_close(value, case.arrays[name], 1e-5, name)
+    case.assert_tensors_close(case.tensors(gradient), "grad.")
+
+
+def beside(kept: Mapping[str, np.ndarray], rows: int) -> dict[str, Any]:
+    extra = {name: array[:rows] for name, array in kept.items() if name != "key"}
+    return {**extra, "index": np.arange(rows, dtype=np.uint32)}
+
+
+@pytest.mark.parametrize("outputs", ["targets", "tokens"])
+def test_nothing_has_changed_right_after_filling(
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch, outputs: Any
+) -> None:
+    """Up to the type of what is stored, of whose eight bits the last is rounded."""
+    settings = DERppSettings(alpha=2.0, beta=3.0, buffer=12, outputs=outputs)
+    method = DERpp(without_dropout(model), masking, settings)
+    kept = filled(method, params, (20, 4))
+    assert set(kept["domain"]) == {0, 1}
+    both = batch._replace(extra=beside(kept, 8))
+    loss = jax.jit(losses(method))
+    mse = float(loss(params, both, jax.random.key(1))[1]["kept_hidden_mse"])
+    size = np.square(kept["hidden"].astype(np.float32)).mean()
+    assert 0 < mse < 2.0**-18 * size
+    moved = jax.tree.map(lambda x: x * 1.1, params)
+    total, parts = loss(moved, both, jax.random.key(1))
+    assert parts["kept_hidden_mse"] > 1e-4 * size
+    weighed = parts["masked_lm"] + 2 * parts["kept_hidden_mse"] + 3 * parts["kept_masked_lm"]
+    np.testing.assert_allclose(total, weighed, rtol=1e-6)
+
+
+def test_what_is_stored_is_the_corruption_of_its_chunk(
+    model: MaskedLM, masking: Masking, params: Params
+) -> None:
+    kept = filled(DERpp(without_dropout(model), masking, DERppSettings(buffer=12)), params, (20, 9))
+    texts = [
+        Text(index, count).__getitems__(np.arange(count)) for index, count in ((0, 20), (1, 9))
+    ]
+    for tokens, key, domain in zip(kept["tokens"], kept["key"], kept["domain"], strict=True):
+        (index,) = np.flatnonzero(hashed(SEED, int(domain), np.arange(len(texts[domain]))) == key)
+        np.testing.assert_array_equal(tokens, texts[domain][index])
+    rows = np.arange(12)[:, None]
+    np.testing.assert_array_equal(kept["labels"], kept["tokens"][rows, kept["positions"]])
+    changed = kept["corrupted"] != kept["tokens"]
+    assert changed.any(axis=1).all()
+    changed[rows, kept["positions"]] &= kept["weights"] == 0
+    assert not changed.any()
+
+
+@pytest.mark.parametrize("rows", [1.0, 0.5])
+def test_flops_count_the_rows_beside_a_batch(
+    model: MaskedLM, masking: Masking, rows: float
+) -> None:
+    """Encoder and LM head once more for every such row."""
+    place = Place(1, ("text",), (99,), batch_size=8)
+    plain, derpp = Naive(model, masking, None), DERpp(model, masking, DERppSettings(rows=rows))
+    one, other = (
+        train_step_flops(Recipe(method, method.plan(place), PLAIN), 8, 16)
+        for method in (plain, derpp)
+    )
+    assert derpp.plan(place).kept_rows == 8 * rows
+    assert other == (1 + rows) * one
