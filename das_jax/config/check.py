@@ -1,11 +1,13 @@
 """Impossible combinations of settings that are each possible."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
-from das_jax.data.streams import GENERAL, KEPT, OWN
+from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
+from das_jax.methods.settings import AVERAGING_OPTIONS, AveragingSettings, DASSettings
 from das_jax.settings import read_by
 
 
@@ -18,14 +20,16 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
     Raises:
       UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
-        a domain that is not learned, a schedule with another's options or longer than a domain, or a
-        file of the method's that does not exist.
+        a domain that is not learned, a schedule with another's options or longer than a domain, a policy
+        that lacks what it needs, or a file of the method's or of a policy's that does not exist.
     """
     _check_seeds(config, origin)
     _check_domains(config, origin)
     _check_tasks(config, origin)
     _check_schedule(config.training, origin)
-    for key, file in read_by(config.method, "method."):
+    _check_policies(config, origin)
+    files = read_by(config.method, "method."), read_by(config.policies, "policies.")
+    for key, file in itertools.chain(*files):
         path = Path(file).expanduser()
         if not path.exists():
             raise UserError(f"{origin(key)}: {key} is {path}, which does not exist.")
@@ -112,3 +116,53 @@ def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) ->
             f"{origin(f'training.{key}')}: {names} together take {total:g} of a domain's steps; make it 1 at "
             "most."
         )
+
+
+def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
+    training, policies = config.training, config.policies
+    if policies.general_share:
+        key = f"policies.general_share is {policies.general_share}"
+        place = origin("policies.general_share")
+        if config.general is None:
+            raise UserError(
+                f"{place}: {key}, but there is no general text; add `general`, or leave it out."
+            )
+        rows = Stream(GENERAL, policies.general_share).rows(training.batch_size)
+        if rows in (0, training.batch_size):
+            what = "no row" if rows == 0 else "every row"
+            raise UserError(
+                f"{place}: {key}, which makes {what} of a batch of {training.batch_size} general text; "
+                "change it, or training.batch_size."
+            )
+    if policies.selection is not None and training.accumulate > 1:
+        raise UserError(
+            f"{origin('training.accumulate')}: training.accumulate is {training.accumulate}, but "
+            "policies.selection chooses among the predictions of a whole batch; make it 1, or leave "
+            "policies.selection out."
+        )
+    if policies.averaging is not None:
+        _check_averaging(policies.averaging, origin)
+    method = config.method
+    if (
+        training.second_moment == "carried"
+        and isinstance(method, DASSettings)
+        and method.soft_mask.apply_to == "gradient"
+    ):
+        raise UserError(
+            f"{origin('training.second_moment')}: training.second_moment is carried, but with "
+            "method.soft_mask.apply_to: gradient it holds gradients that other domains' masks scaled; set "
+            "one to fresh, or the other to update."
+        )
+
+
+def _check_averaging(averaging: AveragingSettings, origin: Callable[[str], str]) -> None:
+    used, usual = AVERAGING_OPTIONS[averaging.weights], AveragingSettings()
+    for option in dict.fromkeys(each for options in AVERAGING_OPTIONS.values() for each in options):
+        value = getattr(averaging, option)
+        if option not in used and value != getattr(usual, option):
+            takes = [name for name, options in AVERAGING_OPTIONS.items() if option in options]
+            key = f"policies.averaging.{option}"
+            raise UserError(
+                f"{origin(key)}: {key} is {value}, which the weights {averaging.weights} do not use; leave "
+                f"it out, or set policies.averaging.weights to {' or '.join(takes)}."
+            )

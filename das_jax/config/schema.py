@@ -153,8 +153,9 @@ class MeshSettings:
 
 @settings
 class Config:
-    preset: Literal["das_jax", "paper"] = "das_jax"
-    """The values of all that is not set: what we recommend, or the paper's."""
+    preset: Literal["das_jax", "merge", "paper"] = "das_jax"
+    """The values of all that is not set: what we recommend for DAS, the paper's, or plain training that is
+    merged after every domain."""
     output_dir: LocalPath
     """The run directory; a run that was killed goes on from what is in it."""
     seed: Seed = 0

@@ -20,7 +20,6 @@ from flax import struct
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.data.streams import Stream
-from das_jax.errors import UserError
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, parameter_paths
 from das_jax.objectives.masked_lm import token_losses, weighted_mean
@@ -496,19 +495,14 @@ class Policy:
     name: ClassVar[str] = ""
 
     def check(self) -> None:
-        """Raises UserError, naming both, if the method cannot take it."""
-        if self.name in self.method.refuses:
-            raise UserError(
-                f"method.name {self.method.settings.name} cannot be combined with policies.{self.name}; "
-                "leave one of them out"
-            )
+        """Called before anything is prepared; raises UserError if what the settings name cannot be used."""
 
     def cost(self, cost: Cost) -> Cost:
         """What a step costs with this policy."""
         return cost
 
     def plan(self, plan: Plan, place: Place) -> Plan:
-        """A stage's plan with this policy."""
+        """A stage's plan with this policy; raises UserError, naming both, if the method's cannot take it."""
         return plan
 
     def init(self, params: Params) -> Memory:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from das_jax.errors import UserError
 from das_jax.methods.adapter import Adapter
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.contract import Method, Policy
@@ -56,7 +57,7 @@ def method_class(settings: Any) -> type[Method]:
 
 
 def policies_of(
-    settings: PoliciesSettings, method: Method, b2: float, carried: bool
+    settings: PoliciesSettings, method: Method, *, b2: float, carried: bool, batch_size: int
 ) -> tuple[Policy, ...]:
     """The policies that the settings configure, in the order in which they act.
 
@@ -65,9 +66,10 @@ def policies_of(
       method: what they are combined with.
       b2: Adam's decay of the second moment.
       carried: whether that goes on from domain to domain.
+      batch_size: examples of a step.
 
     Raises:
-      UserError: the method cannot take one.
+      UserError: the method refuses one.
     """
     found: list[Policy] = []
     if settings.general_share:
@@ -75,7 +77,11 @@ def policies_of(
     if settings.selection is not None:
         found.append(RHO1(method, settings.selection))
     if settings.averaging is not None:
-        found.append(Averaging(method, settings.averaging, b2, carried))
+        found.append(Averaging(method, settings.averaging, b2, carried, batch_size))
     for policy in found:
-        policy.check()
+        if policy.name in method.refuses:
+            raise UserError(
+                f"method.name {method.settings.name} cannot be combined with policies.{policy.name}; leave "
+                "one of them out"
+            )
     return tuple(found)

@@ -3,11 +3,12 @@
 Apart from the methods, so that a configuration is checked before these import what is heavy.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, LocalPath, settings
+from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, settings
 
 Normalization = Literal["paper", "one_sided", "rank"]
 
@@ -247,16 +248,22 @@ class AveragingSettings:
     prior: CountOrZero = 0
     """Examples of the first domain on which the base model's own weights are measured, so that general
     knowledge counts as an earlier domain; 0 for none."""
-    prior_batch: Count = 256
-    """The examples of a batch whose squared gradient the prior is to stand for."""
     examples: Count = 128
     """Examples of a domain on which the Fisher information is measured."""
-    batch_size: BatchSize = 32
-    """Examples at a time there, over all devices."""
+    batch_size: BatchSize = 256
+    """Examples at a time there and for the prior, over all devices, if there are so many."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The share of the new model in a uniform average."""
     layers: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     """The share of the new model in a uniform average of the embeddings, each layer, and the LM head."""
+
+
+AVERAGING_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "moments": ("c", "per", "prior"),
+    "fisher": ("c", "per", "prior", "examples"),
+    "uniform": ("alpha", "layers"),
+}
+"""What each kind of weights reads of `averaging`."""
 
 
 @settings
@@ -266,7 +273,7 @@ class RHO1Settings:
     name: Literal["rho1"] = "rho1"
     keep: Annotated[float, Field(gt=0, le=1)] = 0.6
     """The share of a batch's predictions that counts."""
-    reference: LocalPath | None = None
+    reference: InputPath | None = None
     """A checkpoint of the same architecture; the model before the first domain when absent."""
 
 

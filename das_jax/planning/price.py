@@ -88,13 +88,14 @@ def _price(name: str, learning: Learning, config: Config) -> Price:
         recipe,
         method=Method(recipe.method.model, recipe.method.masking, None),
         plan=dataclasses.replace(recipe.plan, model=recipe.method.model, trains=((".*", True),)),
+        policies=(),
     )
     sizes = config.training.batch_size, config.data.length
-    cost = recipe.method.cost()
+    cost, carried = recipe.cost(), (learning.memory, learning.policies)
     return Price(
         name,
         trained=sum(x.size for x in jax.tree.leaves(trained)),
-        memory=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learning.memory))
+        memory=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carried))
         + sum(x.nbytes for x in learning.kept.values()),
         full=cost.full,
         forward=cost.forward,

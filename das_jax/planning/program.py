@@ -66,7 +66,8 @@ class Learning:
       params: the shapes of the parameters.
       memory: the shapes of what the method carries.
       kept: the rows kept before it; arrays whose numbers mean nothing.
-      recorded: what the method measures before and after it.
+      policies: the shapes of what each policy carries, by its name.
+      recorded: what is measured before and after it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Learning:
     params: Any
     memory: Any
     kept: Mapping[str, np.ndarray]
+    policies: dict[str, Any]
     recorded: list[Recorded]
 
 
@@ -100,7 +102,7 @@ class Run:
 
     def _programs_of_a_seed(self) -> Iterator[Program]:
         for key, value in leaves(self.config).items():
-            if key.startswith("method.") and key.endswith(".batch_size"):
+            if key.startswith(("method.", "policies.")) and key.endswith(".batch_size"):
                 check_divisible(value, self.sharding, key)
         programs = [(self._train_step(each), [*self._sums(each)]) for each in self.learned()]
         yield _together([train_step for train_step, _ in programs])
@@ -110,7 +112,7 @@ class Run:
         for stage in stages_of(self.config):
             if stage.warms_up:
                 recipe = self.recipe(stage, 0)
-                learning = Learning("warm-up step", stage, recipe, *self.first(recipe), {}, [])
+                learning = Learning("warm-up step", stage, recipe, *self.first(recipe), {}, {}, [])
                 yield self._train_step(learning)
 
     def learned(self) -> Iterator[Learning]:
@@ -118,14 +120,16 @@ class Run:
         stages = [stage for stage in stages_of(self.config) if not stage.warms_up]
         params, memory = base, _ = self.first(self.recipe(stages[0], 0))
         kept: Mapping[str, np.ndarray] = {}
+        policies: dict[str, Any] = {}
         for stage in stages:
             recipe = self.recipe(stage, len(next(iter(kept.values()), ())))
             length = self.config.data.length
             domain = RecordingDomain(stage, recipe.plan, length, base, self.sharding)
             start = base if recipe.plan.start == "base" else params
-            began = domain.begin(recipe, Learned(start, memory, kept))
-            params, memory, kept = domain.end(recipe, began)
-            yield Learning("train step", stage, recipe, *began, domain.recorded)
+            began, policies = domain.begin(recipe, Learned(start, memory, kept), policies)
+            learning = Learning("train step", stage, recipe, *began, policies, domain.recorded)
+            (params, memory, kept), policies = domain.end(recipe, began, policies)
+            yield learning
 
     def recipe(self, stage: Stage, kept: int) -> Recipe:
         method = self.method(stage.method_settings)
@@ -208,11 +212,10 @@ class Run:
         """The shapes and places of a training state."""
         recipe = learning.recipe
 
-        def state(params: Any, memory: Any) -> TrainState:
-            policies = {policy.name: policy.init(params) for policy in recipe.policies}
+        def state(params: Any, memory: Any, policies: Any) -> TrainState:
             return init_state(recipe, params, memory, jax.random.key(0), 0, policies)
 
-        shapes = jax.eval_shape(state, learning.params, learning.memory)
+        shapes = jax.eval_shape(state, learning.params, learning.memory, learning.policies)
         return TrainState(*(self.sharding.shapes(*part) for part in shapes._asdict().items()))
 
     def batch(self, rows: int, micro_batches: int = 1) -> Batch:

@@ -10,14 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.methods.contract import Learned, Net, Plan
+from das_jax.methods.contract import Learned, Memory, Net, Plan
 from das_jax.model.masked_lm import Params
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Stage
-from das_jax.training.step import Recipe, compile_rows, compile_sums
+from das_jax.training.step import Recipe, compile_rows, compile_sums, init_state
 
 UNKNOWN_COUNT = 1_000_000
 """Chunks of a text that nobody has prepared: more than any sample of it."""
+
+
+Policies = dict[str, Memory]
+"""What each policy carries, by its name."""
+
+Began = tuple[Learned, Policies]
 
 
 @dataclass(frozen=True)
@@ -165,21 +171,44 @@ class RecordingDomain:
         key = jax.eval_shape(jax.random.key, 0)
         return jax.eval_shape(wanted.compiled(self.sharding), shapes, batch, key)
 
-    def begin(self, recipe: Recipe, learned: Learned) -> Learned:
-        """The shapes that the stage begins with."""
-        return self._shapes(recipe.method.begin, learned)
+    def begin(self, recipe: Recipe, learned: Learned, policies: Policies) -> Began:
+        """The shapes that the stage begins with: what is learned, and what each policy carries, by its name;
+        none of that before the first stage.
+        """
 
-    def end(self, recipe: Recipe, learned: Learned) -> Learned:
+        def begin(learned: Learned, policies: Policies) -> Began:
+            learned = recipe.method.begin(learned, self)
+            found = policies or {each.name: each.init(learned.params) for each in recipe.policies}
+            return learned, {
+                each.name: each.begin(learned, found[each.name], self, None)
+                for each in recipe.policies
+            }
+
+        return self._shapes(begin, learned, policies)
+
+    def end(self, recipe: Recipe, learned: Learned, policies: Policies) -> Began:
         """The shapes that it leaves."""
-        return self._shapes(recipe.method.end, learned)
 
-    def _shapes(self, hook: Callable[[Learned, Any], Learned], learned: Learned) -> Learned:
+        def end(learned: Learned, policies: Policies) -> Began:
+            state = init_state(recipe, learned.params, learned.memory, self.rng, 0, policies)
+            second_moment, found = state.opt_state.second_moment, {}
+            for each in recipe.policies:
+                learned, found[each.name] = each.end(
+                    learned, policies[each.name], self, second_moment
+                )
+            return recipe.method.end(learned, self), found
+
+        return self._shapes(end, learned, policies)
+
+    def _shapes(
+        self, hooks: Callable[[Learned, Policies], Began], learned: Learned, policies: Policies
+    ) -> Began:
         kept: dict[str, np.ndarray] = {}
 
-        def traced(params: Any, memory: Any) -> tuple[Any, Any]:
-            after = hook(Learned(params, memory, learned.kept), self)
+        def traced(params: Any, memory: Any, policies: Policies) -> tuple[Any, Any, Policies]:
+            after, policies = hooks(Learned(params, memory, learned.kept), policies)
             kept.update(after.kept)  # On the host, so it is no part of what is traced.
-            return after.params, after.memory
+            return after.params, after.memory, policies
 
-        params, memory = jax.eval_shape(traced, learned.params, learned.memory)
-        return Learned(params, memory, kept)
+        params, memory, policies = jax.eval_shape(traced, learned.params, learned.memory, policies)
+        return Learned(params, memory, kept), policies

@@ -30,7 +30,7 @@ from das_jax.training.interruption import Interruption
 from das_jax.training.loop import AHEAD, FINISHED, TRAINING, Hooks, Recorder, train
 from das_jax.training.lost import lost
 from das_jax.training.metrics import MetricsWriter
-from das_jax.training.recipe import check_recipe, recipe_of
+from das_jax.training.recipe import check_carried, check_recipe, policies_for, recipe_of
 from das_jax.training.results import Results
 from das_jax.training.run_directory import BASE, RunDirectory, Scores
 from das_jax.training.saved import (
@@ -116,7 +116,10 @@ def pretrain(
         first = next(stage for stage in stages if not stage.warms_up)
         begun = directory.stage(first.number, first.name) / "checkpoints"
         if not on_first_host(begun.is_dir):  # Later, what a method starts from is no longer needed.
-            workspace.method(config.method).check()
+            method = workspace.method(config.method)
+            method.check()
+            for policy in policies_for(config, method):
+                policy.check()
         if not on_first_host(lambda: directory.begun):
             check_inputs(workspace)
         corpora = workspace.corpora()
@@ -157,8 +160,12 @@ class Run:
 
     def check(self) -> None:
         """Raises UserError if a stage, which may be days away, cannot be learned as it is planned."""
-        for stage in self.stages:
-            check_recipe(self.config, self._recipe(stage, 0), self.workspace.sharding)
+        recipes = [self._recipe(stage, 0) for stage in self.stages]
+        for recipe in recipes:
+            check_recipe(self.config, recipe, self.workspace.sharding)
+        if self.config.training.second_moment == "carried":
+            learning = zip(self.stages, recipes, strict=True)
+            check_carried([recipe for stage, recipe in learning if not stage.warms_up])
 
     def learn_all(self) -> None:
         """Resumes where the newest whole checkpoint of the last stage begun says, and learns what is left.
@@ -383,8 +390,10 @@ class Run:
             learned, policies[policy.name] = policy.end(
                 learned, policies[policy.name], domain, second_moment
             )
+        learned = learned._replace(params=sharding.put("params", learned.params))
         learned = method.end(learned, domain)
         learned = learned._replace(memory=sharding.put("memory", learned.memory))
+        policies = sharding.put("policies", policies)
         carries = self.config.training.second_moment == "carried"
         return Carried(learned, policies, second_moment if carries else None)
 

@@ -1,13 +1,36 @@
 """From a stage to what its steps are made of."""
 
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
 from das_jax.config.schema import Config
 from das_jax.data.streams import GENERAL, OWN, check_streams
-from das_jax.methods.contract import Method, Place, Policy
+from das_jax.errors import UserError
+from das_jax.methods.contract import Method, Place, Plan, Policy, partition
 from das_jax.methods.registry import policies_of
+from das_jax.model.units import parameter_paths
 from das_jax.training.optimizer import domain_optimizer
 from das_jax.training.sharding import Sharding, check_divisible
 from das_jax.training.stages import Stage
 from das_jax.training.step import Recipe
+
+
+def policies_for(config: Config, method: Method) -> tuple[Policy, ...]:
+    """The policies of every stage that learns domains.
+
+    Raises:
+      UserError: the method refuses one.
+    """
+    training = config.training
+    return policies_of(
+        config.policies,
+        method,
+        b2=training.b2,
+        carried=training.second_moment == "carried",
+        batch_size=training.batch_size,
+    )
 
 
 def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Recipe:
@@ -16,19 +39,17 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
     Raises:
       UserError: the method or a policy cannot do it.
     """
-    plan = method.plan(place)
+    plan, training = method.plan(place), config.training
     policies: tuple[Policy, ...] = ()
-    if not stage.warms_up:
-        policies = policies_of(
-            config.policies,
-            method,
-            b2=config.training.b2,
-            carried=config.training.second_moment == "carried",
-        )
+    if stage.warms_up:
+        # The base model is the same for all that is compared, and ends like one that was pretrained.
+        training = dataclasses.replace(training, schedule="linear", second_moment="fresh")
+    else:
+        policies = policies_for(config, method)
         for policy in policies:
             plan = policy.plan(plan, place)
     optimizer = domain_optimizer(
-        config.training,
+        training,
         stage.steps,
         first=place.first,
         learning_rate=plan.learning_rate,
@@ -50,3 +71,31 @@ def check_recipe(config: Config, recipe: Recipe, sharding: Sharding) -> None:
     check_streams(recipe.plan.streams, corpora, config.training.batch_size)
     key = "training.batch_size x method.rows"
     check_divisible(recipe.plan.kept_rows, sharding, key, recipe.accumulate)
+
+
+def check_carried(recipes: Sequence[Recipe]) -> None:
+    """Whether Adam's second moment can be carried through the stages that learn domains.
+
+    Raises:
+      UserError: a stage has no use for what the one before it left, or needs more.
+    """
+    trained = [_trained_shapes(recipe.plan) for recipe in recipes]
+    for recipe, before, now in zip(recipes, [trained[0], *trained], trained, strict=False):
+        if recipe.plan.start == "base":
+            why = "learns every domain from the base model"
+        elif now.items() - before.items():
+            why = "trains parameters in a domain that the one before it does not"
+        else:
+            continue
+        raise UserError(
+            f"method.name {recipe.method.settings.name} {why}, so training.second_moment cannot be carried; "
+            "set it to fresh"
+        )
+
+
+def _trained_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Of what a stage trains of its model, by path."""
+    shapes = jax.eval_shape(plan.model.init, jax.random.key(0))
+    trained, _ = partition(shapes, plan.trains)
+    found = zip(parameter_paths(trained), jax.tree.leaves(trained), strict=True)
+    return {path: leaf.shape for path, leaf in found}

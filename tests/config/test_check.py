@@ -147,3 +147,44 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
     full = "{schedule: infinite, warmup: 0.1, settling: 0.3, cooldown: 0.6}"
     assert load(f"--training={full}").config.training.floor == 0.1
     assert load("--training={schedule: cosine, warmup: 1, floor: 0.1}").config.training.warmup == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ("--general=null", "--policies.general_share=0.1"),
+            "command line: policies.general_share is 0.1, but there is no general text; add `general`, or "
+            "leave it out.",
+        ),
+        (
+            ("--training.batch_size=20", "--policies.general_share=0.02"),
+            "command line: policies.general_share is 0.02, which makes no row of a batch of 20 general text; "
+            "change it, or training.batch_size.",
+        ),
+        (
+            ("--training.accumulate=2", "--policies.selection={name: rho1}"),
+            "command line: training.accumulate is 2, but policies.selection chooses among the predictions of "
+            "a whole batch; make it 1, or leave policies.selection out.",
+        ),
+        (
+            ("--policies.averaging={alpha: 0.3}",),
+            "command line: policies.averaging.alpha is 0.3, which the weights moments do not use; leave it "
+            "out, or set policies.averaging.weights to uniform.",
+        ),
+        (
+            ("--policies.averaging={weights: uniform, prior: 20}",),
+            "command line: policies.averaging.prior is 20, which the weights uniform do not use; leave it "
+            "out, or set policies.averaging.weights to moments or fisher.",
+        ),
+        (
+            ("--preset=paper", "--training.second_moment=carried"),
+            "command line: training.second_moment is carried, but with method.soft_mask.apply_to: gradient "
+            "it holds gradients that other domains' masks scaled; set one to fresh, or the other to update.",
+        ),
+    ],
+)
+def test_a_policy_that_lacks_what_it_needs_is_refused(load, overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        load(*overrides)
+    assert str(caught.value) == sentence

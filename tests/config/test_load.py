@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from das_jax.config.load import leaves, load_config
-from das_jax.config.schema import Config
+from das_jax.config.schema import Config, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.das.das import DASSettings
-from das_jax.methods.naive import NaiveSettings
+from das_jax.methods.settings import AveragingSettings, NaiveSettings, PoliciesSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -60,6 +60,18 @@ def test_the_das_jax_preset_is_the_defaults(load):
     config = load().config
     plain = {name: getattr(config, name) for name in ("output_dir", "model", "domains")}
     assert config == Config(**plain, method=DASSettings())
+
+
+def test_the_merge_preset_is_plain_training_that_is_merged(load):
+    config = load("--preset=merge").config
+    plain = {name: getattr(config, name) for name in ("output_dir", "model", "domains")}
+    assert config == Config(
+        **plain,
+        preset="merge",
+        method=NaiveSettings(),
+        training=TrainingSettings(schedule="constant", second_moment="carried"),
+        policies=PoliciesSettings(averaging=AveragingSettings()),
+    )
 
 
 def test_the_paper_preset_is_the_paper(load):
@@ -194,7 +206,7 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
         # Values that are not among those allowed.
         (
             "preset: papr",
-            'x.yaml:9: preset must be one of das_jax, paper, got "papr"; did you mean paper?',
+            'x.yaml:9: preset must be one of das_jax, merge, paper, got "papr"; did you mean paper?',
         ),
         (
             "mesh: {data: some}",

@@ -8,7 +8,7 @@ those of the new parameters. One share for each layer: Lin et al., 2024 (AMA).
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.settings import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
-from das_jax.model.masked_lm import Params
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import parameter_paths
 
 Per = Literal["element", "unit", "tensor"]
 
@@ -42,8 +43,17 @@ DAMPING = 0.1
 about what no domain used."""
 
 
+def leaves_with(model: MaskedLM) -> Leaves:
+    """The table, with the rows of the model's graft."""
+    return LEAVES if model.graft is None else (*model.graft.leaves(), *LEAVES)
+
+
 def layer_axes(params: Params, leaves: Leaves = LEAVES) -> Axes:
-    """The axis along which a parameter is stacked, if it is one of every layer: tensors are a layer's own."""
+    """The axis along which a parameter is stacked, if it is one of every layer.
+
+    A tensor is a layer's own, as in the checkpoint: how das_jax stacks layers decides about none, and no
+    layer's weights are measured against those of others, which may be orders of magnitude larger.
+    """
     return [(0,) if leaf.stacked else () for leaf in claimed(params, leaves)]
 
 
@@ -89,7 +99,8 @@ def mean_along(tree: Params, axes: Axes) -> Params:
 def second_moment_of_stage(end: Params, start: Params, b2: float, steps: int) -> Params:
     """Adam's second moment as if this stage alone had filled it, its bias corrected.
 
-    (v_end - b2^n v_start) / (1 - b2^n), n steps.
+    (v_end - b2^n v_start) / (1 - b2^n), n steps; never below 0, where rounding would take what the stage did
+    not use.
 
     Args:
       end: Adam's uncorrected v after the stage.
@@ -98,7 +109,9 @@ def second_moment_of_stage(end: Params, start: Params, b2: float, steps: int) ->
       steps: n.
     """
     left = b2**steps
-    return jax.tree.map(lambda last, first: (last - left * first) / (1 - left), end, start)
+    return jax.tree.map(
+        lambda last, first: jnp.maximum(last - left * first, 0) / (1 - left), end, start
+    )
 
 
 def merge_shares(weights: Params, earlier: Params, c: float, layers: Axes) -> Params:
@@ -127,22 +140,23 @@ def merge_shares(weights: Params, earlier: Params, c: float, layers: Axes) -> Pa
     return jax.tree.map(share, weights, earlier, floors)
 
 
-def layer_shares(params: Params, shares: Sequence[float]) -> Params:
+def layer_shares(params: Params, shares: Sequence[float], leaves: Leaves = LEAVES) -> Params:
     """A share for every parameter from one for the embeddings, each layer and the LM head, [L + 2].
 
-    What a method adds is stacked like the layers and goes with them.
+    What a method adds to layers goes with them, an inserted block with the layer below it, and all else that
+    it adds with the embeddings.
     """
     first, *middle, last = shares
-    whole = {"embeddings": first, "lm_head": last}
 
-    def share(name: str, x: jax.Array) -> jax.Array:
-        if name in whole:
-            return jnp.asarray(whole[name], x.dtype)
-        return jnp.asarray(middle, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    def share(leaf: Leaf, x: jax.Array) -> jax.Array:
+        if not leaf.stacked:
+            return jnp.asarray(last if leaf.path.startswith("lm_head") else first, x.dtype)
+        every = len(middle) // x.shape[0]
+        own = jnp.asarray(middle[every - 1 :: every], x.dtype)
+        return own.reshape(-1, *[1] * (x.ndim - 1))
 
-    return {
-        name: jax.tree.map(functools.partial(share, name), part) for name, part in params.items()
-    }
+    arrays, treedef = jax.tree.flatten(params)
+    return jax.tree.unflatten(treedef, [*map(share, claimed(params, leaves), arrays)])
 
 
 def averaged(before: Params, after: Params, shares: Params | float) -> Params:
@@ -163,7 +177,8 @@ class AveragingMemory(NamedTuple):
 
     Attributes:
       before: the parameters when the stage began.
-      earlier: V, the sum of the weights of all earlier domains, as fine as `per` says.
+      earlier: V, the sum of the weights of all earlier domains, as fine as `per` says; empty for a uniform
+        average.
       start: Adam's second moment when the stage began, and its steps; None unless it is carried.
     """
 
@@ -179,11 +194,13 @@ class Averaging(Policy):
     Attributes:
       b2: Adam's decay of the second moment.
       carried: whether that goes on from domain to domain.
+      batch_size: examples of a step.
     """
 
     settings: AveragingSettings
     b2: float = 0.999
     carried: bool = False
+    batch_size: int = 256
 
     name = "averaging"
 
@@ -192,6 +209,11 @@ class Averaging(Policy):
             raise UserError(
                 f"method.name {self.method.settings.name} learns every domain from the base model, so there "
                 "is nothing that policies.averaging could average it with; leave one of them out"
+            )
+        if len(place.domains) > 1:
+            raise UserError(
+                f"method.name {self.method.settings.name} learns several domains together, and "
+                "policies.averaging averages what one after the other leave; leave one of them out"
             )
         shares, layers = self.settings.layers, plan.model.architecture.num_layers
         if shares is not None and len(shares) != layers + 2:
@@ -203,10 +225,12 @@ class Averaging(Policy):
 
     def init(self, params: Params) -> AveragingMemory:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        # Each an array of its own: a step gives its memory away.
-        earlier = jax.tree.map(jnp.copy, mean_along(zeros, kept_axes(params, self.settings.per)))
         start = Split(SecondMoment(zeros, jnp.zeros((), jnp.int32))) if self._subtracts else None
-        return AveragingMemory(Split(jax.tree.map(jnp.copy, params)), Split(earlier), start)
+        return AveragingMemory(Split(params), Split(zeros if self._weighs else ()), start)
+
+    @property
+    def _weighs(self) -> bool:
+        return self.settings.weights != "uniform"
 
     @property
     def _subtracts(self) -> bool:
@@ -221,12 +245,17 @@ class Averaging(Policy):
         second_moment: SecondMoment | None,
     ) -> AveragingMemory:
         earlier, start = memory.earlier, memory.start
-        if domain.index == 0 and self.settings.prior:
-            # The squared gradient of a batch is about its examples' mean squared gradient over their number.
-            prior = self._fisher(learned.params, domain, self.settings.prior)
-            prior = jax.tree.map(lambda x: x / self.settings.prior_batch, prior)
-            prior = mean_along(prior, kept_axes(prior, self.settings.per))
-            earlier = Split(merged(prior, earlier.tree))
+        if _shapes(learned.params) != _shapes(memory.before.tree):
+            raise UserError(
+                f"method.name {self.method.settings.name} changes the model's shape before {domain.name}, so "
+                "policies.averaging has nothing that it could average it with; leave one of them out"
+            )
+        if domain.index == 0 and self._weighs:
+            whole = jax.tree.map(jnp.zeros_like, learned.params)
+            if self.settings.prior:
+                whole = merged(self._prior(learned.params, domain), whole)
+            leaves = leaves_with(domain.plan.model)
+            earlier = Split(mean_along(whole, kept_axes(whole, self.settings.per, leaves)))
         if start is not None and second_moment is not None:
             whole = merged(second_moment.nu, start.tree.nu)
             start = Split(SecondMoment(whole, second_moment.steps))
@@ -236,9 +265,10 @@ class Averaging(Policy):
         self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment
     ) -> tuple[Learned, Memory]:
         trains = domain.plan.trains
-        if self.settings.weights == "uniform":
+        if not self._weighs:
             if domain.index > 0:
-                params = self._uniform(memory.before.tree, learned.params)
+                shares = self._shares(learned.params, leaves_with(domain.plan.model))
+                params = averaged(memory.before.tree, learned.params, shares)
                 learned = learned._replace(params=params)
             return learned, memory
         before, after, earlier = (
@@ -254,15 +284,23 @@ class Averaging(Policy):
             start, _ = partition(memory.start.tree.nu, trains)
             steps = second_moment.steps - memory.start.tree.steps
             weights = _of_stage(second_moment.nu, start, self.b2, steps)
-        per, c = self.settings.per, self.settings.c
-        params, total = _merge(before[0], after[0], weights, earlier[0], c, per)
+        how = self.settings.c, self.settings.per, leaves_with(domain.plan.model)
+        params, total = _merge(before[0], after[0], weights, earlier[0], *how)
         learned = learned._replace(params=merged(params, after[1]))
         return learned, memory._replace(earlier=Split(merged(total, earlier[1])))
 
-    def _uniform(self, before: Params, after: Params) -> Params:
+    def _shares(self, params: Params, leaves: Leaves) -> Params | float:
+        """Of a uniform average."""
         layers = self.settings.layers
-        shares: Any = self.settings.alpha if layers is None else layer_shares(after, layers)
-        return averaged(before, after, shares)
+        return self.settings.alpha if layers is None else layer_shares(params, layers, leaves)
+
+    def _prior(self, params: Params, domain: Domain) -> Params:
+        """The weights of the base model's own knowledge, of what is trained."""
+        prior = self._fisher(params, domain, self.settings.prior)
+        if self.settings.weights == "fisher":
+            return prior
+        # The examples' mean squared gradient over their number is about a batch's squared one.
+        return jax.tree.map(lambda x: x / self.batch_size, prior)
 
     def _fisher(self, params: Params, domain: Domain, examples: int) -> Params:
         """Of what the stage trains."""
@@ -282,11 +320,21 @@ class Averaging(Policy):
 _of_stage = jax.jit(second_moment_of_stage, static_argnums=2)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _merge(
-    before: Params, after: Params, weights: Params, earlier: Params, c: float, per: Per
+    before: Params,
+    after: Params,
+    weights: Params,
+    earlier: Params,
+    c: float,
+    per: Per,
+    leaves: Leaves,
 ) -> tuple[Params, Params]:
-    """The merged parameters, and V with this domain's weights; element by element, so all live as before."""
-    weights = mean_along(weights, kept_axes(after, per))
-    shares = merge_shares(weights, earlier, c, layer_axes(after))
+    """The merged parameters, and V with this domain's weights."""
+    weights = mean_along(weights, kept_axes(after, per, leaves))
+    shares = merge_shares(weights, earlier, c, layer_axes(after, leaves))
     return averaged(before, after, shares), jax.tree.map(jnp.add, earlier, weights)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from das_jax.data.streams import GENERAL, Stream
+from das_jax.errors import UserError
 from das_jax.methods.contract import Place, Plan, Policy
 
 
@@ -12,4 +13,9 @@ class GeneralShare(Policy):
     name = "general_share"
 
     def plan(self, plan: Plan, place: Place) -> Plan:
+        if any(stream.name == GENERAL for stream in plan.streams):
+            raise UserError(
+                f"method.name {self.method.settings.name} is set to read general text itself, and so does "
+                "policies.general_share; leave one of them out"
+            )
         return dataclasses.replace(plan, streams=(*plan.streams, Stream(GENERAL, self.settings)))

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 
 from das_jax.data.masking import Masked
 from das_jax.errors import UserError
-from das_jax.methods.contract import Cost, Memory, Net, Policy, Split, Weigh
+from das_jax.methods.contract import (
+    Cost,
+    Domain,
+    Learned,
+    Memory,
+    Net,
+    Policy,
+    SecondMoment,
+    Split,
+    Weigh,
+)
 from das_jax.methods.settings import RHO1Settings
 from das_jax.model import huggingface
 from das_jax.model.masked_lm import Params
@@ -24,10 +34,24 @@ class RHO1(Policy):
     name = "selection"
     settings: RHO1Settings
 
-    def init(self, params: Params) -> Memory:
+    def check(self) -> None:
         if self.settings.reference is not None:
-            params = self._read(self.settings.reference)
+            self._read(self.settings.reference)
+
+    def init(self, params: Params) -> Memory:
         return Split({name: params[name] for name in params if name != "graft"}, whole=True)
+
+    def begin(
+        self,
+        learned: Learned,
+        memory: Memory,
+        domain: Domain,
+        second_moment: SecondMoment | None,
+    ) -> Memory:
+        path = self.settings.reference
+        if domain.index > 0 or path is None:
+            return memory
+        return memory.replace(tree=domain.read(lambda: self._read(path), like=memory.tree))
 
     def _read(self, path: str) -> Params:
         """The reference's parameters; it must be of the model's own architecture."""
@@ -40,7 +64,7 @@ class RHO1(Policy):
         return checkpoint.params
 
     def cost(self, cost: Cost) -> Cost:
-        return cost._replace(forward=cost.forward + 1)
+        return cost._replace(forward=cost.forward + 1, heads=cost.heads + 1 / 3)
 
     def weigh(self, memory: Memory) -> Weigh:
         reference = Net(self.method.model, memory.tree)

@@ -1,4 +1,6 @@
+import dataclasses
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +8,25 @@ import numpy as np
 import optax
 import pytest
 
+from das_jax.data.masking import Masking
+from das_jax.errors import UserError
+from das_jax.methods.contract import Learned, Method, Plan, SecondMoment
+from das_jax.methods.fisher import Sums
 from das_jax.methods.policies.averaging import (
+    Averaging,
     Per,
     averaged,
     kept_axes,
     layer_axes,
+    layer_shares,
+    leaves_with,
     mean_along,
     merge_shares,
     second_moment_of_stage,
 )
-from das_jax.model.masked_lm import Params
+from das_jax.methods.settings import AveragingSettings, NaiveSettings
+from das_jax.model.grafts.blocks import Blocks
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 
 
@@ -102,3 +113,72 @@ def test_what_a_method_adds_has_a_weight_for_every_element() -> None:
     pers: tuple[Per, ...] = ("element", "unit")
     for per in pers:
         assert kept_axes(weights, per) == [(0, 1, 2)]
+
+
+def averaging(model: MaskedLM, masking: Masking, **options: Any) -> Averaging:
+    method = Method(model, masking, NaiveSettings())
+    return Averaging(method, AveragingSettings(**options), batch_size=10)
+
+
+class Measured(NamedTuple):
+    """A domain of which two examples were measured."""
+
+    index: int
+    plan: Plan
+    squares: Params
+    name: str = "acl"
+    rng: jax.Array = jax.random.key(0)
+
+    def accumulate(self, function: Any, params: Params, rng: jax.Array, **how: Any) -> Sums:
+        return Sums(self.squares, jnp.float32(2))
+
+
+def test_a_uniform_average_begins_with_the_second_domain(
+    model: MaskedLM, masking: Masking, params: Params
+) -> None:
+    policy = averaging(model, masking, weights="uniform", alpha=0.25)
+    plan = Plan(model)
+    memory = policy.init(params)
+    after = Learned(jax.tree.map(lambda x: x + 1, params), ())
+    nothing = SecondMoment({}, jnp.int32(0))
+    for index, share in ((0, 1.0), (1, 0.25)):
+        domain: Any = Measured(index, plan, params)
+        learned, same = policy.end(after, memory, domain, nothing)
+        assert same is memory
+        for now, before in zip(*map(jax.tree.leaves, (learned.params, params)), strict=True):
+            np.testing.assert_allclose(now, np.asarray(before) + share, atol=1e-6)
+
+
+@pytest.mark.parametrize(("weights", "divided_by"), [("moments", 2 * 10), ("fisher", 2)])
+def test_a_prior_counts_as_an_earlier_domain(
+    model: MaskedLM, masking: Masking, params: Params, weights: Any, divided_by: int
+) -> None:
+    """Adam's second moment is of a batch's gradient, a Fisher of an example's."""
+    policy = averaging(model, masking, weights=weights, prior=2)
+    domain: Any = Measured(0, Plan(model), squares(params, 4))
+    memory = policy.begin(Learned(params, ()), policy.init(params), domain, None)
+    for prior, total in zip(*map(jax.tree.leaves, (memory.earlier, domain.squares)), strict=True):
+        np.testing.assert_allclose(prior, total / divided_by, rtol=1e-6)
+
+
+def test_a_method_that_changes_shapes_is_refused(
+    model: MaskedLM, masking: Masking, params: Params
+) -> None:
+    policy = averaging(model, masking)
+    grown = {**params, "graft": {"scale": jnp.ones(3)}}
+    domain: Any = Measured(1, Plan(model), params)
+    with pytest.raises(UserError, match=r"method\.name naive changes the model's shape before acl"):
+        policy.begin(Learned(grown, ()), policy.init(params), domain, None)
+
+
+def test_a_layers_share_is_that_of_what_is_added_to_it(model: MaskedLM, params: Params) -> None:
+    """An inserted block goes with the layer below it."""
+    blocks = Blocks(every=2)
+    grafted = {**params, "graft": blocks.init(model.architecture, jax.random.key(0), params)}
+    leaves = leaves_with(dataclasses.replace(model, graft=blocks))
+    shares = layer_shares(grafted, [0.1, 0.2, 0.3, 0.4], leaves)
+    for path, share in zip(parameter_paths(shares), jax.tree.leaves(shares), strict=True):
+        top = path.partition("/")[0]
+        wanted = {"embeddings": [0.1], "layers": [0.2, 0.3], "graft": [0.3], "lm_head": [0.4]}[top]
+        np.testing.assert_allclose(share.reshape(-1), wanted, rtol=1e-6, err_msg=path)
+    assert set(layer_axes({"graft": grafted["graft"]}, leaves)) == {(0,)}

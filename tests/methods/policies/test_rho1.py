@@ -1,12 +1,26 @@
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from jax.sharding import PartitionSpec
 
-from das_jax.methods.policies.rho1 import selected_weights
-from das_jax.training.sharding import make_sharding
+from das_jax.data.batch import Batch
+from das_jax.data.masking import Masking
+from das_jax.errors import UserError
+from das_jax.methods.contract import Method
+from das_jax.methods.policies.rho1 import RHO1, selected_weights
+from das_jax.methods.settings import NaiveSettings, RHO1Settings
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.objectives.masked_lm import token_losses
+from das_jax.training import sharding as sharding_module
+from das_jax.training.optimizer import Optimizer
+from das_jax.training.sharding import Sharding, make_sharding
+from das_jax.training.step import compile_train_step, first_state, recipe
+from tests.project import Project
 
 
 def test_the_choice_is_of_the_global_batch_and_exact() -> None:
@@ -36,3 +50,53 @@ def test_the_number_is_rounded_up_in_whole_numbers() -> None:
         np.testing.assert_array_equal(chosen[0], np.arange(10) < count)  # All equal: the first.
     empty = selected_weights(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros((2, 3)), 0.6)
     assert not empty.any()
+
+
+def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
+    model: MaskedLM, masking: Masking, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a reference that lives in parts."""
+    monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
+    still = dataclasses.replace(model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
+    model = MaskedLM(still)
+    params, reference = (jax.jit(model.init)(jax.random.key(seed)) for seed in (0, 7))
+
+    def step(sharding: Sharding) -> tuple[float, Params]:
+        method = Method(model, masking, NaiveSettings(), sharding.batch)
+        policy = RHO1(method, RHO1Settings(keep=0.3))
+        made = recipe(method, Optimizer(optax.identity(), lambda step: 1.0), policies=(policy,))
+        memory = {policy.name: policy.init(reference)}
+        rng = sharding.replicate(jax.random.key(3))
+        state = first_state(made, sharding, params, (), rng, policies=memory)
+        after, metrics = compile_train_step(made, sharding)(state, sharding.shard_batch(batch))
+        moved = jax.tree.map(lambda a, b: a - b, sharding.fetch(after.params), params)
+        return float(metrics["loss"]), moved
+
+    mask_key, _ = jax.random.split(jax.random.key(3))
+    masked = masking.corrupt(batch.tokens, batch.example_keys(mask_key))
+
+    @jax.jit
+    def losses(params: Params) -> jax.Array:
+        hidden = model.encode(params, masked.tokens, model.mask(batch.tokens))
+        return token_losses(model.logits(params, hidden, masked.positions), masked.labels)
+
+    own, other = losses(params), losses(reference)
+    counts = np.asarray(masked.weights, bool)
+    excess, wanted = np.asarray(own - other)[counts], np.asarray(own)[counts]
+    best = np.argsort(-excess)[: int(np.ceil(0.3 * excess.size))]
+    loss, moved = step(make_sharding(1))
+    assert loss == pytest.approx(wanted[best].mean(), rel=1e-5)
+    assert loss != pytest.approx(wanted.mean(), rel=1e-2)
+    elsewhere, moved_elsewhere = step(make_sharding(8, "parameters"))
+    assert elsewhere == pytest.approx(loss, rel=1e-5)
+    for a, e in zip(*map(jax.tree.leaves, (moved_elsewhere, moved)), strict=True):
+        assert np.linalg.norm(a - e) <= 1e-4 * np.linalg.norm(e) + 1e-6
+
+
+def test_a_reference_of_another_architecture_is_refused(
+    model: MaskedLM, masking: Masking, project: Project
+) -> None:
+    path = str(project.directory / "model")
+    policy = RHO1(Method(model, masking, NaiveSettings()), RHO1Settings(reference=path))
+    with pytest.raises(UserError, match="another architecture than the model"):
+        policy.check()
