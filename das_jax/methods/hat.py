@@ -139,6 +139,10 @@ class HAT(Method):
 
     settings: HATSettings
 
+    paper = "Serra et al., ICML 2018"
+    kind = "whole model, gates"
+    refuses = ("averaging",)
+
     def plan(self, place: Place) -> Plan:
         """What no gate protects is frozen after the first domain; the mask on the gradient alone cannot do
         that, as weight decay goes on, and is left as the paper has it.
