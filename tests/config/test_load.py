@@ -9,6 +9,10 @@ from das_jax.errors import UserError
 from das_jax.methods.das.das import DASSettings
 from das_jax.methods.settings import AveragingSettings, NaiveSettings, PoliciesSettings
 
+METHODS = (
+    "adapter, block_expansion, das, demix, derpp, ewc, hat, independent, lora, naive, pool, replay"
+)
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 MINIMAL = """\
@@ -214,11 +218,11 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
         ),
         (
             "method: {name: dass}",
-            'x.yaml:9: method.name must be one of das, naive, got "dass"; did you mean das?',
+            f'x.yaml:9: method.name must be one of {METHODS}, got "dass"; did you mean das?',
         ),
         (
             "method: das",
-            'x.yaml:9: method must be settings with name one of das, naive, got "das".',
+            f'x.yaml:9: method must be settings with name one of {METHODS}, got "das".',
         ),
         (
             "general:\n  source:\n    kind: jsonlines\n    path: x",
