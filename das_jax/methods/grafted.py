@@ -1,6 +1,7 @@
 """Methods that freeze the pretrained model and train a graft: one for all domains, or one for each."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ from das_jax.methods.contract import (
     Texts,
     own_or_nearest,
 )
+from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import Graft
+from das_jax.model.masked_lm import Params
 
 
 class Grafted(Method):
@@ -40,6 +43,9 @@ class Grafted(Method):
         """Which of the model's own parameters are trained, too."""
         return ()
 
+    def check(self) -> None:
+        self.graft.check(self.model.architecture)
+
     def plan(self, place: Place) -> Plan:
         self.graft.check(self.model.architecture)
         return Plan(
@@ -57,14 +63,19 @@ class Grafted(Method):
         """Inserts a fresh graft, unless the one there is trained on."""
         if "graft" in learned.params:
             return learned
-        fresh = jax.jit(self.graft.init, static_argnums=0)
-        graft = fresh(self.model.architecture, domain.rng, learned.params)
+        graft = _fresh(self.graft, self.model.architecture, domain.rng, learned.params)
         return learned._replace(params={**learned.params, "graft": graft})
 
     def view(self, history: History, domain: str | None, texts: Texts) -> Net | Mixture:
         if self._per_domain:
             return own_or_nearest(history, domain, texts)
         return super().view(history, domain, texts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fresh(graft: Graft, architecture: Architecture, key: jax.Array, base: Params) -> Params:
+    """A graft's parameters at the start; every domain has the same program."""
+    return graft.init(architecture, key, base)
 
 
 def without_graft(params: Any) -> Any:

@@ -3,6 +3,7 @@
 from das_jax.methods.contract import Learned, Net, Plan
 from das_jax.methods.grafted import Grafted
 from das_jax.methods.settings import LoRASettings
+from das_jax.model.grafts.lora import TARGETS
 from das_jax.model.grafts.lora import LoRA as LoRAGraft
 
 
@@ -15,7 +16,8 @@ class LoRA(Grafted):
 
     @property
     def graft(self) -> LoRAGraft:
-        return LoRAGraft(self.settings.r, self.settings.alpha, self.settings.targets)
+        targets = tuple(site for site in TARGETS if site in self.settings.targets)
+        return LoRAGraft(self.settings.r, self.settings.alpha, targets)
 
     def net(self, learned: Learned, plan: Plan) -> Net:
         return Net(self.model, self.graft.merged(learned.params))

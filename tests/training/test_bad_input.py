@@ -231,6 +231,33 @@ def test_published_maps_of_another_model(refused: Refused, tmp_path: Path) -> No
     assert "head_impt.npy has shape [12, 12], this model needs [2, 2]" in said
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"name": "block_expansion", "every": 4}, "`every` be one of 1, 2"),
+        ({"name": "block_expansion", "every": 0}, "method.every"),
+        ({"name": "adapter", "bottleneck": 0}, "method.bottleneck"),
+        ({"name": "lora", "targets": ["query", "gate"]}, "method.targets"),
+        ({"name": "lora", "targets": []}, "method.targets"),
+        ({"name": "lora", "r": 0}, "method.r"),
+        ({"name": "ewc", "strength": 0}, "method.strength"),
+        ({"name": "ewc", "gamma": 1.5}, "method.gamma"),
+        ({"name": "ewc", "examples": 0}, "method.examples"),
+    ],
+)
+def test_settings_of_methods_are_checked_before_anything_is_prepared(
+    refused: Refused, tmp_path: Path, method: dict[str, Any], said: str
+) -> None:
+    cache = tmp_path / "cache"
+    assert said in refused(method=method, data__cache_dir=str(cache))
+    assert not (cache / "corpora").exists()
+
+
+def test_ewc_of_general_text_that_there_is_not(refused: Refused) -> None:
+    said = refused("--quiet", method={"name": "ewc", "general": True}, general=None)
+    assert "add `general` to it" in said
+
+
 def table(path: Path, *rows: str) -> dict[str, str]:
     path.write_text("".join(f"{row}\n" for row in ("text,label", *rows)))
     return {"kind": "csv", "path": str(path)}
