@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.loop import Hooks
 from das_jax.training.method_check import check_method
 from das_jax.training.pretrain import pretrain
+from das_jax.training.run_directory import RunDirectory
 from das_jax.training.sharding import make_sharding
 from das_jax.training.stages import stages_of
 from das_jax.training.step import loss_and_gradients
@@ -53,8 +55,12 @@ def method_settings(name: str) -> Any:
 
 
 def configured(project: Project, name: str, directory: Path) -> Config:
-    overrides = [f"--output_dir={directory}", f"--method={{name: {name}}}", "--training.steps=3"]
-    config = load_config(project.config, overrides).config
+    overrides = [
+        "--training.steps=3",
+        "--training.checkpoint_every=9",
+        f"--method={{name: {name}}}",
+    ]
+    config = load_config(project.config, [*overrides, f"--output_dir={directory}"]).config
     return dataclasses.replace(config, method=method_settings(name))
 
 
@@ -92,20 +98,26 @@ def left(directory: Path) -> dict[str, bytes]:
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     project: Project, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in every stage, at a step drawn at random."""
+    """Ended between two domains, and stopped in the second, at a step drawn at random."""
     whole, parts = (
         dataclasses.replace(configured(project, name, tmp_path / each), general=None)
         for each in ("whole", "parts")
     )
     run(whole)
-    steps = random.Random(name)
-    for stage in stages_of(whole):
-        with monkeypatch.context() as patch:
-            stop_at(patch, stage.name, steps.randint(1, stage.steps))
-            with pytest.raises(Interrupted, match=f"{stage.name}: stopped at"):
-                run(parts)
+    last, directory = stages_of(whole)[-1], RunDirectory(tmp_path / "parts")
+    shutil.copytree(tmp_path / "whole", directory.path)
+    shutil.rmtree(directory.stage(last.number, last.name))
+    scores = directory.scores()
+    del scores[last.name]
+    directory.write_scores(scores)
+    with monkeypatch.context() as patch:
+        stop_at(patch, last.name, random.Random(name).randint(1, last.steps))
+        with pytest.raises(Interrupted, match=f"{last.name}: stopped at"):
+            run(parts)
     run(parts)
-    assert left(tmp_path / "parts") == left(tmp_path / "whole")
+    expected = left(tmp_path / "whole")
+    assert any("checkpoints" in path for path in expected)
+    assert left(directory.path) == expected
 
 
 @pytest.mark.slow
