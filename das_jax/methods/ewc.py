@@ -2,7 +2,8 @@
 et al., PNAS 2017).
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from das_jax.methods.contract import (
     UpdateTrace,
 )
 from das_jax.methods.example_losses import MaskedLMLosses
-from das_jax.methods.fisher import FisherSums, fisher, mean_fisher, online_fisher
+from das_jax.methods.fisher import FisherSums, Sums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.settings import EWCSettings
 from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
@@ -82,23 +83,35 @@ class EWC(Method):
             split=True,
             general=general,
         )
-        own, domains = fisher(sums), memory.domains + 1
-        if settings.accumulate == "mean":
-            total = mean_fisher(memory.fisher.tree, own, domains)
-        else:
-            total = online_fisher(memory.fisher.tree, own, settings.gamma)
-        domain.log(lambda: f"Fisher information: {_shares(own)}")
+        domains = memory.domains + 1
+        total, shares = _with_own(settings, memory.fisher.tree, sums, domains)
+        domain.log(
+            lambda: (
+                "Fisher information: "
+                + ", ".join(f"{part} {float(share):.0%}" for part, share in shares.items())
+            )
+        )
         after = EWCMemory(Split(total), Split(learned.params), domains)
         return learned._replace(memory=after)
 
 
-def _shares(fisher: Params) -> str:
-    """What part of a Fisher is in which part of the model."""
+@functools.partial(jax.jit, static_argnums=0)
+def _with_own(
+    settings: EWCSettings, before: Params, sums: Sums, domains: jax.Array
+) -> tuple[Params, dict[str, jax.Array]]:
+    """F of all domains so far, and what part of the last one's is in which part of the model."""
+    own = fisher(sums)
+    if settings.accumulate == "mean":
+        return mean_fisher(before, own, domains), _shares(own)
+    return online_fisher(before, own, settings.gamma), _shares(own)
+
+
+def _shares(fisher: Params) -> dict[str, jax.Array]:
     parts = {"embeddings": EMBEDDINGS, "attention": ATTENTION, "feed-forward": FEED_FORWARD}
-    sums: dict[str, Any] = dict.fromkeys([*parts, "LM head"], 0.0)
+    sums = {name: jnp.zeros(()) for name in (*parts, "LM head")}
     leaves = zip(parameter_paths(fisher), jax.tree.leaves(fisher), strict=True)
     for path, leaf in leaves:
         part = next((name for name, start in parts.items() if path.startswith(start)), "LM head")
-        sums[part] = sums[part] + jnp.sum(leaf)
-    total = max(sum(map(float, sums.values())), 1e-30)
-    return ", ".join(f"{name} {float(x) / total:.0%}" for name, x in sums.items())
+        sums[part] += jnp.sum(leaf)
+    total = jnp.maximum(sum(sums.values()), 1e-30)
+    return {name: x / total for name, x in sums.items()}
