@@ -1,5 +1,6 @@
 """Whether a method learns the same on one device and on several: for the tests of whoever writes one."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ TOLERANCE = 1e-3
 """Of the norm of an array: what is left of float32 when sums are taken in another order."""
 
 ROWS, LENGTH = 8, 16
+
+# The movement is the gradient, and no rounding noise is made large, as Adam makes it.
+_GRADIENT = Optimizer(optax.identity(), lambda step: 1.0)
+
+# Domains that are learned alike share one program.
+_compiled = functools.lru_cache(maxsize=2)(compile_train_step)
 
 
 def check_method(
@@ -115,11 +122,10 @@ def _learn(domain: "_Domain", learned: Learned) -> tuple[Learned, Learned, dict[
     """One step of one domain: what is there before it and after it, and what it says."""
     sharding, method = domain.sharding, domain.method
     began = method.begin(learned, domain)
-    # The movement is the gradient, and no rounding noise is made large, as Adam makes it.
-    recipe = Recipe(method, domain.plan, Optimizer(optax.identity(), lambda step: 1.0))
+    recipe = Recipe(method, domain.plan, _GRADIENT)
     rng = sharding.replicate(jax.random.key(2))
     state = first_state(recipe, sharding, began.params, began.memory, rng, domain.index)
-    step = compile_train_step(recipe, sharding)
+    step = _compiled(recipe, sharding)
     batch = _rows(0)
     if began.kept and (rows := domain.plan.kept_rows):
         extra: dict[str, Any] = {
