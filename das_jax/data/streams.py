@@ -5,10 +5,9 @@ are theirs. Domains are drawn: all other rows are new text, and if a stage learn
 that of each row is drawn by their shares. While no row is kept, the batch is full of new text.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from das_jax.errors import UserError
 
@@ -38,10 +37,10 @@ class Stream(NamedTuple):
         return round(self.share * batch_size)
 
 
-def mixing_shares(sizes: Sequence[float], temperature: float) -> np.ndarray:
+def mixing_shares(sizes: Sequence[float], temperature: float) -> list[float]:
     """The domains' shares of a mixture: n^(1 / temperature), normalised; infinity makes them equal."""
-    weights = (np.asarray(sizes, np.float64) / max(sizes)) ** (1 / temperature)
-    return weights / weights.sum()
+    weights = [(size / max(sizes)) ** (1 / temperature) for size in sizes]
+    return [weight / math.fsum(weights) for weight in weights]
 
 
 def check_streams(

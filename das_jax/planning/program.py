@@ -102,8 +102,13 @@ class Run:
 
     def _programs_of_a_seed(self) -> Iterator[Program]:
         for key, value in leaves(self.config).items():
-            if key.startswith(("method.", "policies.")) and key.endswith(".batch_size"):
-                check_divisible(value, self.sharding, key)
+            if key.startswith(("training.", "method.", "policies.")) and key.endswith(
+                ".batch_size"
+            ):
+                micro_batches = (
+                    self.config.training.accumulate if key.startswith("training.") else 1
+                )
+                check_divisible(value, self.sharding, key, micro_batches)
         programs = [(self._train_step(each), [*self._sums(each)]) for each in self.learned()]
         yield _together([train_step for train_step, _ in programs])
         sums = [each for _, several in programs for each in several]
@@ -148,7 +153,6 @@ class Run:
     def _train_step(self, learning: Learning) -> Program:
         batch_size, length = self.config.training.batch_size, self.config.data.length
         recipe = learning.recipe
-        check_divisible(batch_size, self.sharding, "training.batch_size", recipe.accumulate)
         check_recipe(self.config, recipe, self.sharding)
 
         def lower() -> jax.stages.Lowered:

@@ -208,7 +208,7 @@ class Run:
             if restored.info["phase"] == FINISHED:
                 learned = Learned(saved["params"], saved.get("memory", ()), kept)
                 if stage.warms_up:
-                    return index + 1, Carried(learned), None
+                    return index + 1, Carried(learned._replace(memory=None)), None
                 carried = Carried(learned, saved.get("policies", {}), saved.get("second_moment"))
                 return index + 1, carried, None
             self.console.log(f"{stage.name}: going on from step {restored.step}")

@@ -71,6 +71,8 @@ def test_describe_lists_every_key_of_a_configuration():
         assert wanted - described <= {
             "general",
             "data.beam",
+            "policies.averaging",
+            "policies.selection",
             "evaluation.tasks.N.validation",
             "evaluation.tasks.N.sizes",
         }  # null, and described by what it would hold

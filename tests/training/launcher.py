@@ -32,8 +32,9 @@ import das_jax.training.export
 import das_jax.training.measure
 import das_jax.training.pretrain  # noqa: F401
 from das_jax import cli
-from das_jax.data import batches
+from das_jax.data.batch import Batch
 from das_jax.training import distributed
+from das_jax.training.sharding import Sharding
 
 Ended = tuple[int, str, str, float]
 
@@ -113,15 +114,15 @@ def free_port() -> int:
 
 
 def write_down_rows(path: Path) -> None:
-    arrays = batches._arrays
+    shard = Sharding.shard_batch
 
-    @functools.wraps(arrays)
-    def written(chunks: Any, examples: Any, positions: Any, weight: Any) -> Any:
+    @functools.wraps(shard)
+    def written(sharding: Sharding, batch: Batch, micro_batches: int = 1) -> Batch:
         with path.open("a") as file:
-            file.write(" ".join(map(str, positions)) + "\n")
-        return arrays(chunks, examples, positions, weight)
+            file.write(" ".join(map(str, batch.index)) + "\n")
+        return shard(sharding, batch, micro_batches)
 
-    batches._arrays = written
+    Sharding.shard_batch = written  # type: ignore[method-assign]
 
 
 def closed_pipe() -> int:

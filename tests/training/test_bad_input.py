@@ -333,8 +333,9 @@ def test_rows_that_cannot_be_kept(
 
 def test_a_share_of_general_text_given_twice_or_of_none(refused: Refused) -> None:
     method = {**REPLAY, "general": 0.25}
-    assert "stream 'general' has two shares" in refused(
-        method=method, policies={"general_share": 0.25}
+    assert (
+        "replay is set to read general text itself, and so does policies.general_share"
+        in refused(method=method, policies={"general_share": 0.25})
     )
     assert "There is no stream 'general'" in refused(method=method, general=None)
 
