@@ -7,7 +7,7 @@ from pathlib import Path
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
-from das_jax.methods.settings import AVERAGING_OPTIONS, AveragingSettings, DASSettings
+from das_jax.methods.settings import AVERAGING_OPTIONS, AveragingSettings, needs_fresh_moments
 from das_jax.settings import read_by
 
 
@@ -142,16 +142,9 @@ def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
         )
     if policies.averaging is not None:
         _check_averaging(policies.averaging, origin)
-    method = config.method
-    if (
-        training.second_moment == "carried"
-        and isinstance(method, DASSettings)
-        and method.soft_mask.apply_to == "gradient"
-    ):
+    if training.second_moment == "carried" and (why := needs_fresh_moments(config.method)):
         raise UserError(
-            f"{origin('training.second_moment')}: training.second_moment is carried, but with "
-            "method.soft_mask.apply_to: gradient it holds gradients that other domains' masks scaled; set "
-            "one to fresh, or the other to update."
+            f"{origin('training.second_moment')}: training.second_moment is carried, but {why}."
         )
 
 

@@ -234,6 +234,16 @@ MethodSettings = Annotated[
 ]
 
 
+def needs_fresh_moments(method: MethodSettings) -> str | None:
+    """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
+    if isinstance(method, DASSettings) and method.soft_mask.apply_to == "gradient":
+        return (
+            "with method.soft_mask.apply_to: gradient it holds gradients that other domains' masks scaled; "
+            "set one to fresh, or the other to update"
+        )
+    return None
+
+
 @settings
 class AveragingSettings:
     """After a domain the model is averaged with what it was before it, parameter by parameter."""

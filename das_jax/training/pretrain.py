@@ -37,6 +37,7 @@ from das_jax.training.saved import (
     finished_shapes,
     saved_in_training,
     saved_learned,
+    saved_policies,
     saved_when_finished,
     training_shapes,
 )
@@ -203,19 +204,23 @@ class Run:
                 restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
             if restored is None:
                 continue
-            saved = restored.state
-            kept = saved.pop("kept", {})
+            saved, learned = restored.state, saved_learned(restored.state)
+            policies = saved_policies(saved, self._recipe(stage, 0).policies)
             if restored.info["phase"] == FINISHED:
-                learned = Learned(saved["params"], saved.get("memory", ()), kept)
                 if stage.warms_up:
                     return index + 1, Carried(learned._replace(memory=None)), None
-                carried = Carried(learned, saved.get("policies", {}), saved.get("second_moment"))
-                return index + 1, carried, None
+                return index + 1, Carried(learned, policies, saved.get("second_moment")), None
             self.console.log(f"{stage.name}: going on from step {restored.step}")
-            whole = {"memory": (), "policies": {}, "opt_state": (), **saved}
-            state = TrainState(**whole, rng=self._rng(stage), domain=self._domain_number(stage))
-            before = Carried(Learned(state.params, state.memory, kept))
-            return index, before, Resumed(state, kept)
+            state = TrainState(
+                step=saved["step"],
+                params=learned.params,
+                opt_state=saved["opt_state"],
+                memory=learned.memory,
+                rng=self._rng(stage),
+                domain=self._domain_number(stage),
+                policies=policies,
+            )
+            return index, Carried(learned), Resumed(state, learned.kept)
         params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
         return 0, Carried(Learned(params, None)), None
 

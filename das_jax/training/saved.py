@@ -65,6 +65,11 @@ def saved_learned(state: dict[str, Any]) -> Learned:
     return Learned(state["params"], state.get("memory", ()), state.get("kept", {}))
 
 
+def saved_policies(state: dict[str, Any], policies: tuple[Policy, ...]) -> dict[str, Any]:
+    """What each policy carries, as it was read; that of one that carries nothing is not in a checkpoint."""
+    return {policy.name: () for policy in policies} | state.get("policies", {})
+
+
 def finished_shapes(
     method: Method, policies: tuple[Policy, ...], sharding: Sharding, info: dict[str, Any]
 ) -> dict[str, Any]:

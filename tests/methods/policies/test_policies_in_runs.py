@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,6 +180,22 @@ def test_general_text_is_in_every_batch_and_the_reference_stays_as_it_was(
     assert shares == [{8}, {2}, {2}]
     base = exported(tmp_path / "00-news")
     jax.tree.map(np.testing.assert_array_equal, finished[-1]["selection"].tree, base)
+
+
+@pytest.mark.slow
+def test_a_policy_that_carries_nothing_goes_on_like_any_other(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint has no arrays of it: of a domain under way, and of one that is finished."""
+    config = configured(project, tmp_path, "--policies.general_share=0.25")
+    for stage, step in (("papers", 2), ("reviews", 1)):
+        with monkeypatch.context() as patch:
+            stop_at(patch, stage, step)
+            with pytest.raises(Interrupted, match=f"{stage}: stopped at"):
+                run(config)
+    shutil.rmtree(tmp_path / "02-reviews")
+    run(config)
+    assert (tmp_path / "02-reviews" / "huggingface").is_dir()
 
 
 def planned(project: Project, tmp_path: Path, *overrides: str, devices: int = 1) -> Run:
