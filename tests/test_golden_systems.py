@@ -27,7 +27,7 @@ from das_jax.objectives.masked_lm import (
     token_losses,
 )
 from das_jax.objectives.mixture import cached_prior, mixture_log_probabilities, posterior
-from das_jax.training.heldout import HeldoutSums, LogLikelihoods, TokenLosses, mixture_sums
+from das_jax.training.heldout import HeldoutSums, TokenLosses, log_likelihoods, mixture_sums
 from tests.golden_case import Case
 
 
@@ -120,7 +120,7 @@ def test_mixture_of_experts(system_case: Case) -> None:
         def predict(params: Params) -> tuple[jax.Array, ...]:
             hidden = case.model.encode(params, masked.tokens, case.model.mask(batch.tokens))
             return (
-                LogLikelihoods(case.model, masking, rows)(params, batch, rng),
+                log_likelihoods(TokenLosses(case.model, masking, rows)(params, batch, rng)),
                 HeldoutSums(case.model, masking)(params, batch, rng),
                 jax.nn.log_softmax(case.model.logits(params, hidden)),
             )

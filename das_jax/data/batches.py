@@ -7,6 +7,7 @@ own rows of it, so the same run on more hosts is the same run.
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -44,6 +45,19 @@ class Shuffled:
     def read(self, positions: np.ndarray) -> np.ndarray:
         """The chunks at some positions of the stream, tokens_NxT."""
         return self._chunks.__getitems__([self._order[int(position)] for position in positions])
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Chunks that are at hand as one array."""
+
+    tokens_NxT: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens_NxT)
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray, /) -> np.ndarray:
+        return self.tokens_NxT[np.asarray(indices)]
 
 
 class TrainBatches(Iterator[Arrays]):

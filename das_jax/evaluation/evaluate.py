@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from das_jax.config.schema import Config, EvaluationSettings
-from das_jax.data.batches import Chunks
+from das_jax.data.batches import ChunkRows, Chunks
 from das_jax.data.cloze import Facts, load_facts
 from das_jax.data.settings import ClozeSettings, TaskSettings
 from das_jax.data.tasks import Task, load_task
@@ -195,7 +195,7 @@ def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, 
         "classes": list(task.classes),
         "baselines": known["baselines"] if known.get("key") == key else baselines(task),
     }
-    text = Rows(task.train.tokens_NxT)
+    text = ChunkRows(task.train.tokens_NxT)
     return Column("tasks", task.settings.name, about, measure, task.settings.domain, text)
 
 
@@ -309,20 +309,7 @@ def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
 
     count = len(facts.answer_N)
     about = {"key": facts.key, "knowledge": settings.knowledge, "facts": count}
-    return Column("cloze", settings.name, about, measure, None, Rows(facts.tokens_NxT))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Examples as chunks of a text."""
-
-    tokens_NxT: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.tokens_NxT)
-
-    def __getitems__(self, indices: Sequence[int], /) -> np.ndarray:
-        return self.tokens_NxT[np.asarray(indices)]
+    return Column("cloze", settings.name, about, measure, None, ChunkRows(facts.tokens_NxT))
 
 
 @dataclass(frozen=True)

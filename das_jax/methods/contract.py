@@ -6,7 +6,6 @@ A method says what a stage trains (`plan`), what it minimises (`loss`), what it 
 engine never asks which method it is.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.data.streams import Stream
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.model.units import Units, parameter_paths
+from das_jax.model.units import Units, claims
 from das_jax.objectives.masked_lm import token_losses, weighted_mean
 
 Memory = Any
@@ -136,6 +135,11 @@ class Learned(NamedTuple):
     params: Params
     memory: Memory
     kept: Mapping[str, np.ndarray] = {}
+
+
+def kept_count(kept: Mapping[str, np.ndarray]) -> int:
+    """How many rows are kept."""
+    return len(next(iter(kept.values()), ()))
 
 
 @dataclass(frozen=True)
@@ -535,7 +539,7 @@ def partition(params: Params, rules: Rules) -> tuple[Params, Params]:
       ValueError: a parameter that no rule claims.
     """
     leaves, treedef = jax.tree.flatten(params)
-    trained = decided(parameter_paths(params), rules, "Plan.trains")
+    trained = claims(params, rules, "no rule of Plan.trains claims the parameter {!r}; add one")
     parts = [
         [x if each == wanted else None for x, each in zip(leaves, trained, strict=True)]
         for wanted in (True, False)
@@ -548,20 +552,3 @@ def merged(trained: Params, others: Params) -> Params:
     return jax.tree.map(
         lambda x, other: other if x is None else x, trained, others, is_leaf=lambda x: x is None
     )
-
-
-def decided(paths: Sequence[str], rules: Rules, what: str) -> list[bool]:
-    """What the rules say of every parameter.
-
-    Raises:
-      ValueError: a parameter that no rule claims.
-    """
-    found = []
-    for path in paths:
-        for pattern, answer in rules:
-            if re.fullmatch(pattern, path):
-                found.append(answer)
-                break
-        else:
-            raise ValueError(f"no rule of {what} claims the parameter {path!r}; add one")
-    return found

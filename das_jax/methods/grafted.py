@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 
@@ -76,8 +75,3 @@ class Grafted(Method):
 def _fresh(graft: Graft, architecture: Architecture, key: jax.Array, base: Params) -> Params:
     """A graft's parameters at the start; every domain has the same program."""
     return graft.init(architecture, key, base)
-
-
-def without_graft(params: Any) -> Any:
-    """The model's own parameters."""
-    return {name: part for name, part in params.items() if name != "graft"}

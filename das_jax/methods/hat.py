@@ -30,6 +30,7 @@ from das_jax.methods.contract import (
     own_or_nearest,
 )
 from das_jax.methods.settings import HATSettings as HATSettings
+from das_jax.model.grafts.graft import without_graft
 from das_jax.model.leaves import leaves_of, sides_of
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Owner, Units, along, full_units, unit_shapes
@@ -116,7 +117,7 @@ def scale_by_free(accumulated: Units, shared: jax.Array | float) -> optax.Gradie
 
     def update(updates: Params, params: Params | None = None) -> Params:
         del params
-        model = {name: part for name, part in updates.items() if name != "graft"}
+        model = without_graft(updates)
         arrays, treedef = jax.tree.flatten(model)
         scaled = [
             x * (1 - jnp.minimum(used(sides.output, x.ndim), used(sides.input, x.ndim)))
@@ -127,11 +128,6 @@ def scale_by_free(accumulated: Units, shared: jax.Array | float) -> optax.Gradie
         return {**updates, **jax.tree.unflatten(treedef, scaled)}
 
     return optax.stateless(update)
-
-
-def plain(params: Params) -> Params:
-    """The parameters of the model itself."""
-    return {name: part for name, part in params.items() if name != "graft"}
 
 
 class HAT(Method):
@@ -173,7 +169,7 @@ class HAT(Method):
             learned.memory.embeddings,
         )
         return learned._replace(
-            params={**plain(learned.params), "graft": {"embedding": embedding}},
+            params={**without_graft(learned.params), "graft": {"embedding": embedding}},
             memory=learned.memory._replace(embeddings=rows),
         )
 

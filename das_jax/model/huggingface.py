@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from das_jax.errors import UserError
 from das_jax.files import replacing, write_json
 from das_jax.model.architecture import Architecture
+from das_jax.model.grafts.graft import without_graft
 from das_jax.model.huggingface_config import architecture_of, read_config, write_config
 from das_jax.model.huggingface_weights import (
     read_weights,
@@ -80,7 +81,7 @@ def weights_hash(model: MaskedLM, params: Params, gates: Units | None = None) ->
     if model.graft is not None:
         total.update(repr(model.graft).encode())
     else:  # What a method keeps there is the method's alone.
-        params = {name: part for name, part in params.items() if name != "graft"}
+        params = without_graft(params)
     for array in jax.tree.leaves((params, gates)):
         total.update(np.asarray(array).tobytes())
     return total.hexdigest()

@@ -5,6 +5,7 @@ with grafts or gates.
 import jax
 import jax.numpy as jnp
 
+from das_jax.model.grafts.graft import without_graft
 from das_jax.model.leaves import ENCODER
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import HEADS, Units, along, parameter_paths
@@ -24,7 +25,7 @@ def plain_params(model: MaskedLM, params: Params, gates: Units | None = None) ->
         if merged is None:
             return None
         params = merged
-    params = {name: part for name, part in params.items() if name != "graft"}
+    params = without_graft(params)
     return params if gates is None else _with_gates(params, gates)
 
 

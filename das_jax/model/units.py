@@ -79,6 +79,12 @@ def parameter_paths(params: Any) -> list[str]:
     ]
 
 
+def shapes_by_path(params: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf by its path."""
+    shapes = map(jnp.shape, jax.tree.leaves(params))
+    return dict(zip(parameter_paths(params), shapes, strict=True))
+
+
 def claims(params: Any, rules: Sequence[tuple[str, T]], unclaimed: str) -> list[T]:
     """What the first rule whose pattern matches the whole path says of every parameter, in the order of
     `jax.tree.leaves(params)`.

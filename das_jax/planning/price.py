@@ -24,7 +24,6 @@ class Price:
     """What a method costs in its second domain.
 
     Attributes:
-      name: of the method.
       trained: parameters that a step moves.
       memory: bytes that are carried beside the parameters.
       full: encoder passes forward and backward over an example.
@@ -32,7 +31,6 @@ class Price:
       flops: useful ones of a step, as a multiple of plain training's.
     """
 
-    name: str
     trained: int
     memory: int
     full: float
@@ -40,23 +38,23 @@ class Price:
     flops: float
 
 
-def prices(config: Config, architecture: Architecture) -> dict[type[Method], Price | str]:
-    """Of every method with its default settings, or with the configuration's where it is that one's; why
-    there is none of a method that the model cannot take.
+def prices(config: Config, architecture: Architecture) -> dict[str, Price | UserError]:
+    """Of every method, by its name, with its default settings, or with the configuration's where it is that
+    one's; why there is none of a method that the model cannot take.
 
     Args:
       config: its text, training and policies hold for all; two of its domains are learned.
       architecture: of the model.
     """
-    found: dict[type[Method], Price | str] = {}
-    for settings_class, method in METHODS.items():
+    found: dict[str, Price | UserError] = {}
+    for settings_class in METHODS:
         settings: Any = config.method if type(config.method) is settings_class else settings_class()
         try:
             learning = second_domain(dataclasses.replace(config, method=settings), architecture)
         except UserError as error:
-            found[method] = f"{settings.name}: {error}"
+            found[settings.name] = error
         else:
-            found[method] = _price(settings.name, learning, config)
+            found[settings.name] = _price(learning, config)
     return found
 
 
@@ -81,7 +79,7 @@ def second_domain(config: Config, architecture: Architecture) -> Learning:
     return [*Run(config, architecture, make_sharding(1)).learned()][-1]
 
 
-def _price(name: str, learning: Learning, config: Config) -> Price:
+def _price(learning: Learning, config: Config) -> Price:
     recipe = learning.recipe
     trained, _ = partition(learning.params, recipe.plan.trains)
     naive = dataclasses.replace(
@@ -93,7 +91,6 @@ def _price(name: str, learning: Learning, config: Config) -> Price:
     sizes = config.training.batch_size, config.data.length
     cost, carried = recipe.cost(), (learning.memory, learning.policies)
     return Price(
-        name,
         trained=sum(x.size for x in jax.tree.leaves(trained)),
         memory=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carried))
         + sum(x.nbytes for x in learning.kept.values()),
@@ -118,17 +115,16 @@ def methods_table(config: Config, architecture: Architecture) -> Table:
         table.add_column(name)
     for name in ("trained", "carried", "passes", "FLOPs"):
         table.add_column(name, justify="right")
-    for method, price in prices(config, architecture).items():
-        if isinstance(price, str):
-            table.add_row(
-                price.partition(":")[0], method.kind, method.paper, price.partition(": ")[2]
-            )
+    methods = {settings_class().name: method for settings_class, method in METHODS.items()}
+    for name, price in prices(config, architecture).items():
+        about = name, methods[name].kind, methods[name].paper
+        if isinstance(price, UserError):
+            table.add_row(*about, *["-"] * 4)
+            table.caption = f"{table.caption}\n{name}: {price}"
             continue
         passes = f"{price.full:g}" + (f" + {price.forward:g}" if price.forward else "")
         table.add_row(
-            price.name,
-            method.kind,
-            method.paper,
+            *about,
             f"{price.trained / 1e6:,.2f} M",
             f"{price.memory / 1e6:,.1f} MB",
             passes,

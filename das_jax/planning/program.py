@@ -10,22 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Method
+from das_jax.methods.contract import Learned, Method, kept_count
 from das_jax.methods.registry import method_class
 from das_jax.methods.settings import MethodSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
 from das_jax.training.flops import train_step_flops
-from das_jax.training.recipe import check_recipe, recipe_of
+from das_jax.training.recipe import check_batch_sizes, check_recipe, recipe_of
 from das_jax.training.sharding import (
     Sharding,
-    check_divisible,
     exchange_dtype,
     sharding_over,
 )
@@ -101,14 +99,7 @@ class Run:
             yield dataclasses.replace(program, runs=repeats * program.runs)
 
     def _programs_of_a_seed(self) -> Iterator[Program]:
-        for key, value in leaves(self.config).items():
-            if key.startswith(("training.", "method.", "policies.")) and key.endswith(
-                ".batch_size"
-            ):
-                micro_batches = (
-                    self.config.training.accumulate if key.startswith("training.") else 1
-                )
-                check_divisible(value, self.sharding, key, micro_batches)
+        check_batch_sizes(self.config, self.sharding, ("training.", "method.", "policies."))
         programs = [(self._train_step(each), [*self._sums(each)]) for each in self.learned()]
         yield _together([train_step for train_step, _ in programs])
         sums = [each for _, several in programs for each in several]
@@ -127,7 +118,7 @@ class Run:
         kept: Mapping[str, np.ndarray] = {}
         policies: dict[str, Any] = {}
         for stage in stages:
-            recipe = self.recipe(stage, len(next(iter(kept.values()), ())))
+            recipe = self.recipe(stage, kept_count(kept))
             length = self.config.data.length
             domain = RecordingDomain(stage, recipe.plan, length, base, self.sharding)
             start = base if recipe.plan.start == "base" else params

@@ -1,6 +1,6 @@
 """A domain without text, which writes down what a method would measure of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import Learned, Memory, Net, Plan
 from das_jax.model.masked_lm import Params
+from das_jax.training.no_history import NoHistory
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Stage
 from das_jax.training.step import Recipe, compile_rows, compile_sums, init_state
@@ -72,7 +73,6 @@ class RecordingDomain:
     length: int
     base_params: Any
     sharding: Sharding
-    domains: tuple[tuple[str, ...], ...] = ()
     directory: Path | None = None
     count: int = UNKNOWN_COUNT
     recorded: list[Recorded] = field(default_factory=list)
@@ -94,27 +94,12 @@ class RecordingDomain:
         return 0
 
     @property
-    def history(self) -> "RecordingDomain":
-        return self
+    def history(self) -> NoHistory:
+        return NoHistory(Net(self.plan.model, self.base_params))
 
     @property
-    def texts(self) -> "RecordingDomain":
-        return self
-
-    def base(self) -> Net:
-        return Net(self.plan.model, self.base_params)
-
-    def net(self, stage: int) -> Net:
-        return self.base()
-
-    def learned(self, stage: int) -> Learned:
-        return Learned(self.base_params, ())
-
-    def losses(self, nets: Sequence[Net]) -> list[float]:
-        return [0.0] * len(nets)
-
-    def log_likelihoods(self, nets: Sequence[Net], examples: int = 1000) -> np.ndarray:
-        return np.zeros((1, len(nets)))
+    def texts(self) -> NoHistory:
+        return self.history
 
     def log(self, sentence: str | Callable[[], str]) -> None:
         """Nobody watches."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,22 +33,6 @@ class HeldoutSums:
 
 
 @dataclass(frozen=True)
-class LogLikelihoods:
-    """The sum of log p over its masked positions of each of `count` chunks, [N], by the chunk's place."""
-
-    model: MaskedLM
-    masking: Masking
-    count: int
-
-    def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
-        masked = self.masking.corrupt(batch.tokens, batch.example_keys(rng))
-        losses_BxM = _losses(self.model, params, batch, masked)
-        weights_BxM = masked.weights * batch.weight[:, None]
-        likelihood_B = -jnp.sum(losses_BxM * weights_BxM, axis=-1)
-        return jnp.zeros(self.count).at[batch.index].add(likelihood_B, mode="drop")
-
-
-@dataclass(frozen=True)
 class TokenLosses:
     """Cross-entropy in nats of every masked token of each of `count` chunks, and 1 where there is one,
     [2, N, M], by the chunk's place.
@@ -64,6 +49,11 @@ class TokenLosses:
         found_2xBxM = jnp.stack([losses_BxM * weights_BxM, weights_BxM])
         empty_2xNxM = jnp.zeros((2, self.count, losses_BxM.shape[-1]))
         return empty_2xNxM.at[:, batch.index].add(found_2xBxM, mode="drop")
+
+
+def log_likelihoods(tokens_2xNxM: Any) -> Any:
+    """The sum of log p over the masked positions of every chunk, [N], of `TokenLosses`."""
+    return -tokens_2xNxM[0].sum(axis=-1)
 
 
 def mixture_sums(tokens_Ex2xNxM: np.ndarray, shares: Sequence[float]) -> tuple[float, float]:

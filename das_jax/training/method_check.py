@@ -1,7 +1,7 @@
 """Whether a method learns the same on one device and on several: for the tests of whoever writes one."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 import optax
 
 from das_jax.data.batch import Batch
-from das_jax.data.batches import chosen_batches
+from das_jax.data.batches import ChunkRows, chosen_batches
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Memory, Method, Net, Place, Plan
+from das_jax.methods.contract import Learned, Memory, Method, Net, Place, Plan, kept_count
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.accumulate import accumulate, rows_of
+from das_jax.training.no_history import NoHistory
 from das_jax.training.optimizer import Optimizer
 from das_jax.training.sharding import Sharding, State, make_sharding
 from das_jax.training.step import Recipe, compile_train_step, first_state
@@ -105,7 +106,7 @@ def _learned(
     base = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
     learned, found = Learned(base, method.init(base)), dict[str, Any]()
     for index, where in enumerate(("", "in the second domain, ")):
-        domain = _Domain(sharding, method, base, index, kept=_count(learned.kept))
+        domain = _Domain(sharding, method, base, index, kept=kept_count(learned.kept))
         if domain.plan.start == "base":
             learned = learned._replace(params=base)
         began, ended, step = _learn(domain, learned)
@@ -141,10 +142,6 @@ def _learn(domain: "_Domain", learned: Learned) -> tuple[Learned, Learned, dict[
     return began, ended, {"the step's": sharding.fetch(metrics), "the gradient of": moved}
 
 
-def _count(kept: Mapping[str, np.ndarray]) -> int:
-    return len(next(iter(kept.values()), ()))
-
-
 @dataclass(frozen=True)
 class _Domain:
     """A domain of sixteen texts."""
@@ -157,7 +154,6 @@ class _Domain:
     directory: Path | None = None
     count: int = 2 * ROWS
     seed: int = 0
-    domains: tuple[tuple[str, ...], ...] = ()
     kept: int = 0
 
     @property
@@ -169,33 +165,18 @@ class _Domain:
         return self.method.plan(Place(self.index, (self.name,), (self.count,), self.kept, ROWS))
 
     @property
-    def history(self) -> Any:
-        return self
+    def history(self) -> NoHistory:
+        return NoHistory(Net(self.method.model, self.params))
 
     @property
-    def texts(self) -> Any:
-        return self
-
-    def base(self) -> Net:
-        return Net(self.method.model, self.params)
-
-    def net(self, stage: int) -> Net:
-        return self.base()
-
-    def learned(self, stage: int) -> Learned:
-        return Learned(self.base().params, ())
-
-    def log_likelihoods(self, nets: Sequence[Net]) -> np.ndarray:
-        return np.zeros((1, len(nets)))
-
-    def losses(self, nets: Sequence[Net]) -> list[float]:
-        return [0.0] * len(nets)
+    def texts(self) -> NoHistory:
+        return self.history
 
     def read(self, load: Callable[[], Any], like: Any) -> Any:
         return load()
 
     def chunks(self, indices: np.ndarray) -> np.ndarray:
-        return _Texts().__getitems__(indices)
+        return _texts().__getitems__(indices)
 
     def log(self, sentence: str | Callable[[], str]) -> None:
         """Nobody watches."""
@@ -225,19 +206,13 @@ class _Domain:
         batch_size: int,
         purpose: str,
     ) -> Any:
-        batches = chosen_batches(_Texts(), indices, batch_size=batch_size)
+        batches = chosen_batches(_texts(), indices, batch_size=batch_size)
         return rows_of(function, params, rng, batches, len(indices), self.sharding)
 
 
-class _Texts:
-    """The domain's texts; see `data.batches.Chunks`."""
-
-    def __len__(self) -> int:
-        return 2 * ROWS
-
-    def __getitems__(self, indices: Sequence[int] | np.ndarray, /) -> np.ndarray:
-        tokens = np.concatenate([np.asarray(_rows(start).tokens) for start in (0, ROWS)])
-        return tokens[np.asarray(indices)]
+def _texts() -> ChunkRows:
+    """The domain's texts."""
+    return ChunkRows(np.concatenate([np.asarray(_rows(start).tokens) for start in (0, ROWS)]))
 
 
 def _rows(start: int) -> Batch:

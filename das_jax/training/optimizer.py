@@ -16,10 +16,9 @@ from das_jax.methods.contract import (
     SecondMoment,
     Transforms,
     UpdateTrace,
-    decided,
 )
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import parameter_paths
+from das_jax.model.units import claims, parameter_paths
 from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -163,7 +162,9 @@ class AdamW:
 
     def _pulled(self, params: Params) -> Any:
         """Whether weight decay pulls it, for every parameter."""
-        pulled = decided(parameter_paths(params), self.decays, "Plan.decays")
+        pulled = claims(
+            params, self.decays, "no rule of Plan.decays claims the parameter {!r}; add one"
+        )
         return jax.tree.unflatten(jax.tree.structure(params), pulled)
 
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax import stopping
-from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.batches import Chunks
@@ -20,7 +19,7 @@ from das_jax.data.mixture import Joined, stream_batches
 from das_jax.data.streams import GENERAL, OWN
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
-from das_jax.methods.contract import Learned, Method, Net, Plan
+from das_jax.methods.contract import Learned, Method, Net, Plan, kept_count
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.console import Console
@@ -30,7 +29,13 @@ from das_jax.training.interruption import Interruption
 from das_jax.training.loop import AHEAD, FINISHED, TRAINING, Hooks, Recorder, train
 from das_jax.training.lost import lost
 from das_jax.training.metrics import MetricsWriter
-from das_jax.training.recipe import check_carried, check_recipe, policies_for, recipe_of
+from das_jax.training.recipe import (
+    check_batch_sizes,
+    check_carried,
+    check_recipe,
+    policies_for,
+    recipe_of,
+)
 from das_jax.training.results import Results
 from das_jax.training.run_directory import BASE, RunDirectory, Scores
 from das_jax.training.saved import (
@@ -42,7 +47,6 @@ from das_jax.training.saved import (
     training_shapes,
 )
 from das_jax.training.serving import ChunkTexts, RunHistory
-from das_jax.training.sharding import check_divisible
 from das_jax.training.stages import Carried, Stage, stages_of
 from das_jax.training.step import Recipe, TrainState, compile_train_step, first_state
 from das_jax.training.workspace import Workspace, open_workspace
@@ -109,10 +113,7 @@ def pretrain(
     directory = _directory(config)
     with directory.claimed(config):
         workspace = open_workspace(config, console)
-        for key, value in leaves(config).items():
-            if key.endswith(".batch_size"):
-                micro_batches = config.training.accumulate if key.startswith("training.") else 1
-                check_divisible(value, workspace.sharding, key, micro_batches)
+        check_batch_sizes(config, workspace.sharding)
         stages = stages_of(config)
         first = next(stage for stage in stages if not stage.warms_up)
         begun = directory.stage(first.number, first.name) / "checkpoints"
@@ -292,7 +293,7 @@ class Run:
     def _begin(self, stage: Stage, carried: Carried) -> Resumed:
         """The state before a stage's first step."""
         sharding, method, learned = self.workspace.sharding, self._method(stage), carried.learned
-        recipe = self._recipe(stage, len(next(iter(learned.kept.values()), ())))
+        recipe = self._recipe(stage, kept_count(learned.kept))
         if recipe.plan.start == "base" and not stage.warms_up:
             base = self._history(stage).base().params
             learned = learned._replace(params=sharding.put("params", base))
@@ -326,7 +327,7 @@ class Run:
         """Takes the steps that are left."""
         training, sharding = self.config.training, self.workspace.sharding
         state, kept = resumed
-        recipe = self._recipe(stage, len(next(iter(kept.values()), ())))
+        recipe = self._recipe(stage, kept_count(kept))
         done = int(state.step)
         batches = self._batches(stage, recipe, kept, done)
         with (
@@ -386,7 +387,7 @@ class Run:
         if stage.warms_up:
             return Carried(Learned(state.params, ()))
         sharding, method = self.workspace.sharding, self._method(stage)
-        recipe = self._recipe(stage, len(next(iter(kept.values()), ())))
+        recipe = self._recipe(stage, kept_count(kept))
         domain = self._domain(stage, recipe.plan)
         second_moment = state.opt_state.second_moment
         learned = Learned(state.params, sharding.fetch_whole(state.memory), kept)

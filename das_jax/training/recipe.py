@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import jax
 
+from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.streams import GENERAL, OWN, check_streams
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method, Place, Plan, Policy, partition
 from das_jax.methods.registry import policies_of
-from das_jax.model.units import parameter_paths
+from das_jax.model.units import shapes_by_path
 from das_jax.training.optimizer import domain_optimizer
 from das_jax.training.sharding import Sharding, check_divisible
 from das_jax.training.stages import Stage
@@ -58,6 +59,14 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
     return Recipe(method, plan, optimizer, stage.steps, policies, config.training.accumulate)
 
 
+def check_batch_sizes(config: Config, sharding: Sharding, groups: tuple[str, ...] = ("",)) -> None:
+    """Raises UserError unless every batch size splits over the devices; of the keys that begin so."""
+    for key, value in leaves(config).items():
+        if key.startswith(groups) and key.endswith(".batch_size"):
+            micro_batches = config.training.accumulate if key.startswith("training.") else 1
+            check_divisible(value, sharding, key, micro_batches)
+
+
 def check_recipe(config: Config, recipe: Recipe, sharding: Sharding) -> None:
     """Looks at what a stage's batches are made of, before anything is trained.
 
@@ -97,5 +106,4 @@ def _trained_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Of what a stage trains of its model, by path."""
     shapes = jax.eval_shape(plan.model.init, jax.random.key(0))
     trained, _ = partition(shapes, plan.trains)
-    found = zip(parameter_paths(trained), jax.tree.leaves(trained), strict=True)
-    return {path: leaf.shape for path, leaf in found}
+    return shapes_by_path(trained)

@@ -20,7 +20,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.model.plain import plain_params
 from das_jax.training.accumulate import accumulate
 from das_jax.training.checkpoint import Checkpoints
-from das_jax.training.heldout import SEED, HeldoutSums, LogLikelihoods, TokenLosses, mixture_sums
+from das_jax.training.heldout import SEED, HeldoutSums, TokenLosses, log_likelihoods, mixture_sums
 from das_jax.training.run_directory import AGAIN, BASE, RunDirectory
 from das_jax.training.saved import learned_shapes, saved_learned
 from das_jax.training.stages import Stage
@@ -180,8 +180,9 @@ class ChunkTexts:
         self.compared, count = True, min(examples, len(self.chunks))
         columns = []
         for net in map(as_exported, nets):
-            sums = LogLikelihoods(net.model, self.workspace.masking, count)
-            columns.append(_over(self.workspace, sums, net.params, self.chunks, count))
+            losses = TokenLosses(net.model, self.workspace.masking, count)
+            tokens_2xNxM = _over(self.workspace, losses, net.params, self.chunks, count)
+            columns.append(log_likelihoods(tokens_2xNxM))
         return np.stack(columns, axis=-1)
 
 

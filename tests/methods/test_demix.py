@@ -16,7 +16,7 @@ from das_jax.methods.demix import DEMix
 from das_jax.methods.settings import DEMixSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
-from das_jax.training.heldout import SEED, HeldoutSums, LogLikelihoods, TokenLosses, mixture_sums
+from das_jax.training.heldout import SEED, HeldoutSums, TokenLosses, log_likelihoods, mixture_sums
 
 
 class Stages:
@@ -112,10 +112,9 @@ def test_identical_experts_are_the_base(
 ) -> None:
     """The posterior is the prior, and the mixture says what the base says."""
     rng = jax.random.key(SEED)
-    of_each = jax.jit(LogLikelihoods(model, masking, 8))(params, batch, rng)
-    prior = method.prior(np.stack([of_each] * 3, axis=-1))
-    np.testing.assert_allclose(prior, [1 / 3] * 3, rtol=1e-6)
     tokens = jax.device_get(jax.jit(TokenLosses(model, masking, 8))(params, batch, rng))
+    prior = method.prior(np.stack([log_likelihoods(tokens)] * 3, axis=-1))
+    np.testing.assert_allclose(prior, [1 / 3] * 3, rtol=1e-6)
     mixed = mixture_sums(np.stack([tokens] * 3), prior)
     alone = jax.jit(HeldoutSums(model, masking))(params, batch, rng)
     np.testing.assert_allclose(mixed, alone, rtol=1e-6)

@@ -20,9 +20,9 @@ from das_jax.methods.hat import (
     HATSettings,
     gate,
     gates_of,
-    plain,
     regulariser,
 )
+from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.training.optimizer import Optimizer, adamw
@@ -121,7 +121,7 @@ def test_what_a_domain_used_stays_as_it_was(
     own = gates_of(random_embedding(model, 5, binary=True), 400, 400)
     assert {float(x) for kind in own for x in kind.ravel()} == {0, 1}
     _, after = learn(method, params, own, batch)
-    before, now = (logits(Net(model, plain(each), own), batch) for each in (params, after))
+    before, now = (logits(Net(model, without_graft(each), own), batch) for each in (params, after))
     if shared == "train":
         assert np.abs(now - before).max() > 1e-3
         return
@@ -130,7 +130,7 @@ def test_what_a_domain_used_stays_as_it_was(
         path
         for path, old, new in zip(
             parameter_paths(params),
-            *map(jax.tree.leaves, (params, plain(after))),
+            *map(jax.tree.leaves, (params, without_graft(after))),
             strict=True,
         )
         if (old != new).any()
@@ -151,7 +151,7 @@ def test_with_every_unit_used_only_e_moves(
     method = HAT(model, masking, HATSettings(), "data")
     used = full_units(model.architecture, 1.0)
     rows, after = learn(method, params, used, batch)
-    jax.tree.map(np.testing.assert_array_equal, plain(after), jax.device_get(params))
+    jax.tree.map(np.testing.assert_array_equal, without_graft(after), jax.device_get(params))
     for kind, e in random_embedding(model, 7).items():
         assert (after["graft"]["embedding"][kind] != e).mean() > 0.9
     assert [row["regulariser"] for row in rows] == [0, 0, 0]
@@ -206,7 +206,7 @@ def test_domains_keep_their_gates_and_share_the_newest_parameters(
     names = (("first",), ("second",))
 
     def same(net: Any, stage: int) -> None:
-        jax.tree.map(np.testing.assert_array_equal, plain(net.params), latest)
+        jax.tree.map(np.testing.assert_array_equal, without_graft(net.params), latest)
         jax.tree.map(np.testing.assert_array_equal, net.gates, gates[stage])
 
     def view(domain: str | None, fits: Sequence[float] = ()) -> Any:
@@ -228,7 +228,7 @@ def test_the_whole_network_serves_if_it_is_to(
     learned = Learned({**params, "graft": {"embedding": random_embedding(model, 1)}}, None)
     net = method.net(learned, method.plan(Place(0, ("first",), (8,))))
     assert net.gates is None
-    assert plain(net.params) == params
+    assert without_graft(net.params) == params
 
 
 @pytest.mark.parametrize(

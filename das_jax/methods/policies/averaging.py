@@ -31,7 +31,7 @@ from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.settings import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.model.units import parameter_paths
+from das_jax.model.units import shapes_by_path
 
 Per = Literal["element", "unit", "tensor"]
 
@@ -245,7 +245,7 @@ class Averaging(Policy):
         second_moment: SecondMoment | None,
     ) -> AveragingMemory:
         earlier, start = memory.earlier, memory.start
-        if _shapes(learned.params) != _shapes(memory.before.tree):
+        if shapes_by_path(learned.params) != shapes_by_path(memory.before.tree):
             raise UserError(
                 f"method.name {self.method.settings.name} changes the model's shape before {domain.name}, so "
                 "policies.averaging has nothing that it could average it with; leave one of them out"
@@ -318,10 +318,6 @@ class Averaging(Policy):
 
 
 _of_stage = jax.jit(second_moment_of_stage, static_argnums=2)
-
-
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    return dict(zip(parameter_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))

@@ -23,6 +23,7 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.settings import RHO1Settings
 from das_jax.model import huggingface
+from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_rows
 from das_jax.objectives.masked_lm import token_losses
@@ -39,7 +40,7 @@ class RHO1(Policy):
             self._read(self.settings.reference)
 
     def init(self, params: Params) -> Memory:
-        return Split({name: params[name] for name in params if name != "graft"}, whole=True)
+        return Split(without_graft(params), whole=True)
 
     def begin(
         self,

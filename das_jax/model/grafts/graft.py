@@ -83,3 +83,8 @@ class Graft:
     def leaves(self) -> Leaves:
         """Every parameter of the graft, `graft/...`, for the table; blocks count along N."""
         raise NotImplementedError
+
+
+def without_graft(params: Params) -> Params:
+    """The model's own parameters."""
+    return {name: part for name, part in params.items() if name != "graft"}

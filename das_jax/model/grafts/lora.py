@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from das_jax.model.architecture import Architecture
 from das_jax.model.dense import product
-from das_jax.model.grafts.graft import Graft, Params
+from das_jax.model.grafts.graft import Graft, Params, without_graft
 from das_jax.model.leaves import Leaf, Leaves
 
 
@@ -86,8 +86,7 @@ class LoRA(Graft):
             )
             kernel = layers[sublayer][name]["kernel"]
             layers[sublayer][name]["kernel"] = kernel + self.scale * rows.reshape(kernel.shape)
-        plain = {name: part for name, part in params.items() if name != "graft"}
-        return {**plain, "layers": layers}
+        return {**without_graft(params), "layers": layers}
 
     def leaves(self) -> Leaves:
         return tuple(leaf for site in self.targets for leaf in self._pair(site))
