@@ -251,7 +251,7 @@ def finetune_one(
     net = Net(workspace.model, checkpoint.params)
     if found is not None and is_graft(found):
         net = grafted(net, found, Base(config.model.path, checkpoint.weights_hash()))
-        if output is not None and plain_params(*net) is None:
+        if output is not None and plain_params(net.model, net.params, net.gates) is None:
             raise UserError(
                 f"--output: no HuggingFace classifier has the function of a model with {found}; leave it out"
             )

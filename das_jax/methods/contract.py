@@ -7,7 +7,7 @@ engine never asks which method it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -50,6 +50,20 @@ class Split:
     whole: bool = struct.field(pytree_node=False, default=False)
 
 
+class Parts(NamedTuple):
+    """Parameters of layers that live split over the devices.
+
+    Attributes:
+      whole: put together, all of them; what no loss looks at is never made.
+      own: this device's part.
+      gather: puts those of one layer together.
+    """
+
+    whole: Params
+    own: Params
+    gather: Callable[[Params], Params]
+
+
 class Net(NamedTuple):
     """A model bound to its parameters.
 
@@ -57,11 +71,14 @@ class Net(NamedTuple):
       model: with its graft, if it has one.
       params: its parameters.
       gates: what multiplies its units, [L, U]; None costs nothing.
+      parts: what the layers' parameters are made of, where that is to be done one by one; it says nothing
+        of a net whose parameters are replaced.
     """
 
     model: MaskedLM
     params: Params
     gates: Units | None = None
+    parts: Parts | None = None
 
     def encode(
         self,
@@ -72,7 +89,11 @@ class Net(NamedTuple):
     ) -> jax.Array:
         """The last hidden state, [B, T, D]; `gates` in place of the net's own."""
         gates = self.gates if gates is None else gates
-        return self.model.encode(self.params, tokens_BxT, mask_BxT, gates, dropout_keys_B)
+        model, params, parts = self.model, self.params, self.parts
+        if parts is not None and params["layers"] is parts.whole:
+            model = replace(model, gather=parts.gather)
+            params = {**params, "layers": parts.own}
+        return model.encode(params, tokens_BxT, mask_BxT, gates, dropout_keys_B)
 
     def logits(self, hidden_BxTxD: jax.Array, positions_BxM: jax.Array | None = None) -> jax.Array:
         """LM logits at the given positions, [B, M, V]."""

@@ -2,6 +2,7 @@
 arguments.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +29,14 @@ only the gradient of a gate or of a graft does. The queries, one small product, 
 computed again, as are LayerNorms, activations and dropout, which cost next to nothing.
 """
 
+
+def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keeps everything but a layer's parameters that were put together, and cast."""
+    return primitive.name not in ("all_gather", "convert_element_type")
+
+
 REMAT_POLICIES = {
+    "none": all_but_gathered,
     "selective": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -228,6 +236,7 @@ class Encoder(nn.Module):
     unrolled: bool = False
     attention: str = "dense"
     graft: Graft | None = None
+    gather: Callable[[Params], Params] | None = None
 
     @nn.compact
     def __call__(
@@ -259,13 +268,17 @@ class Encoder(nn.Module):
 
 
 def layer_class(encoder: Encoder) -> Any:
-    """`EncoderLayer`, its activations kept or computed again as the encoder says."""
-    if encoder.remat == "none":
-        return EncoderLayer
+    """`EncoderLayer`, its parameters put together and its activations kept as the encoder says."""
+    layer, gather = EncoderLayer, encoder.gather
+    if gather is not None:
+        # Inside what is computed again, so that the backward pass gathers once more and nothing is kept.
+        layer = nn.map_variables(
+            layer, "params", lambda own: {"params": gather(own["params"])}, mutable=False
+        )
+    elif encoder.remat == "none":
+        return layer
     # A loop cannot share what is computed twice; the unrolled layers would, and keep it.
-    return nn.remat(
-        EncoderLayer, policy=REMAT_POLICIES[encoder.remat], prevent_cse=encoder.unrolled
-    )
+    return nn.remat(layer, policy=REMAT_POLICIES[encoder.remat], prevent_cse=encoder.unrolled)
 
 
 def stacked(encoder: Encoder, length: int, **place: Any) -> Any:
@@ -315,7 +328,9 @@ def through_blocks(
     groups = count // graft.every
     plain = encoder.clone(graft=None, parent=None)
     old = stacked(plain, graft.every, parent=None)
-    new = layer_class(plain)(plain.architecture, plain.dtype, plain.attention, parent=None)
+    new = layer_class(plain.clone(gather=None))(
+        plain.architecture, plain.dtype, plain.attention, parent=None
+    )
     old_parts = jax.tree.map(
         lambda x: x.reshape(groups, graft.every, *x.shape[1:]),
         (layers, jax.tree.map(lambda x: x[:count], seeds), gates),

@@ -1,5 +1,6 @@
 """The masked language model as pure functions of its parameters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class MaskedLM:
         compile.
       attention: `dense`, or `fused`: one TPU kernel, worth it for long texts.
       graft: what stands in the encoder beside its own layers; its parameters are `graft/...`.
+      gather: makes a layer's parameters of what `encode` is given of them; None if that is all of them.
     """
 
     architecture: Architecture
@@ -34,11 +36,18 @@ class MaskedLM:
     unrolled: bool = False
     attention: str = "dense"
     graft: Graft | None = None
+    gather: Callable[[Params], Params] | None = None
 
     @property
     def _encoder(self) -> Encoder:
         return Encoder(
-            self.architecture, self.dtype, self.remat, self.unrolled, self.attention, self.graft
+            self.architecture,
+            self.dtype,
+            self.remat,
+            self.unrolled,
+            self.attention,
+            self.graft,
+            self.gather,
         )
 
     @property
@@ -90,6 +99,9 @@ class MaskedLM:
             parts, leaves = [*parts, "graft"], (*self.graft.leaves(), *LEAVES)
         cast = cast_matrices({part: params[part] for part in parts}, self.dtype, leaves)
         graft = cast.pop("graft", None)
+        if self.gather is not None:
+            # A part is small in float32, too, and travels in the type that its gather says.
+            cast["layers"] = params["layers"]
         return self._encoder.apply(  # type: ignore[return-value]  # one output, no state
             {"params": cast},
             tokens_BxT,

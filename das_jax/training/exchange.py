@@ -1,15 +1,25 @@
-"""What devices send each other once a step, inside `shard_map`: split parameters and sums of gradients."""
+"""What devices send each other once a step, inside `shard_map`: split parameters and sums of gradients.
 
+The layers' parameters are put together one layer at a time, where the loop over layers comes to them, and
+once more in the backward pass, which sends every layer's gradient on as soon as it has it (FSDP; Zhao et al.,
+VLDB 2023). All others are put together before the loss.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-from das_jax.methods.contract import Split
-from das_jax.model.leaves import LEAVES, Leaves, matrices_of
-from das_jax.model.masked_lm import Params
+from das_jax.methods.contract import Net, Parts, Split
+from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.collectives import per_shard
 from das_jax.training.sharding import Sharding
+
+LAYERS = "layers"
+"""The parameters that the loop over layers takes one by one, [L, ...]."""
 
 
 def whole_params(params: Params, specs: Any, sharding: Sharding, leaves: Leaves = LEAVES) -> Params:
@@ -24,20 +34,66 @@ def whole_params(params: Params, specs: Any, sharding: Sharding, leaves: Leaves 
     Raises:
       ValueError: a parameter that none of `leaves` claims.
     """
+    return _each(lambda x, spec, leaf: _whole(x, spec, leaf, sharding), params, specs, leaves)
+
+
+def whole_but_layers(params: Params, specs: Any, sharding: Sharding) -> Params:
+    """The same, but of the layers' parameters this device's part, where it has one of each layer."""
+    return _each(
+        lambda x, spec, leaf: x if _by_layer(spec, leaf) else _whole(x, spec, leaf, sharding),
+        params,
+        specs,
+    )
+
+
+def net_of_parts(model: MaskedLM, params: Params, specs: Any, sharding: Sharding) -> Net:
+    """A net whose loop over layers puts their parameters together one by one.
+
+    A gradient with respect to this device's part is that part of the sum over all devices.
+
+    Args:
+      model: the model.
+      params: as `whole_but_layers` gives them.
+      specs: how the parameters are split.
+      sharding: matrices travel in the type that it says.
+    """
+    if not any(jax.tree.leaves(_each(lambda _, *one: _by_layer(*one), params, specs))):
+        return Net(model, params)
+    specs = {LAYERS: specs[LAYERS]}
+
+    def put_together(layers: Params, stacked: bool) -> Params:
+        def one(x: jax.Array, spec: PartitionSpec, leaf: Leaf) -> jax.Array:
+            if not _by_layer(spec, leaf):
+                return x
+            return _whole(x, spec if stacked else PartitionSpec(*spec[1:]), leaf, sharding)
+
+        return _each(one, {LAYERS: layers}, specs)[LAYERS]
+
+    whole = put_together(params[LAYERS], stacked=True)
+    gather = partial(put_together, stacked=False)
+    return Net(model, {**params, LAYERS: whole}, parts=Parts(whole, params[LAYERS], gather))
+
+
+def _each(
+    function: Callable[[jax.Array, PartitionSpec, Leaf], Any],
+    params: Params,
+    specs: Any,
+    leaves: Leaves = LEAVES,
+) -> Any:
     arrays, treedef = jax.tree.flatten(params)
-    whole = [
-        _whole(x, spec, sharding, cast)
-        for x, spec, cast in zip(
-            arrays, jax.tree.leaves(specs), matrices_of(params, leaves), strict=True
-        )
-    ]
-    return jax.tree.unflatten(treedef, whole)
+    each = zip(arrays, jax.tree.leaves(specs), claimed(params, leaves), strict=True)
+    return jax.tree.unflatten(treedef, [function(*one) for one in each])
 
 
-def _whole(x: jax.Array, spec: PartitionSpec, sharding: Sharding, cast: bool) -> jax.Array:
+def _by_layer(spec: PartitionSpec, leaf: Leaf) -> bool:
+    """Whether every device has a part of each layer's own array."""
+    return len(spec) > 1 and leaf.path.startswith(LAYERS)
+
+
+def _whole(x: jax.Array, spec: PartitionSpec, leaf: Leaf, sharding: Sharding) -> jax.Array:
     if not spec:
         return per_shard(x, sharding.batch)
-    sent = x.astype(sharding.exchange) if cast and sharding.exchange is not None else x
+    sent = x.astype(sharding.exchange) if leaf.matrix and sharding.exchange is not None else x
     axis = len(spec) - 1
     return jax.lax.all_gather(sent, sharding.batch, axis=axis, tiled=True).astype(x.dtype)
 
@@ -69,6 +125,23 @@ def summed_gradients(gradients: Params, specs: Any, sharding: Sharding) -> Param
       sharding: gradients travel in the type that it says.
     """
     return jax.tree.map(lambda x, spec: _summed(x, spec, sharding), gradients, specs)
+
+
+def summed_but_layers(
+    gradients: Params, specs: Any, params_specs: Any, sharding: Sharding
+) -> Params:
+    """The same, where the gradients of parts, which are such sums, are already.
+
+    Args:
+      gradients: with respect to the parameters that `whole_but_layers` gives.
+      specs: how the sums are split.
+      params_specs: how the parameters are split.
+      sharding: gradients travel in the type that it says.
+    """
+    summed = _each(lambda _, *one: _by_layer(*one), gradients, params_specs)
+    return jax.tree.map(
+        lambda x, spec, done: x if done else _summed(x, spec, sharding), gradients, specs, summed
+    )
 
 
 def _summed(x: jax.Array, spec: PartitionSpec, sharding: Sharding) -> jax.Array:

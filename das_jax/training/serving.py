@@ -68,7 +68,8 @@ class RunHistory:
         """Which model all grafts belong to."""
         if self.warm_up is not None:
             name = str(self._path(self.warm_up))
-            return Base(name, huggingface.weights_hash(*self.base()))
+            base = self.base()
+            return Base(name, huggingface.weights_hash(base.model, base.params, base.gates))
         path = self.workspace.config.model.path
         return Base(path, self.directory.inputs()[f"the model {path}"])
 
@@ -151,7 +152,7 @@ def as_exported(net: Net) -> Net:
 
     What a stage left is measured in this form at once, as it will be when it is read again.
     """
-    plain = plain_params(*net)
+    plain = plain_params(net.model, net.params, net.gates)
     return net if plain is None else Net(dataclasses.replace(net.model, graft=None), plain)
 
 

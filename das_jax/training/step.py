@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,16 @@ from das_jax.methods.contract import (
     merged,
     partition,
 )
-from das_jax.model.masked_lm import Params
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.collectives import global_sum, per_shard
-from das_jax.training.exchange import summed_gradients, whole_memory, whole_params
+from das_jax.training.exchange import (
+    net_of_parts,
+    summed_but_layers,
+    summed_gradients,
+    whole_but_layers,
+    whole_memory,
+    whole_params,
+)
 from das_jax.training.optimizer import Optimizer, OptimizerState
 from das_jax.training.sharding import Sharding
 
@@ -71,6 +79,7 @@ EXCHANGES = frozenset(
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
+Bind = Callable[[MaskedLM, Params], Net]
 
 
 @dataclass(frozen=True)
@@ -204,19 +213,24 @@ def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainSt
     return train_step
 
 
-def loss_and_gradients(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGradients:
-    """Of the trained parameters; the mean over micro-batches, if there are several."""
+def loss_and_gradients(
+    recipe: Recipe, state: TrainState, batch: Batch, bind: Bind = Net
+) -> LossAndGradients:
+    """Of the trained parameters; the mean over micro-batches, if there are several.
+
+    Args:
+      recipe: what the step is made of.
+      state: with this device's parameters.
+      batch: this device's rows.
+      bind: makes a net of the plan's model and the parameters.
+    """
     if recipe.accumulate > 1:
-        return _accumulated(recipe, state, batch)
-    return _of_one_batch(recipe, state, batch)
-
-
-def _of_one_batch(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGradients:
+        return _accumulated(recipe, state, batch, bind)
     method, moment = recipe.method, recipe.moment(state)
     trained, frozen = partition(state.params, recipe.plan.trains)
 
     def loss_of(trained: Params) -> tuple[jax.Array, Metrics]:
-        net = Net(recipe.plan.model, merged(trained, frozen))
+        net = bind(recipe.plan.model, merged(trained, frozen))
         return method.loss(net, state.memory, batch, moment)
 
     (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
@@ -230,17 +244,19 @@ def _of_one_batch(recipe: Recipe, state: TrainState, batch: Batch) -> LossAndGra
     return (loss, parts), gradients
 
 
-def _accumulated(recipe: Recipe, state: TrainState, batch_NxB: Batch) -> LossAndGradients:
+def _accumulated(
+    recipe: Recipe, state: TrainState, batch_NxB: Batch, bind: Bind
+) -> LossAndGradients:
     """The mean over micro-batches, one after the other; each counts by the number of its predictions, so
     that the masked-LM loss is the mean over all of them.
     """
-    method = recipe.method
+    method, one = recipe.method, dataclasses.replace(recipe, accumulate=1)
     predictions_NxB = method.masking.num_predictions(batch_NxB.tokens)
     predictions_N = global_sum(jnp.sum(predictions_NxB, axis=1), method.axis_name)
     share_N = predictions_N / jnp.maximum(jnp.sum(predictions_N), 1)
 
     def micro_batch(batch: Batch) -> LossAndGradients:
-        return _of_one_batch(recipe, state, batch)
+        return loss_and_gradients(one, state, batch, bind)
 
     def add(
         total: LossAndGradients, rows: tuple[Batch, jax.Array]
@@ -266,17 +282,19 @@ def _sharded(
         *(sharding.specs(*part) for part in state._replace(opt_state=())._asdict().items())  # type: ignore[arg-type]
     )
     trained, _ = partition(state.params, recipe.plan.trains)
+    trained_specs, _ = partition(specs.params, recipe.plan.trains)
     gradient_specs = sharding.specs("opt_state", trained)
     everywhere = PartitionSpec()
 
     def on_one_device(state: TrainState, batch: Batch) -> LossAndGradients:
         state = state._replace(
-            params=whole_params(state.params, specs.params, sharding),
+            params=whole_but_layers(state.params, specs.params, sharding),
             memory=whole_memory(state.memory, specs.memory, sharding),
             policies=whole_memory(state.policies, specs.policies, sharding),
         )
-        value, gradients = loss_and_gradients(recipe, state, batch)
-        return value, summed_gradients(gradients, gradient_specs, sharding)
+        bind = partial(net_of_parts, specs=specs.params, sharding=sharding)
+        value, gradients = loss_and_gradients(recipe, state, batch, bind)
+        return value, summed_but_layers(gradients, gradient_specs, trained_specs, sharding)
 
     mapped = jax.shard_map(
         on_one_device,

@@ -1,5 +1,6 @@
 """The train step does the same on every mesh, however its state is split."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -123,6 +124,22 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
     for devices, state in meshes:
         sharding = make_sharding(devices, state)
         assert_same(learn(method, memory, batch, sharding), expected)
+
+
+def test_no_device_holds_the_layers_whole(model: MaskedLM, masking: Masking, batch: Batch) -> None:
+    """With `mesh.state: parameters` they are put together one by one, forward and backward."""
+    architecture = dataclasses.replace(model.architecture, intermediate_size=40)
+    method = Method(MaskedLM(architecture), masking, None, "data")
+    batch = batch._replace(tokens=batch.tokens[:, :12])
+    sharding = make_sharding(8, "parameters")
+    made = recipe(method, Optimizer(adamw(0.9, 0.999, 1e-4, 0.01), lambda step: 1e-2))
+    params = method.model.init(jax.random.key(0))
+    state = first_state(made, sharding, params, (), sharding.replicate(jax.random.key(3)))
+    step = compile_train_step(made, sharding).lower(state, sharding.shard_batch(batch))
+    program = step.compile().as_text()
+    assert "f32[2,16,5]" in program, "a device's part of two layers"
+    assert "f32[16,40]" in program, "one layer"
+    assert "f32[2,16,40]" not in program, "two layers"
 
 
 def test_sums_over_a_sample_do_not_depend_on_the_mesh(
