@@ -334,7 +334,7 @@ def importance(options: argparse.Namespace) -> None:
     from das_jax.outputs import check_free
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect, on_first_host
-    from das_jax.training.measure import convert_published, measure
+    from das_jax.training.measure_importance import convert_published, measure
 
     connect()
     console = Console(options.quiet)

@@ -24,7 +24,7 @@ from das_jax.methods.settings import NaiveSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.price import second_domain, usual_config
-from das_jax.planning.program import Run
+from das_jax.planning.program import PlannedRun
 from das_jax.training.flops import train_step_flops
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import compile_train_step
@@ -65,7 +65,7 @@ def stepping(config: Config, model: Architecture) -> tuple[Callable[[], None], f
     """Takes a step and waits for it; and its useful FLOPs."""
     rng, sharding = np.random.default_rng(0), make_sharding(1)
     learning = second_domain(config, model)
-    planned = Run(config, model, sharding)
+    planned = PlannedRun(config, model, sharding)
     state = jax.tree.map(lambda x: some(rng, x), planned.state(learning))
     state = state._replace(domain=jnp.int32(1))
     batch = jax.tree.map(lambda x: some(rng, x), planned.stage_batch(learning))

@@ -32,7 +32,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.compiled import compile_program
 from das_jax.planning.estimate import estimate
-from das_jax.planning.program import Run, shard_over
+from das_jax.planning.program import PlannedRun, shard_over
 from das_jax.planning.sweep import Step, extrapolate
 from das_jax.planning.topology import open_topology
 from das_jax.training.console import screen
@@ -95,7 +95,7 @@ CASES = {
 }
 
 
-def lowered(run: Run, program: str) -> jax.stages.Lowered:
+def lowered(run: PlannedRun, program: str) -> jax.stages.Lowered:
     """The program of a case, with the shapes of its arguments."""
     if program.startswith("fine-tuning"):
         return _finetuning(run, int(program.split()[-1]))
@@ -114,7 +114,7 @@ def lowered(run: Run, program: str) -> jax.stages.Lowered:
     return jax.jit(jax.grad(loss)).lower(state.params, state, batch)
 
 
-def _finetuning(run: Run, seeds: int) -> jax.stages.Lowered:
+def _finetuning(run: PlannedRun, seeds: int) -> jax.stages.Lowered:
     model = dataclasses.replace(run.method(run.config.method).model, attention="dense")
     finetuning = Finetuning(Classifier(model, 3), run.sharding, 1000, 16, 1e-5)
     pretrained = jax.eval_shape(model.init, jax.random.key(0))
@@ -139,7 +139,9 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
     steps = {}
     for number in layers:
         cut = dataclasses.replace(whole, num_layers=number)
-        compiled = compile_program(case.program, lowered(Run(config, cut, sharding), case.program))
+        compiled = compile_program(
+            case.program, lowered(PlannedRun(config, cut, sharding), case.program)
+        )
         cost = estimate(compiled.module, topology.chip, sharding.num_shards)
         steps[number] = Step(compiled.peak_bytes, cost)
         gib = compiled.peak_bytes / 2**30
@@ -154,7 +156,7 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
         "flops": step.cost.flops,
     }
     if case.program == "train step":
-        run = Run(config, whole, sharding)
+        run = PlannedRun(config, whole, sharding)
         recipe = run.recipe(stages_of(config)[-1], 0)
         useful = train_step_flops(recipe, config.training.batch_size, config.data.length)
         useful /= sharding.num_shards

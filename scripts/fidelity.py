@@ -32,7 +32,7 @@ from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units
 from das_jax.objectives.contrastive import contrastive_loss
-from das_jax.objectives.masked_lm import masked_lm_loss_per_example
+from das_jax.objectives.masked_lm_loss import masked_lm_loss_per_example
 from das_jax.precision import at_least_float32
 from das_jax.training.accumulate import TrainingDomain, accumulate
 from das_jax.training.console import Console

@@ -20,7 +20,7 @@ from das_jax.model.grafts.lora import TARGETS, LoRA
 from das_jax.model.huggingface_weights import table
 from das_jax.model.leaves import ENCODER
 from das_jax.model.masked_lm import Params
-from das_jax.objectives.masked_lm import masked_lm_loss
+from das_jax.objectives.masked_lm_loss import masked_lm_loss
 from tests.golden_case import Case
 
 

@@ -21,7 +21,7 @@ from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.policies.averaging import averaged, layer_shares
 from das_jax.methods.policies.rho1 import selected_weights
 from das_jax.model.masked_lm import Params
-from das_jax.objectives.masked_lm import (
+from das_jax.objectives.masked_lm_loss import (
     masked_lm_loss,
     masked_lm_loss_per_example,
     token_losses,

@@ -20,7 +20,7 @@ from das_jax.data.tasks import Task, load_task
 from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
 from das_jax.evaluation.baselines import baselines
-from das_jax.evaluation.cloze import precision
+from das_jax.evaluation.cloze_precision import precision
 from das_jax.evaluation.finetune import Finetuned, finetune
 from das_jax.evaluation.scores import Evaluation, runs_of
 from das_jax.files import sweep

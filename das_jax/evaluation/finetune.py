@@ -22,7 +22,7 @@ from das_jax.evaluation.own_words import OwnWords, own_words
 from das_jax.methods.contract import Transforms
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import Params
-from das_jax.objectives.masked_lm import token_losses
+from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.training.metrics import check_parts
 from das_jax.training.optimizer import AdamW, Optimizer, OptimizerState
 from das_jax.training.schedules import Linear

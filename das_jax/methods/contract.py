@@ -21,7 +21,7 @@ from das_jax.data.masking import Masked, Masking
 from das_jax.data.streams import Stream
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, claims
-from das_jax.objectives.masked_lm import token_losses, weighted_mean
+from das_jax.objectives.masked_lm_loss import token_losses, weighted_mean
 
 Memory = Any
 """A pytree: all that a method carries from stage to stage on the devices. Every checkpoint holds it; its

@@ -9,7 +9,7 @@ from das_jax.data.masking import Masking
 from das_jax.model.flops import encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units
-from das_jax.objectives.masked_lm import masked_lm_loss_per_example
+from das_jax.objectives.masked_lm_loss import masked_lm_loss_per_example
 
 
 @dataclass(frozen=True)

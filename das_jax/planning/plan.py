@@ -8,7 +8,7 @@ from das_jax.config.schema import Config
 from das_jax.planning.architectures import find_architecture
 from das_jax.planning.compiled import Compiled, TooLarge, compile_program
 from das_jax.planning.estimate import ERRORS, OTHER_ERROR, Estimate, estimate
-from das_jax.planning.program import Program, Run, shard_over
+from das_jax.planning.program import PlannedRun, Program, shard_over
 from das_jax.planning.topology import Topology, open_topology
 
 
@@ -133,7 +133,7 @@ def plan(config: Config, topology_name: str, log: Callable[[str], None]) -> Plan
     """
     topology = open_topology(topology_name)
     sharding = shard_over(topology, config)
-    run = Run(config, find_architecture(config), sharding)
+    run = PlannedRun(config, find_architecture(config), sharding)
     phases = []
     for program in run.programs():
         log(f"compiling for {topology_name}: {program.name} (this takes minutes)")

@@ -14,7 +14,7 @@ from das_jax.methods.contract import Method, partition
 from das_jax.methods.registry import METHODS
 from das_jax.methods.settings import NaiveSettings
 from das_jax.model.architecture import Architecture
-from das_jax.planning.program import Learning, Run
+from das_jax.planning.program import Learning, PlannedRun
 from das_jax.training.flops import train_step_flops
 from das_jax.training.sharding import make_sharding
 
@@ -76,7 +76,7 @@ def second_domain(config: Config, architecture: Architecture) -> Learning:
         for name in ("first", "second")
     ]
     config = dataclasses.replace(config, general=None, domains=tuple(texts))
-    return [*Run(config, architecture, make_sharding(1)).learned()][-1]
+    return [*PlannedRun(config, architecture, make_sharding(1)).learned()][-1]
 
 
 def _price(learning: Learning, config: Config) -> Price:

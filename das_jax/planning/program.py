@@ -79,7 +79,7 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A configuration on devices that need not be there.
 
     Attributes:

@@ -11,7 +11,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.planning.architectures import find_architecture
 from das_jax.planning.compiled import TooLarge, compile_program
 from das_jax.planning.estimate import ERRORS, OTHER_ERROR, Estimate, estimate
-from das_jax.planning.program import Run, shard_over
+from das_jax.planning.program import PlannedRun, shard_over
 from das_jax.planning.topology import Topology
 from das_jax.training.console import Console
 from das_jax.training.sharding import SPLIT, State, check_divisible
@@ -278,7 +278,7 @@ def train_step(config: Config, architecture: Architecture, topology: Topology) -
       TooLarge: the compiler finds no way to fit it.
     """
     sharding = shard_over(topology, config)
-    program = next(Run(config, architecture, sharding).programs())
+    program = next(PlannedRun(config, architecture, sharding).programs())
     compiled = compile_program(program.name, program.lower())
     cost = estimate(compiled.module, topology.chip, sharding.num_shards)
     return Step(compiled.peak_bytes, cost)
@@ -301,7 +301,7 @@ def extrapolate(steps: Mapping[int, Step], num_layers: int) -> Step:
 
 def _row(candidate: Candidate, sweep: Sweep, architecture: Architecture) -> Row:
     config = candidate.applied(sweep.config)
-    whole = next(Run(config, architecture, shard_over(sweep.topology, config)).programs())
+    whole = next(PlannedRun(config, architecture, shard_over(sweep.topology, config)).programs())
     steps = {}
     try:
         for layers in reversed(depths(architecture.num_layers)):  # The larger may not fit.

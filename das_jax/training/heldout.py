@@ -11,7 +11,7 @@ import numpy as np
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.objectives.masked_lm import token_losses
+from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.objectives.mixture import mixture_log_probabilities
 
 SEED = 20230303

@@ -15,7 +15,7 @@ from das_jax import stopping
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.batches import Chunks
-from das_jax.data.mixture import Joined, stream_batches
+from das_jax.data.stream_batches import Joined, stream_batches
 from das_jax.data.streams import GENERAL, OWN
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk

@@ -9,8 +9,8 @@ from scipy.stats import chisquare
 
 from das_jax.data import mixture
 from das_jax.data.batches import train_batches
-from das_jax.data.mixture import Joined, stream_batches
 from das_jax.data.store import Reservoir, Rows
+from das_jax.data.stream_batches import Joined, stream_batches
 from das_jax.data.streams import Stream, check_streams, mixing_shares
 from das_jax.errors import UserError
 

@@ -13,7 +13,7 @@ from das_jax.data.cloze import Facts
 from das_jax.data.tables import JSONLTable
 from das_jax.data.tasks import Examples, Task, TaskSettings
 from das_jax.evaluation import finetune as module
-from das_jax.evaluation.cloze import precision
+from das_jax.evaluation.cloze_precision import precision
 from das_jax.evaluation.finetune import Best, Finetuned, finetune
 from das_jax.evaluation.own_words import OwnWords
 from das_jax.methods.contract import Net

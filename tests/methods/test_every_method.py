@@ -17,7 +17,7 @@ from das_jax.methods import settings
 from das_jax.methods.registry import METHODS
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.price import second_domain, usual_config
-from das_jax.planning.program import Run
+from das_jax.planning.program import PlannedRun
 from das_jax.training import sharding as sharding_module
 from das_jax.training.console import Console
 from das_jax.training.flops import train_step_flops
@@ -149,7 +149,7 @@ def test_its_flops_are_those_that_xla_counts(name: str) -> None:
         training=dataclasses.replace(config.training, batch_size=2),
     )
     learning = second_domain(config, WIDE)
-    planned = Run(config, WIDE, make_sharding(1))
+    planned = PlannedRun(config, WIDE, make_sharding(1))
     alone = dataclasses.replace(learning.recipe.method, axis_name=None)
     recipe = dataclasses.replace(learning.recipe, method=alone)
     batch = planned.stage_batch(learning)
@@ -162,7 +162,7 @@ def test_its_flops_are_those_that_xla_counts(name: str) -> None:
 def test_all_its_programs_can_be_planned(project: Project, name: str, tmp_path: Path) -> None:
     """On eight devices with everything split; what it measures between domains included."""
     config = configured(project, name, tmp_path)
-    planned = Run(config, KNOWN["demo:bert-tiny"], make_sharding(8, "parameters"))
+    planned = PlannedRun(config, KNOWN["demo:bert-tiny"], make_sharding(8, "parameters"))
     names = []
     for program in planned.programs():
         assert program.flops > 0

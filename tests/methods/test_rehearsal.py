@@ -16,7 +16,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.batches import train_batches
 from das_jax.data.hashing import hashed
 from das_jax.data.masking import Masked, Masking
-from das_jax.data.mixture import stream_batches
+from das_jax.data.stream_batches import stream_batches
 from das_jax.data.streams import OWN
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Method, Moment, Net, Place

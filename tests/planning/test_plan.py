@@ -20,7 +20,7 @@ from das_jax.planning.compiled import TooLarge, compile_program
 from das_jax.planning.estimate import Estimate, estimate
 from das_jax.planning.plan import Plan, plan
 from das_jax.planning.plan_report import render, report
-from das_jax.planning.program import Run, shard_over
+from das_jax.planning.program import PlannedRun, shard_over
 from das_jax.planning.topology import open_topology
 
 ROWS = 40
@@ -88,7 +88,7 @@ def test_selective_remat_computes_no_large_product_again(config: Config, planned
         config, model=dataclasses.replace(config.model, remat="selective")
     )
     sharding = shard_over(planned.topology, selective)
-    for program in Run(selective, find_architecture(selective), sharding).programs():
+    for program in PlannedRun(selective, find_architecture(selective), sharding).programs():
         module = compile_program(program.name, program.lower()).module
         cost = estimate(module, planned.topology.chip, sharding.num_shards)
         useful = program.flops / sharding.num_shards
@@ -124,7 +124,7 @@ def steps(config: Config, planned: Plan) -> dict[str, Step]:
         mesh = dataclasses.replace(config.mesh, state=state)
         split = dataclasses.replace(config, mesh=mesh)
         sharding = shard_over(topology, split)
-        program = next(Run(split, find_architecture(split), sharding).programs())
+        program = next(PlannedRun(split, find_architecture(split), sharding).programs())
         compiled = compile_program(program.name, program.lower())
         cost = estimate(compiled.module, topology.chip, sharding.num_shards)
         steps[state] = step(compiled.peak_bytes, cost)
@@ -163,7 +163,7 @@ def test_attention_is_a_kernel_that_keeps_no_weights(config: Config, planned: Pl
     length = 128
     architecture = dataclasses.replace(find_architecture(config), position_rows=length + 2)
     long = dataclasses.replace(config, data=dataclasses.replace(config.data, length=length))
-    run = Run(long, architecture, shard_over(planned.topology, long))
+    run = PlannedRun(long, architecture, shard_over(planned.topology, long))
     program = next(run.programs())
     module = compile_program(program.name, program.lower()).module
     kernels = [i for i in module.instructions() if "tpu_custom_call" in i.attributes]

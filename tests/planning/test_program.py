@@ -6,7 +6,7 @@ import yaml
 
 from das_jax.config.load import load_config
 from das_jax.planning.architectures import KNOWN
-from das_jax.planning.program import Run
+from das_jax.planning.program import PlannedRun
 from das_jax.training.sharding import make_sharding
 from das_jax.training.workspace import DEMO_MODEL
 
@@ -27,7 +27,7 @@ def test_every_program_counts_for_every_seed(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(config))
 
     def runs(*overrides: str) -> dict[str, int]:
-        run = Run(load_config(file, overrides).config, KNOWN[DEMO_MODEL], make_sharding(1))
+        run = PlannedRun(load_config(file, overrides).config, KNOWN[DEMO_MODEL], make_sharding(1))
         return {program.name: program.runs for program in run.programs()}
 
     once = {"train step": 13, "domain importance": 6, "general importance": 3, "warm-up step": 7}

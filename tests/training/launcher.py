@@ -29,7 +29,7 @@ import jax
 import das_jax.evaluation.importance_report
 import das_jax.evaluation.report
 import das_jax.training.export
-import das_jax.training.measure
+import das_jax.training.measure_importance
 import das_jax.training.pretrain  # noqa: F401
 from das_jax import cli
 from das_jax.data.batch import Batch

@@ -26,7 +26,7 @@ from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_rows
-from das_jax.objectives.masked_lm import token_losses
+from das_jax.objectives.masked_lm_loss import token_losses
 
 
 class RHO1(Policy):

@@ -15,7 +15,7 @@ from das_jax.methods.contract import Method
 from das_jax.methods.policies.rho1 import RHO1, selected_weights
 from das_jax.methods.settings import NaiveSettings, RHO1Settings
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.objectives.masked_lm import token_losses
+from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.training import sharding as sharding_module
 from das_jax.training.optimizer import Optimizer
 from das_jax.training.sharding import Sharding, make_sharding
