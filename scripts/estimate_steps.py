@@ -38,7 +38,7 @@ from das_jax.planning.topology import open_topology
 from das_jax.training.console import screen
 from das_jax.training.flops import train_step_flops
 from das_jax.training.stages import stages_of
-from das_jax.training.step import TrainState
+from das_jax.training.step import TrainState, make_train_step
 
 CONFIG = """
 output_dir: unused
@@ -55,6 +55,7 @@ SELECTIVE = ["--model.remat=selective"]
 EIGHT = ["--training.batch_size=256", "--method.importance.batch_size=256"]
 ZERO = ["--mesh.state=optimizer"]
 DATA_PARALLEL = ["--model.layers=scanned", *SELECTIVE]
+DENSE = ["--model.attention=dense"]
 MANY = ["--training.batch_size=8192", "--method.importance.batch_size=8192"]
 
 
@@ -64,8 +65,8 @@ class Case:
 
     Attributes:
       overrides: of the configuration above.
-      program: `train step`, `domain importance`, `general importance`, `forward and backward`, or
-        `fine-tuning N` of N seeds, 16 texts each.
+      program: `train step`, `partitioned by the compiler` (without `shard_map`), `domain importance`,
+        `general importance`, `forward and backward`, or `fine-tuning N` of N seeds, 16 texts each.
       topology: the slice.
     """
 
@@ -84,12 +85,16 @@ CASES = {
     "economy": Case(ECONOMY),
     "plain-512": Case(PLAIN + LONG),
     "das-3-512": Case(THREE + LONG),
-    "das-3-512-dense": Case([*THREE, *LONG, "--model.attention=dense"]),
+    "das-3-512-dense": Case([*THREE, *LONG, *DENSE]),
     "forward-backward": Case(PLAIN, "forward and backward"),
     "domain-importance": Case([], "domain importance"),
     "general-importance": Case([], "general importance"),
     "chips-1": Case(THREE + DATA_PARALLEL),
     "chips-256": Case([*THREE, *DATA_PARALLEL, *MANY], topology="v5e:16x16"),
+    "chips-256-dense": Case([*THREE, *DATA_PARALLEL, *MANY, *DENSE], topology="v5e:16x16"),
+    "chips-256-jit": Case(
+        [*THREE, *DATA_PARALLEL, *MANY, *DENSE], "partitioned by the compiler", "v5e:16x16"
+    ),
     "seeds-1": Case([], "fine-tuning 1"),
     "seeds-5": Case([], "fine-tuning 5"),
 }
@@ -99,12 +104,15 @@ def lowered(run: PlannedRun, program: str) -> jax.stages.Lowered:
     """The program of a case, with the shapes of its arguments."""
     if program.startswith("fine-tuning"):
         return _finetuning(run, int(program.split()[-1]))
-    programs = {each.name: each for each in run.programs()}
-    if program != "forward and backward":
-        return programs[program].lower()
     *_, learning = run.learned()
     recipe, state = learning.recipe, run.state(learning)
     plain = dataclasses.replace(recipe.method, axis_name=None)
+    if program == "partitioned by the compiler":
+        step = make_train_step(dataclasses.replace(recipe, method=plain))
+        return jax.jit(step, donate_argnums=0).lower(state, run.stage_batch(learning))
+    if program != "forward and backward":
+        programs = {each.name: each for each in run.programs()}
+        return programs[program].lower()
 
     def loss(params: Params, state: TrainState, batch: Batch) -> jax.Array:
         net = Net(recipe.plan.model, params)
