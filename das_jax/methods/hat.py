@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from das_jax.data.batch import Batch
@@ -87,6 +88,16 @@ gate.defjvps(_compensated, None, None)
 def gates_of(embedding: Any, s: jax.Array | float, smax: float) -> Units:
     """The gates of e, [..., L, U], of a slope s."""
     return Units(*(gate(embedding[kind], s, smax) for kind in Units._fields))
+
+
+def in_cycle(step: jax.Array, steps: int, cycles: int) -> tuple[jax.Array, jax.Array]:
+    """How far a step is in its cycle, and how far the last one there, where `steps` are divided into cycles
+    whose lengths differ by one at most. The only step of a cycle is its last: 1 of 1.
+    """
+    end_C = np.arange(1, cycles + 1) * steps // cycles - 1
+    last_C = np.maximum(np.diff(end_C, prepend=-1) - 1, 1)
+    cycle = jnp.sum(step > end_C)
+    return step - jnp.asarray(end_C - last_C)[cycle], jnp.asarray(last_C)[cycle]
 
 
 def regulariser(gates: Units, accumulated: Units) -> jax.Array:
@@ -211,11 +222,15 @@ class HAT(Method):
         return loss, {"masked_lm": masked_lm, "regulariser": share}
 
     def slope(self, moment: Moment) -> jax.Array | float:
-        """s, from 1 / smax in the first step to smax in the last (eq. 3)."""
-        smax = self.settings.smax
+        """s, from 1 / smax in the first step of a cycle to smax in its last (eq. 3)."""
+        smax, cycles = self.settings.smax, self.settings.cycles
         if moment.steps == 1:
             return smax
-        return 1 / smax + (smax - 1 / smax) * moment.step / (moment.steps - 1)
+        step = moment.step
+        last: jax.Array | int = moment.steps - 1
+        if cycles > 1:
+            step, last = in_cycle(step, moment.steps, cycles)
+        return 1 / smax + (smax - 1 / smax) * step / last
 
     def transforms(self, memory: HATMemory, moment: Moment) -> Transforms:
         frozen = self.settings.shared == "frozen"

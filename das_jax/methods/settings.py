@@ -92,6 +92,9 @@ class HATSettings:
     smax: Annotated[float, Field(ge=1)] = 400.0
     """The slope s of the gates sigma(s e) at the end of a domain, and whenever they are served; it rises from
     1 / smax in a straight line."""
+    cycles: Annotated[Count, Field(le=1000)] = 1
+    """How often s rises so in a domain, each time over an equal part of its steps; in the paper once an
+    epoch."""
     regularisation: NonNegativeFloat = 0.75
     """lambda of the paper's loss: MLM + lambda * share of the free units that are open."""
     init: Literal["normal", "open"] = "normal"

@@ -13,7 +13,7 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Net, Place
+from das_jax.methods.contract import Learned, Moment, Net, Place
 from das_jax.methods.hat import (
     HAT,
     HATMemory,
@@ -67,6 +67,23 @@ def test_regulariser_where_nothing_is_free(model: MaskedLM) -> None:
     assert value == 0
     assert all((x == 0).all() for x in gradient)
     assert regulariser(ones, zeros) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths"),
+    [(9, (3, 3, 3)), (8, (2, 3, 3)), (7, (2, 2, 3)), (4, (1, 1, 2)), (3, (1, 1, 1)), (2, (1, 1))],
+)
+def test_the_slope_rises_once_in_every_cycle(
+    model: MaskedLM, masking: Masking, steps: int, lengths: tuple[int, ...]
+) -> None:
+    smax = 50.0
+    method = HAT(model, masking, HATSettings(smax=smax, cycles=3))
+    found = [
+        method.slope(Moment(jnp.int32(0), jnp.int32(step), steps, jax.random.key(0)))
+        for step in range(steps)
+    ]
+    cycles = [np.linspace(1 / smax, smax, length) if length > 1 else [smax] for length in lengths]
+    np.testing.assert_allclose(found, np.concatenate(cycles), rtol=1e-6)
 
 
 def random_embedding(model: MaskedLM, seed: int, binary: bool = False) -> dict[str, jax.Array]:
@@ -232,7 +249,7 @@ def test_the_whole_network_serves_if_it_is_to(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"smax": 0.5}, {"regularisation": -1}, {"init": "closed"}, {"clip": 0}]
+    "wrong", [{"smax": 0.5}, {"cycles": 0}, {"regularisation": -1}, {"init": "closed"}, {"clip": 0}]
 )
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
