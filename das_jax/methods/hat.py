@@ -2,6 +2,8 @@
 the Task, ICML 2018), with gates on the attention heads and feed-forward neurons of the whole model.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,17 +30,22 @@ from das_jax.methods.contract import (
     Texts,
     Transforms,
     UpdateTrace,
+    merged,
     own_or_nearest,
+    partition,
 )
 from das_jax.methods.settings import HATSettings as HATSettings
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.leaves import leaves_of, sides_of
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import Owner, Units, along, full_units, unit_shapes
+from das_jax.model.units import Owner, Units, along, full_units, parameter_paths, unit_shapes
 from das_jax.objectives.collectives import global_mean
 
 EMBEDDING: Rules = (("graft/embedding/.*", False), *EVERYTHING)
 """Weight decay would open closed gates and close open ones."""
+
+NORMS = "(embeddings|layers/.*)/layer_norm/.*"
+"""The LayerNorms that a domain may have to itself: those of the encoder."""
 
 SATURATED = 50.0
 """|s e| beyond which the gradient of a gate fades."""
@@ -113,14 +120,16 @@ def regulariser(gates: Units, accumulated: Units) -> jax.Array:
     return jnp.where(total < NOTHING_FREE, 0.0, share)
 
 
-def scale_by_free(accumulated: Units, shared: jax.Array | float) -> optax.GradientTransformation:
+def scale_by_free(
+    accumulated: Units, shared: Callable[[str], jax.Array | float]
+) -> optax.GradientTransformation:
     """Multiplies by 1 - min(A of the unit that is written, A of the unit that is read) (eq. 2).
 
     A side without units counts as A = 1, so that one side alone decides.
 
     Args:
       accumulated: A, [L, U].
-      shared: what multiplies a parameter without units on either side.
+      shared: what multiplies a parameter without units on either side, by its path.
     """
 
     def used(owner: Owner | None, rank: int) -> jax.Array | float:
@@ -133,8 +142,8 @@ def scale_by_free(accumulated: Units, shared: jax.Array | float) -> optax.Gradie
         scaled = [
             x * (1 - jnp.minimum(used(sides.output, x.ndim), used(sides.input, x.ndim)))
             if any(sides)
-            else x * shared
-            for x, sides in zip(arrays, sides_of(model), strict=True)
+            else x * shared(path)
+            for path, x, sides in zip(parameter_paths(model), arrays, sides_of(model), strict=True)
         ]
         return {**updates, **jax.tree.unflatten(treedef, scaled)}
 
@@ -154,12 +163,21 @@ class HAT(Method):
         """What no gate protects is frozen after the first domain; the mask on the gradient alone cannot do
         that, as weight decay goes on, and is left as the paper has it.
         """
-        settings, trains = self.settings, EVERYTHING
-        if not place.first and settings.shared == "frozen" and settings.apply_to == "update":
+        trains = EVERYTHING
+        if not place.first and self.settings.apply_to == "update":
             leaves = leaves_of(self.model.architecture)
-            shared = tuple((leaf.path, False) for leaf in leaves if not any(leaf.sides))
-            trains = (*shared, *EVERYTHING)
+            frozen = tuple(
+                (leaf.path, False)
+                for leaf in leaves
+                if not any(leaf.sides) and self._freezes(leaf.path)
+            )
+            trains = (*frozen, *EVERYTHING)
         return Plan(self.model, trains=trains, decays=EMBEDDING)
+
+    def _freezes(self, path: str) -> bool:
+        """Whether the first domain alone trains a parameter, which no gate protects."""
+        shared = self.settings.shared
+        return shared == "frozen" or (shared == "per_domain" and not re.fullmatch(NORMS, path))
 
     def init(self, params: Params) -> HATMemory:
         none = full_units(self.model.architecture, 0.0, leading=(0,))
@@ -233,9 +251,10 @@ class HAT(Method):
         return 1 / smax + (smax - 1 / smax) * step / last
 
     def transforms(self, memory: HATMemory, moment: Moment) -> Transforms:
-        frozen = self.settings.shared == "frozen"
-        shared = jnp.where(moment.domain > 0, 0.0, 1.0) if frozen else 1.0
-        scale = scale_by_free(memory.accumulated, shared)
+        first = jnp.where(moment.domain > 0, 0.0, 1.0)
+        scale = scale_by_free(
+            memory.accumulated, lambda path: first if self._freezes(path) else 1.0
+        )
         return Transforms(**{self.settings.apply_to: scale}, projection=self._clip)
 
     def _clip(self, params: Params) -> Params:
@@ -264,8 +283,10 @@ class HAT(Method):
         return Net(plan.model, learned.params, gates)
 
     def view(self, history: History, domain: str | None, texts: Texts) -> Net | Mixture:
-        """The newest parameters with the domain's own gates, or with those nearest to the text."""
-        if self.settings.serve == "all" or not history.domains:
+        """The newest parameters with what is the domain's own, or with that nearest to the text."""
+        settings = self.settings
+        one = settings.serve == "all" and settings.shared != "per_domain"
+        if one or not history.domains:
             return super().view(history, domain, texts)
         return own_or_nearest(Newest(self, history, history.learned(-1)), domain, texts)
 
@@ -282,7 +303,9 @@ def _remembered(memory: HATMemory, embedding: Any, smax: float) -> HATMemory:
 
 @dataclass(frozen=True)
 class Newest:
-    """A history in which every stage has its own gates and the parameters of the last."""
+    """A history in which every stage has its own gates and LayerNorms, as far as the settings say so, and
+    the parameters of the last.
+    """
 
     method: HAT
     history: History
@@ -296,9 +319,17 @@ class Newest:
         return self.history.base()
 
     def net(self, stage: int) -> Net:
-        smax, rows = self.method.settings.smax, self.latest.memory.embeddings
-        embedding = {kind: getattr(rows, kind)[stage] for kind in Units._fields}
-        return Net(self.method.model, self.latest.params, gates_of(embedding, smax, smax))
+        settings, (params, memory, _) = self.method.settings, self.latest
+        if settings.shared == "per_domain":
+            own: Rules = ((NORMS, True), (".*", False))
+            norms, _ = partition(self.history.net(stage).params, own)
+            _, others = partition(without_graft(params), own)
+            params = merged(norms, others)
+        if settings.serve == "all":
+            return Net(self.method.model, params)
+        embedding = {kind: getattr(memory.embeddings, kind)[stage] for kind in Units._fields}
+        gates = gates_of(embedding, settings.smax, settings.smax)
+        return Net(self.method.model, params, gates)
 
     def learned(self, stage: int) -> Learned:
         return self.history.learned(stage)

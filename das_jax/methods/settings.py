@@ -100,9 +100,10 @@ class HATSettings:
     init: Literal["normal", "open"] = "normal"
     """e at the start of a domain: normal (the paper), which leaves half of the units open at the end if
     nothing moves it, or its absolute value, which leaves all of them."""
-    shared: Literal["frozen", "train"] = "frozen"
+    shared: Literal["frozen", "per_domain", "train"] = "frozen"
     """What no gate protects (embeddings, LayerNorms, the attention output's bias, the LM head): trained in
-    the first domain only, or in all, through which they forget."""
+    the first domain only; likewise, but for the encoder's LayerNorms, which every domain trains and is
+    served with as it left them; or in all, through which they forget."""
     apply_to: Literal["gradient", "update"] = "update"
     """Scale the gradient before Adam (the paper) or the finished update, weight decay included."""
     clip: PositiveFloat = 6.0

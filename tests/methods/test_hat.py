@@ -130,7 +130,12 @@ def logits(net: Net, batch: Batch) -> np.ndarray:
     return np.asarray(jax.jit(net.logits)(hidden))
 
 
-@pytest.mark.parametrize("shared", ["frozen", "train"])
+def is_norm(path: str) -> bool:
+    """Whether a parameter is of a LayerNorm of the encoder."""
+    return "layer_norm" in path and not path.startswith("lm_head/")
+
+
+@pytest.mark.parametrize("shared", ["frozen", "per_domain", "train"])
 def test_what_a_domain_used_stays_as_it_was(
     model: MaskedLM, masking: Masking, params: Params, batch: Batch, shared: Any
 ) -> None:
@@ -138,11 +143,22 @@ def test_what_a_domain_used_stays_as_it_was(
     own = gates_of(random_embedding(model, 5, binary=True), 400, 400)
     assert {float(x) for kind in own for x in kind.ravel()} == {0, 1}
     _, after = learn(method, params, own, batch)
-    before, now = (logits(Net(model, without_graft(each), own), batch) for each in (params, after))
+    rows = Units(*(jnp.stack([e, -e]) for e in random_embedding(model, 5, binary=True).values()))
+    history: Any = FakeHistory(
+        (("first",), ("second",)),
+        Learned(after, HATMemory(own, rows)),
+        model,
+        nets=[Net(model, params), Net(model, without_graft(after))],
+    )
+    net: Any = method.view(history, "first", history)
+    jax.tree.map(np.testing.assert_array_equal, net.gates, own)
+    before, now = (logits(each, batch) for each in (Net(model, params, own), net))
+    newest = logits(net._replace(params=without_graft(after)), batch)
     if shared == "train":
         assert np.abs(now - before).max() > 1e-3
         return
     np.testing.assert_array_equal(now, before)
+    assert (np.abs(newest - before).max() > 1e-3) == (shared == "per_domain")
     moved = {
         path
         for path, old, new in zip(
@@ -152,14 +168,32 @@ def test_what_a_domain_used_stays_as_it_was(
         )
         if (old != new).any()
     }
-    assert moved == {path for path in parameter_paths(params) if path.startswith("layers/")} - {
-        "layers/attention/output/bias",
-        *(
-            f"layers/{part}/layer_norm/{leaf}"
-            for part in ("attention", "feed_forward")
-            for leaf in ("scale", "bias")
-        ),
+    assert moved == {
+        path
+        for path in parameter_paths(params)
+        if (
+            shared == "per_domain"
+            if is_norm(path)
+            else path.startswith("layers/") and path != "layers/attention/output/bias"
+        )
     }
+
+
+def test_the_gradient_of_what_domains_keep_is_whole(
+    model: MaskedLM, masking: Masking, params: Params
+) -> None:
+    """And that of what else no gate protects is nothing, from the second domain on."""
+    method = HAT(model, masking, HATSettings(shared="per_domain", apply_to="gradient"))
+    ones = jax.tree.map(jnp.ones_like, params)
+    for number in range(2):
+        moment = Moment(jnp.int32(number), jnp.int32(0), 3, jax.random.key(0))
+        scale = method.transforms(method.init(params), moment).gradient
+        scaled, _ = scale.update(ones, scale.init(ones))
+        for path, x in zip(parameter_paths(scaled), jax.tree.leaves(scaled), strict=True):
+            own = is_norm(path) or (
+                path.startswith("layers/") and "attention/output/bias" not in path
+            )
+            assert (x == (1 if own else 1 - number)).all(), path
 
 
 def test_with_every_unit_used_only_e_moves(
@@ -181,13 +215,15 @@ class FakeHistory:
     domains: tuple[tuple[str, ...], ...]
     last: Learned
     model: MaskedLM
-    fits: Sequence[float]
+    fits: Sequence[float] = ()
+    nets: Sequence[Net] = ()
 
     def base(self) -> Net:
         return Net(self.model, {"base": jnp.zeros(1)})
 
     def net(self, stage: int) -> Net:
-        raise AssertionError("an earlier stage's parameters do not serve")
+        assert self.nets, "an earlier stage's parameters do not serve"
+        return self.nets[stage]
 
     def learned(self, stage: int) -> Learned:
         assert stage == -1
