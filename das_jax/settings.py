@@ -1,13 +1,13 @@
 """What every group of settings is: a frozen, typed dataclass that refuses unknown keys."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 import pydantic.dataclasses
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from das_jax.errors import shown
@@ -19,13 +19,26 @@ UNFIT = "unfit"
 """The type of an error that brings its own words, to be written after the key."""
 
 
+def _refused(value: T, reason: str | None) -> T:
+    if reason is not None:
+        raise PydanticCustomError(UNFIT, "{reason}", {"reason": reason})
+    return value
+
+
 def _refusing(why: Callable[[Any], str | None]) -> AfterValidator:
     """Refuses the values for which `why` has an answer."""
 
     def check(value: T) -> T:
-        if reason := why(value):
-            raise PydanticCustomError(UNFIT, "{reason}", {"reason": reason})
-        return value
+        return _refused(value, why(value))
+
+    return AfterValidator(check)
+
+
+def refusing_beside(why: Callable[[Any, Mapping[str, Any]], str | None]) -> AfterValidator:
+    """The same, where `why` is told the settings that stand before this one in its group, too."""
+
+    def check(value: T, info: ValidationInfo) -> T:
+        return _refused(value, why(value, info.data))
 
     return AfterValidator(check)
 

@@ -495,14 +495,21 @@ def own_or_nearest(history: History, domain: str | None, texts: Texts) -> Net:
     """The net of the stage that learned a domain; of all nets, the base included, the one with the lowest
     loss on a text whose domain is not learned, or not known. Of equal ones the latest.
     """
-    for stage, learned in enumerate(history.domains):
-        if domain in learned:
-            return history.net(stage)
-    nets = [history.base(), *(history.net(stage) for stage in range(len(history.domains)))]
-    if len(nets) == 1:
-        return nets[0]
-    losses = texts.losses(nets)
-    return nets[min(range(len(nets)), key=lambda each: (losses[each], -each))]
+    own = [stage for stage, learned in enumerate(history.domains) if domain in learned]
+    stage = own[0] if own else nearest(history, texts)
+    return history.base() if stage is None else history.net(stage)
+
+
+def nearest(history: History, texts: Texts) -> int | None:
+    """The stage whose net has the lowest loss on a text; None if no net has a lower one than the base. Of
+    equal ones the latest.
+    """
+    stages = range(len(history.domains))
+    if not stages:
+        return None
+    losses = texts.losses([history.base(), *map(history.net, stages)])
+    best = min(range(len(losses)), key=lambda each: (losses[each], -each))
+    return best - 1 if best else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from das_jax.methods.contract import (
     Plan,
     Rules,
     Texts,
+    nearest,
     own_or_nearest,
 )
 from das_jax.model.architecture import Architecture
@@ -26,7 +27,7 @@ from das_jax.model.masked_lm import Params
 class Grafted(Method):
     """What adapters, low-rank additions and inserted blocks have in common.
 
-    With `mode: per_domain` every domain starts from the base model with a graft of its own, and is served
+    With `mode: per_domain` every domain has a graft of its own, which begins as `start` says, and is served
     with that; nothing is forgotten. With `sequential` one graft is trained on, and the last one serves all.
     """
 
@@ -50,7 +51,7 @@ class Grafted(Method):
         return Plan(
             dataclasses.replace(self.model, graft=self.graft),
             trains=(("graft/.*", True), *self.trained, (".*", False)),
-            start="base" if self._per_domain else "previous",
+            start="previous" if self._start == "previous" else "base",
             learning_rate=self.settings.learning_rate,
         )
 
@@ -58,8 +59,20 @@ class Grafted(Method):
     def _per_domain(self) -> bool:
         return self.settings.mode == "per_domain"
 
+    @property
+    def _start(self) -> str:
+        return self.settings.start or ("fresh" if self._per_domain else "previous")
+
     def begin(self, learned: Learned, domain: Domain) -> Learned:
-        """Inserts a fresh graft, unless the one there is trained on."""
+        """Inserts a fresh graft, unless one is trained on: the last, or that nearest to the new text."""
+        if self._start == "nearest" and domain.history.domains:
+            stage = nearest(domain.history, domain.texts)
+            if stage is None:
+                domain.log("begins afresh: the base model is the nearest to its text")
+            else:
+                names = ", ".join(domain.history.domains[stage])
+                domain.log(f"begins with what {names} left, the nearest to its text")
+                learned = learned._replace(params=domain.history.learned(stage).params)
         if "graft" in learned.params:
             return learned
         graft = _fresh(self.graft, self.model.architecture, domain.rng, learned.params)

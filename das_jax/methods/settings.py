@@ -4,11 +4,11 @@ Apart from the methods, so that a configuration is checked before these import w
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, settings
+from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, refusing_beside, settings
 
 Normalization = Literal["paper", "one_sided", "rank"]
 
@@ -112,7 +112,14 @@ class HATSettings:
     """A domain is served with its own gates, or with the whole network, all gates open."""
 
 
+def _unfit_start(start: str | None, others: Mapping[str, Any]) -> str | None:
+    if start in (None, "previous") or others.get("mode") != "sequential":
+        return None
+    return "needs mode: per_domain; with sequential there is one, which is trained on"
+
+
 Mode = Literal["per_domain", "sequential"]
+Start = Annotated[Literal["fresh", "previous", "nearest"] | None, refusing_beside(_unfit_start)]
 Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 
 
@@ -122,7 +129,10 @@ class AdapterSettings:
 
     name: Literal["adapter"] = "adapter"
     mode: Mode = "per_domain"
-    """An adapter for every domain, from the base model; or one that is trained on."""
+    """An adapter for every domain, or one that is trained on."""
+    start: Start = None
+    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
+    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
     bottleneck: Count = 64
     """Features of the bottleneck."""
     learning_rate: PositiveFloat | None = None
@@ -135,7 +145,10 @@ class LoRASettings:
 
     name: Literal["lora"] = "lora"
     mode: Mode = "sequential"
-    """Additions for every domain, to the base model; or additions that are trained on."""
+    """Additions for every domain, or some that are trained on."""
+    start: Start = None
+    """What a domain's additions begin as, with `per_domain`: fresh (when absent), those of the domain before,
+    or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
     r: Count = 8
     """The rank."""
     alpha: PositiveFloat = 8.0
@@ -152,7 +165,10 @@ class BlockExpansionSettings:
 
     name: Literal["block_expansion"] = "block_expansion"
     mode: Mode = "sequential"
-    """New layers for every domain, in the base model; or layers that are trained on."""
+    """New layers for every domain, or some that are trained on."""
+    start: Start = None
+    """What a domain's layers begin as, with `per_domain`: fresh (when absent), those of the domain before,
+    or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
     every: Count = 3
     """A new layer comes after so many old ones; it must divide their number."""
     learning_rate: PositiveFloat | None = None

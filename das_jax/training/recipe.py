@@ -91,7 +91,7 @@ def check_carried(recipes: Sequence[Recipe]) -> None:
     trained = [_trained_shapes(recipe.plan) for recipe in recipes]
     for recipe, before, now in zip(recipes, [trained[0], *trained], trained, strict=False):
         if recipe.plan.start == "base":
-            why = "learns every domain from the base model"
+            why = "begins no domain with what the one before it left"
         elif now.items() - before.items():
             why = "trains parameters in a domain that the one before it does not"
         else:

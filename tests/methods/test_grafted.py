@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ import yaml
 from transformers import AutoModelForMaskedLM
 
 from das_jax import cli
+from das_jax.config.load import load_config
+from das_jax.errors import UserError
+from das_jax.methods.contract import Learned, Net, Place
 from das_jax.methods.lora import LoRA
 from das_jax.methods.settings import LoRASettings
 from das_jax.model import huggingface
@@ -20,7 +24,7 @@ from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import LoRA as LoRAGraft
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.saved import params_shapes
@@ -43,12 +47,12 @@ class Case(NamedTuple):
 
 CASES = [
     Case(
-        {"name": "adapter", "bottleneck": 3, "mode": "per_domain"},
+        {"name": "adapter", "bottleneck": 3, "mode": "per_domain", "start": "nearest"},
         Adapter(3),
         "graft/.*|layers/.*/layer_norm/.*",
     ),
     Case(
-        {"name": "block_expansion", "every": 2, "mode": "per_domain"},
+        {"name": "block_expansion", "every": 2, "mode": "per_domain", "start": "previous"},
         Blocks(2),
     ),
     Case(
@@ -194,6 +198,88 @@ def test_a_task_is_asked_of_its_domains_own_graft(done: Done) -> None:
     assert topic["papers"] == topic["reviews"] != topic["base model"]
     facts = {row: x["weights"] for row, x in found["cloze"]["facts"]["rows"].items()}
     assert facts["papers"] in (topic["base model"], topic["papers"]), "the nearest"
+
+
+@dataclass
+class FakeDomain:
+    """One after two others, its own history and text: how well each net explains that is given."""
+
+    model: MaskedLM
+    stages: list[Params]
+    fits: tuple[float, ...] = ()
+    domains: tuple[tuple[str, ...], ...] = (("law",), ("news",))
+    said: list[str] = field(default_factory=list)
+    rng: jax.Array = field(default_factory=lambda: jax.random.key(3))
+
+    @property
+    def history(self) -> "FakeDomain":
+        return self
+
+    texts = history
+
+    def base(self) -> Net:
+        return Net(self.model, {})
+
+    def net(self, stage: int) -> Net:
+        """Merged."""
+        return Net(self.model, {"of": stage})
+
+    def learned(self, stage: int) -> Learned:
+        return Learned(self.stages[stage], ())
+
+    def losses(self, nets: list[Net]) -> list[float]:
+        assert [net.params for net in nets] == [{}, {"of": 0}, {"of": 1}]
+        return [*self.fits]
+
+    def log(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+@pytest.mark.parametrize(
+    ("start", "fits", "begins", "said"),
+    [
+        (None, (), None, []),
+        ("fresh", (), None, []),
+        ("previous", (), 1, []),
+        ("nearest", (3, 2, 4), 0, ["begins with what law left, the nearest to its text"]),
+        ("nearest", (3, 2, 2), 1, ["begins with what news left, the nearest to its text"]),
+        ("nearest", (3, 4, 5), None, ["begins afresh: the base model is the nearest to its text"]),
+    ],
+)
+def test_a_domains_graft_begins_fresh_as_the_last_or_as_the_nearest(
+    model: MaskedLM,
+    masking: Any,
+    params: Params,
+    start: Any,
+    fits: tuple[float, ...],
+    begins: int | None,
+    said: list[str],
+) -> None:
+    settings = LoRASettings(mode="per_domain", start=start, r=2)
+    method = LoRA(model, masking, settings)
+    fresh = method.graft.init(model.architecture, jax.random.key(3), params)
+    stages = [{**params, "graft": jax.tree.map(lambda x, n=n: x + n, fresh)} for n in (1, 2)]
+    plan = method.plan(Place(2, ("code",), (8,)))
+    domain: Any = FakeDomain(model, stages, fits)
+    # What the engine hands over.
+    handed = params if plan.start == "base" else stages[-1]
+    begun = method.begin(Learned(handed, ()), domain).params
+    expected = {**params, "graft": fresh} if begins is None else stages[begins]
+    jax.tree.map(np.testing.assert_array_equal, begun, expected)
+    assert domain.said == said
+
+
+def test_one_graft_for_all_has_no_other_start(project: Project) -> None:
+    for start in ("fresh", "nearest"):
+        with pytest.raises(UserError) as caught:
+            load_config(project.config, [f"--method={{name: lora, start: {start}}}"])
+        assert str(caught.value) == (
+            f"command line: method.start ({start}) needs mode: per_domain; with sequential there is one, "
+            "which is trained on."
+        )
+    fitting = ("{name: lora, start: previous}", "{name: adapter, start: nearest}")
+    for method in fitting:
+        load_config(project.config, [f"--method={method}"])
 
 
 def test_equal_targets_are_one_graft(model: MaskedLM, masking: Any) -> None:

@@ -61,7 +61,7 @@ def test_the_method_is_the_same_on_several_devices(l2: Any) -> None:
 @pytest.fixture
 def rescale(model: MaskedLM, masking: Masking) -> Any:
     names = executed("class Rescale(Grafted)", executed("class Rescaling(Graft)", {}))
-    wanted = SimpleNamespace(mode="sequential", learning_rate=None)
+    wanted = SimpleNamespace(mode="sequential", start=None, learning_rate=None)
     return names["Rescale"](model, masking, wanted)
 
 

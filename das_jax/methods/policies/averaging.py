@@ -207,8 +207,9 @@ class Averaging(Policy):
     def plan(self, plan: Plan, place: Place) -> Plan:
         if plan.start == "base":
             raise UserError(
-                f"method.name {self.method.settings.name} learns every domain from the base model, so there "
-                "is nothing that policies.averaging could average it with; leave one of them out"
+                f"method.name {self.method.settings.name} begins no domain with what the one before it "
+                "left, so there is nothing that policies.averaging could average it with; leave one of them "
+                "out"
             )
         if len(place.domains) > 1:
             raise UserError(

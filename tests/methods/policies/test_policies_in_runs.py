@@ -242,7 +242,7 @@ ADAPTER = "--method={name: adapter, mode: per_domain}"
     [
         (
             (ADAPTER, "--policies.averaging={}"),
-            "method.name adapter learns every domain from the base model, so there is nothing that "
+            "method.name adapter begins no domain with what the one before it left, so there is nothing that "
             "policies.averaging could average it with; leave one of them out",
         ),
         (
@@ -252,8 +252,8 @@ ADAPTER = "--method={name: adapter, mode: per_domain}"
         ),
         (
             (ADAPTER, "--training.second_moment=carried"),
-            "method.name adapter learns every domain from the base model, so training.second_moment cannot "
-            "be carried; set it to fresh",
+            "method.name adapter begins no domain with what the one before it left, so "
+            "training.second_moment cannot be carried; set it to fresh",
         ),
     ],
 )
