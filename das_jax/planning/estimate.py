@@ -9,6 +9,7 @@ of prefetches and congestion.
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from das_jax.hardware import Chip
 from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
@@ -106,7 +107,7 @@ class _Walk:
     def __init__(self, module: Module, chip: Chip, num_devices: int) -> None:
         self._module, self._chip, self._num_devices = module, chip, num_devices
         self._costs = Costs(module)
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[Any, ...]] = set()
 
     def through(self, computation: Computation) -> Estimate:
         total = Estimate()

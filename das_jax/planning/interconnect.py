@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from das_jax.hardware import Chip
 from das_jax.planning.hlo import Instruction, Module
@@ -35,10 +36,14 @@ def hidden_in(module: Module, instruction: Instruction) -> Iterator[Instruction]
                 yield from hidden_in(module, inner)
 
 
-def identity(instruction: Instruction) -> tuple[str, str]:
-    """Equal for the parts of one collective that the compiler spread over several instructions."""
-    channel = instruction.attribute(r"channel_id=(\d+)")
-    return (channel or instruction.name, instruction.shape)
+def identity(instruction: Instruction) -> tuple[Any, ...]:
+    """Equal for the parts of one collective that the compiler spread over several instructions.
+
+    Each part may keep the array in another memory, and all collectives may have one channel.
+    """
+    channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
+    chain = instruction.attribute(r'chain_id="(\d+)"')
+    return channel, chain, *((array.dtype, array.dims) for array in instruction.arrays)
 
 
 def payload(instruction: Instruction, num_devices: int) -> float:

@@ -122,7 +122,9 @@ def test_a_collective_hides_behind_work_that_is_longer() -> None:
     assert found.collectives == {"all-reduce": 1}
 
 
-def test_a_collective_spread_over_fusions_counts_once() -> None:
+@pytest.mark.parametrize(("second", "counted"), [("S(1)", 1), ("chain", 2)])
+def test_a_collective_spread_over_fusions_counts_once(second: str, counted: int) -> None:
+    """Wherever its parts keep the array; two of one channel and one shape are two chains."""
     part = (
         "%{name} (x: f32[1000,1000]) -> f32[1000,1000] {{\n  %x = f32[1000,1000]{{1,0}} parameter(0)\n"
         "  ROOT %r = " + REDUCE.replace("{", "{{").replace("}", "}}") + "\n}}\n"
@@ -132,8 +134,13 @@ def test_a_collective_spread_over_fusions_counts_once() -> None:
         "  %a = f32[1000,1000]{1,0} fusion(%x), kind=kCustom, calls=%first\n"
         "  ROOT %b = f32[1000,1000]{1,0} fusion(%a), kind=kCustom, calls=%second\n}"
     )
-    text = part.format(name="first") + part.format(name="second") + entry
-    assert estimate(program(text, OP="all-reduce"), V5E, 8).collectives == {"all-reduce": 1}
+    chained = part.replace("to_apply", 'frontend_attributes={{chain_id="%CHAIN%"}}, to_apply')
+    changed = chained.replace("{{1,0}} %OP%", "{{1,0:S(1)}} %OP%")
+    other = {"S(1)": changed.replace("%CHAIN%", "0"), "chain": chained.replace("%CHAIN%", "1")}
+    first = chained.replace("%CHAIN%", "0").format(name="first")
+    text = first + other[second].format(name="second") + entry
+    found = estimate(program(text, OP="all-reduce"), V5E, 8)
+    assert found.collectives == {"all-reduce": counted}
 
 
 def test_planned_cycles_count_between_the_floor_and_a_multiple_of_it() -> None:
