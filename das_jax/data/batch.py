@@ -14,7 +14,7 @@ class Batch(NamedTuple):
       index: [B] the position of every example in the domain's stream; its random numbers are drawn from it.
       weight: [B] 1, or 0 for a row that only fills the batch up.
       extra: rows that a method kept, beside the batch, [N, ...]; empty unless its plan asks for them. See
-        `data.mixture.stream_batches`.
+        `data.stream_batches`.
     """
 
     tokens: jax.Array

@@ -7,7 +7,6 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import chisquare
 
-from das_jax.data import mixture
 from das_jax.data.batches import train_batches
 from das_jax.data.store import Reservoir, Rows
 from das_jax.data.stream_batches import Joined, stream_batches
@@ -115,7 +114,7 @@ def test_the_mixture_does_not_depend_on_batch_size_start_or_blocks(monkeypatch):
     numbers = examples(take(30, TWO))
     assert_array_equal(examples(take(10, TWO, batch_size=24)), numbers)
     assert_array_equal(examples(take(9, TWO, start=21)), numbers[21 * 8 :])
-    monkeypatch.setattr(mixture, "BLOCK", 11)
+    monkeypatch.setattr("das_jax.data.stream_batches.BLOCK", 11)
     assert_array_equal(examples(take(30, TWO)), numbers)
     assert_array_equal(examples(take(9, TWO, start=21)), numbers[21 * 8 :])
 

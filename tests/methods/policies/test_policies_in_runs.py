@@ -23,7 +23,7 @@ from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.planning import price
 from das_jax.planning.architectures import KNOWN
-from das_jax.planning.program import Run
+from das_jax.planning.program import PlannedRun
 from das_jax.training import pretrain as pretraining
 from das_jax.training import sharding as sharding_module
 from das_jax.training.interruption import Interrupted
@@ -198,9 +198,9 @@ def test_a_policy_that_carries_nothing_goes_on_like_any_other(
     assert (tmp_path / "02-reviews" / "huggingface").is_dir()
 
 
-def planned(project: Project, tmp_path: Path, *overrides: str, devices: int = 1) -> Run:
+def planned(project: Project, tmp_path: Path, *overrides: str, devices: int = 1) -> PlannedRun:
     config = configured(project, tmp_path, *overrides)
-    return Run(config, KNOWN["demo:bert-tiny"], make_sharding(devices, "parameters"))
+    return PlannedRun(config, KNOWN["demo:bert-tiny"], make_sharding(devices, "parameters"))
 
 
 def test_programs_of_policies_are_planned(project: Project, tmp_path: Path) -> None:
