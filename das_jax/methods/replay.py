@@ -26,6 +26,8 @@ class Replay(Method):
         """Fills the buffer with what was learned, so that no row is ever of the domain being learned."""
         reservoir = self._reservoir(domain.seed)
         indices = reservoir.survivors(learned.kept, domain.index, domain.count)
+        if not len(indices):  # Of a domain much smaller than those before it.
+            return learned
         fresh = reservoir.rows(domain.index, indices, domain.chunks(indices))
         return learned._replace(kept=reservoir.merged(learned.kept, fresh))
 

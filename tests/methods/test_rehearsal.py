@@ -50,6 +50,7 @@ class Text:
         return len(self._tokens)
 
     def __getitems__(self, indices: Any, /) -> np.ndarray:
+        assert len(indices), "nothing cannot be read of files"
         return self._tokens[np.asarray(indices)]
 
 
@@ -109,6 +110,15 @@ def test_what_is_replayed_is_of_earlier_domains(
     for _ in range(5):
         own = [row.tobytes() in chunks for row in next(batches)["tokens"]]
         assert sum(own) == 4
+
+
+def test_a_domain_of_which_nothing_is_kept_changes_nothing(
+    model: MaskedLM, masking: Masking
+) -> None:
+    method = Replay(model, masking, ReplaySettings(buffer=10))
+    before, after = (filled(method, {}, counts) for counts in ((300,), (300, 2)))
+    assert set(after["domain"]) == {0}
+    np.testing.assert_equal(after, before)
 
 
 def test_while_nothing_is_kept_training_is_plain(
