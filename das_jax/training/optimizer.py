@@ -242,7 +242,7 @@ def domain_optimizer(
     Args:
       settings: of the run.
       steps: of the domain.
-      first: whether no domain was learned before it.
+      first: whether it goes on from no other domain.
       learning_rate: the highest; None for that of the settings.
       decays: which parameters weight decay pulls.
     """

@@ -52,7 +52,8 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
     optimizer = domain_optimizer(
         training,
         stage.steps,
-        first=place.first,
+        # From the base model, every domain is learned as a first one is.
+        first=place.first or plan.start == "base",
         learning_rate=plan.learning_rate,
         decays=plan.decays,
     )

@@ -278,6 +278,16 @@ def test_a_later_domain_may_train_less_with_a_carried_second_moment_but_not_more
         check_carried([part, whole])
 
 
+def test_from_the_base_model_every_domain_has_the_rates_of_the_first(
+    project: Project, tmp_path: Path
+) -> None:
+    independent = "--method={name: independent}"
+    for method, alike in (("--method.name=naive", False), (independent, True), (ADAPTER, True)):
+        run = planned(project, tmp_path, method, "--training.schedule=infinite")
+        first, second = (run.recipe(stage, 0).optimizer for stage in stages_of(run.config)[1:])
+        assert (first == second) == alike, method
+
+
 def test_the_warm_up_is_the_same_whatever_is_compared(project: Project, tmp_path: Path) -> None:
     plain, merge = (
         planned(project, tmp_path, *overrides)
