@@ -54,8 +54,9 @@ def _check_seeds(config: Config, origin: Callable[[str], str]) -> None:
 
 def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
     names = {config.general.name: "general"} if config.general else {}
-    streams = (OWN, KEPT, GENERAL) if config.general else (OWN, KEPT)
     sources: dict[object, str] = {}
+    if config.general and config.general.name in (OWN, KEPT):
+        raise UserError(_taken_by_a_stream("general.name", config.general.name, "text", origin))
     for i, domain in enumerate(config.domains):
         key = f"domains.{i}"
         if domain.name in names:
@@ -63,11 +64,8 @@ def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
                 f"{origin(f'{key}.name')}: {key}.name is {domain.name}, which is also the name of "
                 f"{names[domain.name]}; give each corpus its own name, and list each domain once."
             )
-        if domain.name in streams:
-            raise UserError(
-                f"{origin(f'{key}.name')}: {key}.name is {domain.name}, which is what a method calls a "
-                "stream of its batches; give the domain another name."
-            )
+        if domain.name in (OWN, KEPT, GENERAL):
+            raise UserError(_taken_by_a_stream(f"{key}.name", domain.name, "domain", origin))
         if domain.source in sources:
             raise UserError(
                 f"{origin(f'{key}.source')}: domain {domain.name} has the same source as domain "
@@ -75,6 +73,13 @@ def _check_domains(config: Config, origin: Callable[[str], str]) -> None:
             )
         names[domain.name] = key
         sources[domain.source] = domain.name
+
+
+def _taken_by_a_stream(key: str, name: str, what: str, origin: Callable[[str], str]) -> str:
+    return (
+        f"{origin(key)}: {key} is {name}, which is what a method calls a stream of its batches; give the "
+        f"{what} another name."
+    )
 
 
 def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
@@ -159,3 +164,8 @@ def _check_averaging(averaging: AveragingSettings, origin: Callable[[str], str])
                 f"{origin(key)}: {key} is {value}, which the weights {averaging.weights} do not use; leave "
                 f"it out, or set policies.averaging.weights to {' or '.join(takes)}."
             )
+    if averaging.layers is not None and averaging.alpha != usual.alpha:
+        raise UserError(
+            f"{origin('policies.averaging.alpha')}: policies.averaging.alpha is {averaging.alpha}, but "
+            "policies.averaging.layers has a share for every layer; leave one of them out."
+        )

@@ -257,11 +257,15 @@ MethodSettings = Annotated[
 def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
     if isinstance(method, DASSettings) and method.soft_mask.apply_to == "gradient":
-        return (
-            "with method.soft_mask.apply_to: gradient it holds gradients that other domains' masks scaled; "
-            "set one to fresh, or the other to update"
-        )
-    return None
+        key = "method.soft_mask.apply_to"
+    elif isinstance(method, HATSettings) and method.apply_to == "gradient":
+        key = "method.apply_to"
+    else:
+        return None
+    return (
+        f"with {key}: gradient it holds gradients that other domains' masks scaled; set one to fresh, or the "
+        "other to update"
+    )
 
 
 @settings
@@ -301,8 +305,8 @@ class RHO1Settings:
     """RHO-1 (Lin et al., NeurIPS 2024): only the predictions count whose loss exceeds a reference's most."""
 
     name: Literal["rho1"] = "rho1"
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """The share of a batch's predictions that counts."""
+    keep: Annotated[float, Field(ge=0.001, le=1)] = 0.6
+    """The share of a batch's predictions that counts, in thousandths at the finest."""
     reference: InputPath | None = None
     """A checkpoint of the same architecture; the model before the first domain when absent."""
 

@@ -52,12 +52,21 @@ def test_two_fields_of_one_file_are_two_sources(load):
             "x.yaml:8: domains.1.name is two, which is also the name of general;",
         ),
         (
+            "--general.name=own",
+            "command line: general.name is own, which is what a method calls a stream of its batches; give "
+            "the text another name.",
+        ),
+        (
+            "--domains.1.name=kept",
+            "command line: domains.1.name is kept, which is what a method calls a stream of its batches;",
+        ),
+        (
             "--domains.1.source={kind: demo, name: acl}",
             "command line: domain two has the same source as domain one; list each domain once.",
         ),
     ],
 )
-def test_a_domain_listed_twice_is_refused(load, override, sentence):
+def test_a_name_or_a_source_that_is_taken_is_refused(load, override, sentence):
     with pytest.raises(UserError, match="^" + re.escape(sentence)):
         load(override)
 
@@ -176,6 +185,20 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
             ("--policies.averaging={weights: uniform, prior: 20}",),
             "command line: policies.averaging.prior is 20, which the weights uniform do not use; leave it "
             "out, or set policies.averaging.weights to moments or fisher.",
+        ),
+        (
+            ("--policies.averaging={weights: uniform, alpha: 0.3, layers: [0.5, 0.5, 0.5]}",),
+            "command line: policies.averaging.alpha is 0.3, but policies.averaging.layers has a share for "
+            "every layer; leave one of them out.",
+        ),
+        (
+            ("--policies.selection={name: rho1, keep: 0.0004}",),
+            "command line: policies.selection.keep must be a number >= 0.001 and <= 1, got 0.0004.",
+        ),
+        (
+            ("--method={name: hat, apply_to: gradient}", "--training.second_moment=carried"),
+            "command line: training.second_moment is carried, but with method.apply_to: gradient it holds "
+            "gradients that other domains' masks scaled; set one to fresh, or the other to update.",
         ),
         (
             ("--preset=paper", "--training.second_moment=carried"),
