@@ -15,6 +15,7 @@ import numpy as np
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
 from das_jax.data.store import Reservoir
+from das_jax.errors import UserError
 from das_jax.methods.contract import (
     Cost,
     Domain,
@@ -47,7 +48,12 @@ class DERpp(Method):
     kind = "whole model, rehearsal"
 
     def plan(self, place: Place) -> Plan:
-        rows = max(1, round(self.settings.rows * place.batch_size))
+        rows = round(self.settings.rows * place.batch_size)
+        if not rows:
+            raise UserError(
+                f"method.rows is {self.settings.rows:g}, which makes no row beside a batch of "
+                f"{place.batch_size}; raise it or training.batch_size"
+            )
         if place.first:
             self._reservoir(seed=0).check(sum(place.counts), rows)
         return Plan(self.model, kept_rows=rows)

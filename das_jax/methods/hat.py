@@ -41,7 +41,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.model.units import Owner, Units, along, full_units, parameter_paths, unit_shapes
 from das_jax.objectives.collectives import global_mean
 
-EMBEDDING: Rules = (("graft/embedding/.*", False), *EVERYTHING)
+DECAYS: Rules = (("graft/embedding/.*", False), *EVERYTHING)
 """Weight decay would open closed gates and close open ones."""
 
 NORMS = "(embeddings|layers/.*)/layer_norm/.*"
@@ -172,7 +172,7 @@ class HAT(Method):
                 if not any(leaf.sides) and self._freezes(leaf.path)
             )
             trains = (*frozen, *EVERYTHING)
-        return Plan(self.model, trains=trains, decays=EMBEDDING)
+        return Plan(self.model, trains=trains, decays=DECAYS)
 
     def _freezes(self, path: str) -> bool:
         """Whether the first domain alone trains a parameter, which no gate protects."""

@@ -21,7 +21,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
 from das_jax.training.flops import train_step_flops
-from das_jax.training.recipe import check_batch_sizes, check_recipe, recipe_of
+from das_jax.training.recipe import check_batch_sizes, check_carried, check_recipe, recipe_of
 from das_jax.training.sharding import (
     Sharding,
     exchange_dtype,
@@ -100,7 +100,10 @@ class PlannedRun:
 
     def _programs_of_a_seed(self) -> Iterator[Program]:
         check_batch_sizes(self.config, self.sharding, ("training.", "method.", "policies."))
-        programs = [(self._train_step(each), [*self._sums(each)]) for each in self.learned()]
+        learned = [*self.learned()]
+        if self.config.training.second_moment == "carried":
+            check_carried([each.recipe for each in learned])
+        programs = [(self._train_step(each), [*self._sums(each)]) for each in learned]
         yield _together([train_step for train_step, _ in programs])
         sums = [each for _, several in programs for each in several]
         for name in dict.fromkeys(each.name for each in sums):

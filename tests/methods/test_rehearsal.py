@@ -154,9 +154,15 @@ def test_while_nothing_is_kept_training_is_plain(
         (Replay(None, None, ReplaySettings(buffer=31)), "buffer is 31, more than the 30 chunks"),  # type: ignore[arg-type]
         (DERpp(None, None, DERppSettings(buffer=31)), "buffer is 31, more than the 30 chunks"),  # type: ignore[arg-type]
         (DERpp(None, None, DERppSettings(buffer=7)), "buffer is 7, fewer than the 8 rows"),  # type: ignore[arg-type]
+        (
+            DERpp(None, None, DERppSettings(rows=0.05)),
+            "rows is 0.05, which makes no row beside a batch of 8",
+        ),  # type: ignore[arg-type]
     ],
 )
-def test_a_buffer_that_does_not_fit_is_refused_by_the_plan(method: Method, said: str) -> None:
+def test_a_buffer_or_rows_that_do_not_fit_are_refused_by_the_plan(
+    method: Method, said: str
+) -> None:
     place = Place(0, ("text",), (30,), batch_size=8)
     with pytest.raises(UserError, match=said):
         method.plan(place)
