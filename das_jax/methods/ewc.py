@@ -22,9 +22,8 @@ from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, Sums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.settings import EWCSettings
-from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
+from das_jax.model.leaves import claimed
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import parameter_paths
 
 
 class EWCMemory(NamedTuple):
@@ -85,12 +84,7 @@ class EWC(Method):
         )
         domains = memory.domains + 1
         total, shares = _with_own(settings, memory.fisher.tree, sums, domains)
-        domain.log(
-            lambda: (
-                "Fisher information: "
-                + ", ".join(f"{part} {float(share):.0%}" for part, share in shares.items())
-            )
-        )
+        domain.log(lambda: _said(*map(float, shares)))
         after = EWCMemory(Split(total), Split(learned.params), domains)
         return learned._replace(memory=after)
 
@@ -98,20 +92,25 @@ class EWC(Method):
 @functools.partial(jax.jit, static_argnums=0)
 def _with_own(
     settings: EWCSettings, before: Params, sums: Sums, domains: jax.Array
-) -> tuple[Params, dict[str, jax.Array]]:
-    """F of all domains so far, and what part of the last one's is in which part of the model."""
+) -> tuple[Params, jax.Array]:
+    """F of all domains so far, and what part of the last one's is in which part of the model, [L + 2]."""
     own = fisher(sums)
     if settings.accumulate == "mean":
         return mean_fisher(before, own, domains), _shares(own)
     return online_fisher(before, own, settings.gamma), _shares(own)
 
 
-def _shares(fisher: Params) -> dict[str, jax.Array]:
-    parts = {"embeddings": EMBEDDINGS, "attention": ATTENTION, "feed-forward": FEED_FORWARD}
-    sums = {name: jnp.zeros(()) for name in (*parts, "LM head")}
-    leaves = zip(parameter_paths(fisher), jax.tree.leaves(fisher), strict=True)
-    for path, leaf in leaves:
-        part = next((name for name, start in parts.items() if path.startswith(start)), "LM head")
-        sums[part] += jnp.sum(leaf)
-    total = jnp.maximum(sum(sums.values()), 1e-30)
-    return {name: x / total for name, x in sums.items()}
+def _shares(fisher: Params) -> jax.Array:
+    """The embeddings' part of all, every layer's and the LM head's, [L + 2]."""
+    sums = {"embeddings": jnp.zeros(1), "layers": jnp.zeros(1), "lm_head": jnp.zeros(1)}
+    for leaf, x in zip(claimed(fisher), jax.tree.leaves(fisher), strict=True):
+        part, _, _ = leaf.path.partition("/")
+        sums[part] += x.sum(axis=tuple(range(leaf.stacked, x.ndim)))
+    parts = jnp.concatenate([*sums.values()])
+    return parts / jnp.maximum(parts.sum(), 1e-30)
+
+
+def _said(embeddings: float, *others: float) -> str:
+    *layers, head = others
+    each = " ".join(f"{share:.0%}" for share in layers)
+    return f"Fisher information: embeddings {embeddings:.0%}, layers {each}, LM head {head:.0%}"

@@ -65,6 +65,15 @@ class NaiveSettings:
     name: Literal["naive"] = "naive"
 
 
+GAMMA = 0.9
+
+
+def _unused_gamma(gamma: float, others: Mapping[str, Any]) -> str | None:
+    if gamma == GAMMA or others.get("accumulate") != "mean":
+        return None
+    return "needs accumulate: online; a mean has no use for it"
+
+
 @settings
 class EWCSettings:
     """Elastic weight consolidation (Kirkpatrick et al., PNAS 2017)."""
@@ -74,7 +83,7 @@ class EWCSettings:
     """lambda: the loss is MLM + lambda / 2 * sum of F (theta - theta*)^2."""
     accumulate: Literal["mean", "online"] = "mean"
     """F of several domains: their mean, or a sum in which every new one counts more."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
+    gamma: Annotated[float, Field(gt=0, le=1), refusing_beside(_unused_gamma)] = GAMMA
     """What `online` leaves of the earlier domains' F with every new one."""
     general: bool = False
     """Whether general text counts as a domain before the first."""

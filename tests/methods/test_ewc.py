@@ -1,6 +1,7 @@
 """EWC as the engine calls it, against golden arrays: what it measures after a domain, and how it pulls."""
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import pydantic
 import pytest
 
 from das_jax.data.batch import Batch
@@ -36,6 +39,7 @@ class Text:
     index: int = 0
     name: str = "text"
     rng: Any = field(default_factory=lambda: jax.random.key(0))
+    said: list[str] = field(default_factory=list)
 
     def accumulate(
         self, function: Callable[..., Any], params: Params, rng: jax.Array, **how: Any
@@ -44,11 +48,27 @@ class Text:
         return compiled(function)(params, self.batch, rng)
 
     def log(self, sentence: Any) -> None:
-        """Nobody watches."""
+        self.said.append(sentence())
 
 
 def trace_at(params: Params) -> UpdateTrace:
     return UpdateTrace(params, params, params, params, optax.identity(), ())
+
+
+def percents(case: Case) -> list[float]:
+    """Of the first domain's F, in the embeddings, each layer and the LM head."""
+    layers = range(case.model.architecture.num_layers)
+    marks = [".embeddings.", *(f".layer.{layer}." for layer in layers), ""]
+    found = dict.fromkeys(marks, 0.0)
+    for name, value in case.named("fisher_a.").items():
+        found[next(mark for mark in marks if mark in name)] += float(np.sum(value))
+    return [100 * share / sum(found.values()) for share in found.values()]
+
+
+def test_gamma_is_given_where_it_is_used() -> None:
+    assert EWCSettings(accumulate="online", gamma=0.5).gamma == 0.5
+    with pytest.raises(pydantic.ValidationError, match="needs accumulate: online"):
+        EWCSettings(gamma=0.5)
 
 
 @pytest.mark.slow
@@ -68,6 +88,8 @@ def test_it_measures_and_pulls_as_the_golden_arrays_say(system_case: Case) -> No
         pulled, _ = transform.update(gradient, transform.init(params), params)
         return mean.observe(memory, trace_at(params))["penalty"], pulled
 
+    (said,) = texts[0].said
+    assert [*map(int, re.findall(r"(\d+)%", said))] == pytest.approx(percents(case), abs=0.51)
     zeros = jax.tree.map(jnp.zeros_like, theta)
     penalty, gradient = pull(first.memory, theta, zeros)
     case.assert_close(penalty, case.arrays["penalty"], 1e-5, "penalty")
