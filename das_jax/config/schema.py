@@ -86,7 +86,8 @@ class TrainingSettings:
     """Examples per step, over all devices."""
     accumulate: BatchSize = 1
     """Micro-batches that one step's gradients are summed over, for batches that do not fit. The masked-LM
-    loss is the mean over the whole batch; DAS contrasts the texts of a micro-batch with each other."""
+    loss is the mean over the whole batch; DAS contrasts the texts of a micro-batch with each other, and the
+    terms of DER++'s stored rows count by the predictions of the new text beside them."""
     learning_rate: PositiveFloat = 1e-4
     """The highest learning rate of a domain."""
     schedule: Literal["linear", "cosine", "rewarmed", "constant", "infinite", "wsd"] = "linear"
