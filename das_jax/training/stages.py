@@ -77,6 +77,8 @@ def stages_of(config: Config) -> list[Stage]:
     together = method_class(settings).stages(settings, tuple(steps))
     for number, names in enumerate(together, 1):
         name = names[0] if len(names) == 1 else TOGETHER
+        if name in [stage.name for stage in stages]:  # Reports and histories go by it.
+            name = f"{name}-{number}"
         total = sum(steps[each] for each in names)
         stages.append(Stage(number, name, names, total, config.method, learned, rows))
         learned += len(names)

@@ -1,11 +1,24 @@
+from pathlib import Path
+
 import pytest
 
+from das_jax.config.load import load_config
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Place
 from das_jax.methods.pool import Pool
 from das_jax.methods.settings import PoolSettings
 from das_jax.model.masked_lm import MaskedLM
+from das_jax.training.stages import stages_of
 
+CONFIG = """\
+output_dir: runs/x
+model: {path: somewhere}
+general: {name: all, source: {kind: demo, name: news}, steps: 1}
+domains:
+  - {name: law, source: {kind: demo, name: acl}}
+  - {name: code, source: {kind: jsonl, path: code.jsonl}}
+method: {name: pool}
+"""
 DOMAINS = ("law", "news", "code")
 
 
@@ -21,3 +34,10 @@ def test_all_domains_are_one_stage_in_the_shares_of_their_sizes(
     assert tuple(stream.name for stream in streams) == DOMAINS
     total = sum(shares)
     assert [s.share for s in streams] == pytest.approx([share / total for share in shares])
+
+
+def test_its_stage_has_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(CONFIG)
+    for general, names in (("all", ["all", "all-1"]), ("news", ["news", "all"])):
+        config = load_config(tmp_path / "x.yaml", [f"--general.name={general}"]).config
+        assert [stage.name for stage in stages_of(config)] == names
