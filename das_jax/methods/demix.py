@@ -40,7 +40,8 @@ class DEMix(Method):
     refuses = ("averaging",)
 
     def plan(self, place: Place) -> Plan:
-        return Plan(self.model, trains=EXPERT)
+        """Not from the expert before it: from the nearest, which `begin` looks for."""
+        return Plan(self.model, trains=EXPERT, start="base")
 
     def begin(self, learned: Learned, domain: Domain) -> Learned:
         """A new expert starts as the one with the lowest loss on the new text."""

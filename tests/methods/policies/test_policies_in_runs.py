@@ -251,6 +251,11 @@ ADAPTER = "--method={name: adapter, mode: per_domain}"
             "and the LM head",
         ),
         (
+            ("--method={name: demix}", "--training.second_moment=carried"),
+            "method.name demix begins no domain with what the one before it left, so "
+            "training.second_moment cannot be carried; set it to fresh",
+        ),
+        (
             (ADAPTER, "--training.second_moment=carried"),
             "method.name adapter begins no domain with what the one before it left, so "
             "training.second_moment cannot be carried; set it to fresh",
