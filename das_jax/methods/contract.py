@@ -6,6 +6,7 @@ A method says what a stage trains (`plan`), what it minimises (`loss`), what it 
 engine never asks which method it is.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,6 +199,7 @@ class Plan:
       streams: the texts that a batch is made of.
       kept_rows: rows of what the method kept that come beside every batch, in `Batch.extra`, once there
         are any. A setting that says how many is called `rows`.
+      measures: the texts, beside its own, that the method samples before or after it.
       start: from the stage before, or from the base model.
       learning_rate: the highest; None for the configuration's.
     """
@@ -207,6 +209,7 @@ class Plan:
     decays: Rules = EVERYTHING
     streams: tuple[Stream, ...] = (Stream("own"),)
     kept_rows: int = 0
+    measures: tuple[str, ...] = ()
     start: Literal["previous", "base"] = "previous"
     learning_rate: float | None = None
 
@@ -508,7 +511,8 @@ def nearest(history: History, texts: Texts) -> int | None:
     if not stages:
         return None
     losses = texts.losses([history.base(), *map(history.net, stages)])
-    best = min(range(len(losses)), key=lambda each: (losses[each], -each))
+    # Compared with NaN, no loss would be lower.
+    best = min(range(len(losses)), key=lambda each: (math.isnan(losses[each]), losses[each], -each))
     return best - 1 if best else None
 
 

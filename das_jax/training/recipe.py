@@ -79,6 +79,12 @@ def check_recipe(config: Config, recipe: Recipe, sharding: Sharding) -> None:
     if config.general is not None:
         corpora += dict.fromkeys((GENERAL, config.general.name))
     check_streams(recipe.plan.streams, corpora, config.training.batch_size)
+    for name in recipe.plan.measures:
+        if name not in corpora:
+            raise UserError(
+                f"method.name {recipe.method.settings.name} is to measure {name} text, and the configuration "
+                f"has none; add `{name}` to it, or change method.{name}"
+            )
     key = "training.batch_size x method.rows"
     check_divisible(recipe.plan.kept_rows, sharding, key, recipe.accumulate)
 

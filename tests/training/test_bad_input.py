@@ -338,6 +338,8 @@ def test_a_share_of_general_text_given_twice_or_of_none(refused: Refused) -> Non
         in refused(method=method, policies={"general_share": 0.25})
     )
     assert "There is no stream 'general'" in refused(method=method, general=None)
+    measured = refused(method={"name": "ewc", "general": True}, general=None)
+    assert "method.name ewc is to measure general text, and the configuration has none" in measured
 
 
 @pytest.mark.parametrize("name", ["own", "kept", "general"])
