@@ -7,7 +7,12 @@ from pathlib import Path
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
-from das_jax.methods.settings import AVERAGING_OPTIONS, AveragingSettings, needs_fresh_moments
+from das_jax.methods.settings import (
+    AVERAGING_OPTIONS,
+    AveragingSettings,
+    needs_fresh_moments,
+    needs_one_state,
+)
 from das_jax.settings import read_by
 
 
@@ -27,6 +32,7 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
     _check_domains(config, origin)
     _check_tasks(config, origin)
     _check_schedule(config.training, origin)
+    _check_trunk(config, origin)
     _check_policies(config, origin)
     files = read_by(config.method, "method."), read_by(config.policies, "policies.")
     for key, file in itertools.chain(*files):
@@ -109,8 +115,8 @@ def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) ->
             takes = [name for name, options in SCHEDULE_OPTIONS.items() if option in options]
             key = f"training.{option}"
             raise UserError(
-                f"{origin(key)}: {key} is {value}, which the schedule {schedule} does not use; leave it out, "
-                f"or set training.schedule to {' or '.join(takes)}."
+                f"{origin(key)}: {key} is {str(value).lower()}, which the schedule {schedule} does not use; "
+                f"leave it out, or set training.schedule to {' or '.join(takes)}."
             )
     parts = [each for each in ("warmup", "settling", "cooldown") if each in ("warmup", *used)]
     total = sum(getattr(training, part) for part in parts)
@@ -120,6 +126,18 @@ def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) ->
         raise UserError(
             f"{origin(f'training.{key}')}: {names} together take {total:g} of a domain's steps; make it 1 at "
             "most."
+        )
+
+
+def _check_trunk(config: Config, origin: Callable[[str], str]) -> None:
+    training = config.training
+    branches = "trunk" in SCHEDULE_OPTIONS[training.schedule] and training.cooldown > 0
+    if not (branches and training.trunk):
+        return
+    if why := needs_one_state(config.method, config.policies):
+        raise UserError(
+            f"{origin('training.schedule')}: training.schedule is {training.schedule}, which ends a domain "
+            f"in two states, one to serve and one to go on from, but {why}; set training.trunk to false."
         )
 
 

@@ -20,8 +20,8 @@ SCHEDULE_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "cosine": (),
     "rewarmed": ("floor",),
     "constant": (),
-    "infinite": ("settling", "constant", "cooldown", "floor"),
-    "wsd": ("cooldown",),
+    "infinite": ("settling", "constant", "cooldown", "floor", "trunk"),
+    "wsd": ("cooldown", "trunk"),
 }
 """What each schedule reads of `training`, besides its learning rate and warm-up."""
 
@@ -103,6 +103,10 @@ class TrainingSettings:
     """The constant rate of an infinite schedule, as a share of `learning_rate`."""
     cooldown: Part = 0.1
     """The share of a domain's steps, the last ones, over which the rate of `wsd` and `infinite` falls."""
+    trunk: bool = True
+    """Whether the next domain goes on from the parameters before the cooldown, which have not seen its
+    batches, and the annealed ones only serve; a copy of the trained parameters is kept meanwhile. Else it
+    goes on from the annealed ones."""
     floor: Share = 0.1
     """The lowest rate, as a share of the rate it falls from: of `learning_rate` with `rewarmed`, of the
     constant one with `infinite`."""

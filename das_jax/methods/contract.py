@@ -255,7 +255,7 @@ class History(Protocol):
         """What a stage left, as it is exported; -1 is the last one."""
 
     def learned(self, stage: int) -> Learned:
-        """What a stage left, as it went on from there."""
+        """What a stage left, with the parameters that serve, whatever the next stage went on from."""
 
 
 class Domain(Protocol):
@@ -432,7 +432,10 @@ class Method:
         return ()
 
     def begin(self, learned: Learned, domain: Domain) -> Learned:
-        """Called before a domain is trained on; may insert parameters, restart them, or measure."""
+        """Called before a domain is trained on; may insert parameters, restart them, or measure.
+
+        Where the schedule of the domain before it has a branch, these are the parameters of its trunk.
+        """
         return learned
 
     def loss(
@@ -472,7 +475,11 @@ class Method:
         return {}
 
     def end(self, learned: Learned, domain: Domain) -> Learned:
-        """Called after a domain has been trained on."""
+        """Called after a domain has been trained on, with what serves.
+
+        Where the schedule has a branch, the next domain goes on from what this returns but for the trained
+        parameters, which are those of the trunk.
+        """
         return learned
 
     def net(self, learned: Learned, plan: Plan) -> Net:

@@ -328,3 +328,12 @@ class PoliciesSettings:
     """The share of every batch that is general text."""
     averaging: AveragingSettings | None = None
     selection: RHO1Settings | None = None
+
+
+def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str | None:
+    """Why the next domain has to go on from the very parameters that serve; None if it need not."""
+    if policies.averaging is not None:
+        return "policies.averaging merges what one domain after the other goes on from"
+    if isinstance(method, HATSettings):
+        return "method.name hat keeps the units of earlier domains as they were served"
+    return None

@@ -27,8 +27,9 @@ from das_jax.training.sharding import (
     exchange_dtype,
     sharding_over,
 )
-from das_jax.training.stages import Stage, stages_of
+from das_jax.training.stages import Stage, Trunk, stages_of
 from das_jax.training.step import Recipe, TrainState, compile_train_step, init_state
+from das_jax.training.trunk import branches_at, trunk_of
 from das_jax.training.workspace import compute_dtype, make_model
 
 
@@ -66,6 +67,7 @@ class Learning:
       kept: the rows kept before it; arrays whose numbers mean nothing.
       policies: the shapes of what each policy carries, by its name.
       recorded: what is measured before and after it.
+      branches: whether its trunk is kept for the stage after it.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Learning:
     kept: Mapping[str, np.ndarray]
     policies: dict[str, Any]
     recorded: list[Recorded]
+    branches: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,16 @@ class PlannedRun:
         params, memory = base, _ = self.first(self.recipe(stages[0], 0))
         kept: Mapping[str, np.ndarray] = {}
         policies: dict[str, Any] = {}
-        for stage in stages:
+        for stage, *following in (stages[i : i + 2] for i in range(len(stages))):
             recipe = self.recipe(stage, kept_count(kept))
+            after = (self.recipe(each, 0) for each in following)
+            branches = branches_at(recipe, *after) is not None
             length = self.config.data.length
             domain = RecordingDomain(stage, recipe.plan, length, base, self.sharding)
             start = base if recipe.plan.start == "base" else params
             began, policies = domain.begin(recipe, Learned(start, memory, kept), policies)
-            learning = Learning("train step", stage, recipe, *began, policies, domain.recorded)
+            recorded = domain.recorded
+            learning = Learning("train step", stage, recipe, *began, policies, recorded, branches)
             (params, memory, kept), policies = domain.end(recipe, began, policies)
             yield learning
 
@@ -154,13 +160,22 @@ class PlannedRun:
             return _jitted(step).lower(self.state(learning), self.stage_batch(learning))
 
         flops = train_step_flops(recipe, batch_size, length)
-        return Program(learning.name, learning.stage.steps, batch_size, flops, 0, lower)
+        resident = _bytes_on_a_device(self._trunk(learning))
+        return Program(learning.name, learning.stage.steps, batch_size, flops, resident, lower)
+
+    def _trunk(self, learning: Learning) -> Trunk | None:
+        """The shapes and places of what is kept while the stage's branch is trained, if it has one."""
+        if not learning.branches:
+            return None
+        carries = self.config.training.second_moment == "carried"
+        trunk = trunk_of(self.state(learning), learning.recipe.plan, carries)
+        return self.sharding.shapes("opt_state", trunk)
 
     def _sums(self, learning: Learning) -> Iterator[Program]:
         length = self.config.data.length
-        # The optimizer's state of the domain just learned is not needed, but still there.
-        state = jax.tree.leaves(self.state(learning).opt_state)
-        resident = sum(map(_bytes_on_a_device, state))
+        # The optimizer's state of the domain just learned is not needed, but still there; so is its trunk.
+        held = self.state(learning).opt_state, self._trunk(learning)
+        resident = _bytes_on_a_device(held)
         for wanted in learning.recorded:
             batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
 
@@ -227,7 +242,9 @@ class PlannedRun:
 
 def _together(programs: list[Program]) -> Program:
     """One program in place of its likes of several stages, of which the last is the largest."""
-    return dataclasses.replace(programs[-1], runs=sum(each.runs for each in programs))
+    resident = max(each.resident_bytes for each in programs)  # The last has no trunk beside it.
+    runs = sum(each.runs for each in programs)
+    return dataclasses.replace(programs[-1], runs=runs, resident_bytes=resident)
 
 
 def shard_over(topology: Topology, config: Config) -> Sharding:
@@ -252,5 +269,7 @@ def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:
     return cast(jax.stages.Wrapped, function)
 
 
-def _bytes_on_a_device(x: jax.ShapeDtypeStruct) -> int:
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+def _bytes_on_a_device(tree: Any) -> int:
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

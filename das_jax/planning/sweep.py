@@ -281,7 +281,7 @@ def train_step(config: Config, architecture: Architecture, topology: Topology) -
     program = next(PlannedRun(config, architecture, sharding).programs())
     compiled = compile_program(program.name, program.lower())
     cost = estimate(compiled.module, topology.chip, sharding.num_shards)
-    return Step(compiled.peak_bytes, cost)
+    return Step(compiled.peak_bytes + program.resident_bytes, cost)
 
 
 def extrapolate(steps: Mapping[int, Step], num_layers: int) -> Step:

@@ -93,6 +93,7 @@ class Hooks:
       agreement: of the hosts, to stop.
       interruption: says whether somebody asked to.
       console: where a person watches.
+      before_step: called with the steps taken and the state, before a step is given to the devices.
     """
 
     stage: str
@@ -105,6 +106,7 @@ class Hooks:
     agreement: Agreement
     interruption: Interruption
     console: Console
+    before_step: Callable[[int, TrainState], None] = lambda done, state: None
 
     def after_step(self, done: int, state: TrainState, metrics: Metrics) -> None:
         """Called when a step was given to the devices.
@@ -157,6 +159,7 @@ def train(
     hooks.recorder.since = time.monotonic()
     with hooks.interruption.deferred():
         for batch in itertools.islice(itertools.chain([first], batches), hooks.steps - done):
+            hooks.before_step(done, state)
             state, metrics = compiled(state, batch)
             done += 1
             hooks.after_step(done, state, metrics)

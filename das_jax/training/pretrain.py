@@ -47,8 +47,9 @@ from das_jax.training.saved import (
     training_shapes,
 )
 from das_jax.training.serving import ChunkTexts, RunHistory
-from das_jax.training.stages import Carried, Stage, stages_of
+from das_jax.training.stages import Carried, Stage, Trunk, stages_of
 from das_jax.training.step import Recipe, TrainState, compile_train_step, first_state
+from das_jax.training.trunk import Keeper, branches_at, gone_on
 from das_jax.training.workspace import Workspace, open_workspace
 
 # Equal stages share one program.
@@ -56,10 +57,11 @@ _compiled = functools.lru_cache(maxsize=4)(compile_train_step)
 
 
 class Resumed(NamedTuple):
-    """A stage in training: its state, and the rows that were kept before it."""
+    """A stage in training: its state, the rows that were kept before it, and its trunk once it branched."""
 
     state: TrainState
     kept: Mapping[str, np.ndarray]
+    trunk: Trunk | None = None
 
 
 def configurations(config: Config) -> list[Config]:
@@ -165,7 +167,7 @@ class Run:
         recipes = [self._recipe(stage, 0) for stage in self.stages]
         for recipe in recipes:
             check_recipe(self.config, recipe, self.workspace.sharding)
-        if self.config.training.second_moment == "carried":
+        if self._carries:
             learning = zip(self.stages, recipes, strict=True)
             check_carried([recipe for stage, recipe in learning if not stage.warms_up])
 
@@ -210,7 +212,10 @@ class Run:
             if restored.info["phase"] == FINISHED:
                 if stage.warms_up:
                     return index + 1, Carried(learned._replace(memory=None)), None
-                return index + 1, Carried(learned, policies, saved.get("second_moment")), None
+                finished = Carried(
+                    learned, policies, saved.get("second_moment"), saved.get("trunk")
+                )
+                return index + 1, gone_on(finished, self.workspace.sharding), None
             self.console.log(f"{stage.name}: going on from step {restored.step}")
             state = TrainState(
                 step=saved["step"],
@@ -221,7 +226,7 @@ class Run:
                 domain=self._domain_number(stage),
                 policies=policies,
             )
-            return index, Carried(learned), Resumed(state, learned.kept)
+            return index, Carried(learned), Resumed(state, learned.kept, saved.get("trunk"))
         params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
         return 0, Carried(Learned(params, None)), None
 
@@ -279,8 +284,8 @@ class Run:
                 resumed = self._begin(stage, carried)
                 # What the method measured before the domain is not measured again.
                 checkpoints.save(0, saved_in_training(*resumed), {"phase": TRAINING})
-            state = self._train(stage, resumed, checkpoints)
-            finished = self._end(stage, state, resumed.kept)
+            trained = self._train(stage, resumed, checkpoints)
+            finished = self._end(stage, trained)
             learned = finished.learned
             self.results.write_stage(stage, learned, self._net(stage, learned))
             self._report()
@@ -288,7 +293,7 @@ class Run:
         self.console.log(self.results.summary(stage.name, stage.domains))
         if stage.warms_up:
             return Carried(Learned(finished.learned.params, None))
-        return finished
+        return gone_on(finished, self.workspace.sharding)
 
     def _begin(self, stage: Stage, carried: Carried) -> Resumed:
         """The state before a stage's first step."""
@@ -323,11 +328,14 @@ class Run:
         )
         return Resumed(state, learned.kept)
 
-    def _train(self, stage: Stage, resumed: Resumed, checkpoints: Checkpoints) -> TrainState:
+    def _train(self, stage: Stage, resumed: Resumed, checkpoints: Checkpoints) -> Resumed:
         """Takes the steps that are left."""
         training, sharding = self.config.training, self.workspace.sharding
-        state, kept = resumed
+        state, kept, trunk = resumed
         recipe = self._recipe(stage, kept_count(kept))
+        following = [each for each in self.stages if each.number > stage.number][:1]
+        step = branches_at(recipe, *(self._recipe(each, 0) for each in following))
+        keeper = Keeper(step, recipe.plan, self._carries, sharding, trunk)
         done = int(state.step)
         batches = self._batches(stage, recipe, kept, done)
         with (
@@ -346,7 +354,8 @@ class Run:
             )
 
             def save(step: int, state: TrainState) -> None:
-                checkpoints.save(step, saved_in_training(state, kept), {"phase": TRAINING})
+                saved = saved_in_training(state, kept, keeper.trunk)
+                checkpoints.save(step, saved, {"phase": TRAINING})
 
             hooks = Hooks(
                 stage.name,
@@ -359,9 +368,11 @@ class Run:
                 Agreement(sharding, AHEAD),
                 self.interruption,
                 self.console,
+                keeper.before_step,
             )
             sharded = (sharding.shard_batch(Batch(**rows), training.accumulate) for rows in batches)
-            return train(state, _compiled(recipe, sharding), sharded, hooks)
+            state = train(state, _compiled(recipe, sharding), sharded, hooks)
+            return Resumed(state, kept, keeper.trunk)
 
     def _batches(
         self, stage: Stage, recipe: Recipe, kept: Mapping[str, np.ndarray], start: int
@@ -382,8 +393,9 @@ class Run:
             start=start,
         )
 
-    def _end(self, stage: Stage, state: TrainState, kept: Mapping[str, np.ndarray]) -> Carried:
+    def _end(self, stage: Stage, trained: Resumed) -> Carried:
         """What a trained stage hands to the next: first the policies change it, then the method measures."""
+        state, kept, trunk = trained
         if stage.warms_up:
             return Carried(Learned(state.params, ()))
         sharding, method = self.workspace.sharding, self._method(stage)
@@ -400,13 +412,18 @@ class Run:
         learned = method.end(learned, domain)
         learned = learned._replace(memory=sharding.put("memory", learned.memory))
         policies = sharding.put("policies", policies)
-        carries = self.config.training.second_moment == "carried"
-        return Carried(learned, policies, second_moment if carries else None)
+        carried = second_moment if self._carries and trunk is None else None
+        return Carried(learned, policies, carried, trunk)
 
     def _own(self, stage: Stage) -> Chunks:
         """The text of a stage."""
         texts = [self.results.corpora[name].train for name in stage.domains]
         return texts[0] if len(texts) == 1 else Joined(texts)
+
+    @property
+    def _carries(self) -> bool:
+        """Whether Adam's second moment goes on from domain to domain."""
+        return self.config.training.second_moment == "carried"
 
     def _method(self, stage: Stage) -> Method:
         return self.workspace.method(stage.method_settings)

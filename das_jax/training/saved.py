@@ -11,15 +11,17 @@ from flax.traverse_util import unflatten_dict
 from das_jax.methods.contract import Learned, Method, Policy, SecondMoment
 from das_jax.model.units import parameter_paths
 from das_jax.training.sharding import Sharding
-from das_jax.training.stages import Carried
+from das_jax.training.stages import Carried, Trunk
 from das_jax.training.step import Recipe, TrainState, init_state
 
 
-def saved_in_training(state: TrainState, kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def saved_in_training(
+    state: TrainState, kept: Mapping[str, np.ndarray], trunk: Trunk | None = None
+) -> dict[str, Any]:
     """Of a stage in training; the random key and the domain follow from the configuration, and the place in
     the data from the step. Parts without arrays are left out.
     """
-    parts = {**state._asdict(), "kept": dict(kept)}
+    parts = {**state._asdict(), "kept": dict(kept), "trunk": trunk}
     del parts["rng"], parts["domain"]
     return _not_empty(parts)
 
@@ -34,6 +36,7 @@ def saved_when_finished(finished: Carried) -> dict[str, Any]:
             "kept": dict(learned.kept),
             "policies": finished.policies,
             "second_moment": finished.second_moment,
+            "trunk": finished.trunk,
         }
     )
 
@@ -44,8 +47,7 @@ def _not_empty(parts: dict[str, Any]) -> dict[str, Any]:
 
 def params_shapes(info: dict[str, Any]) -> Any:
     """The tree of parameters that a checkpoint holds, whatever a method made of the model."""
-    shapes = {path: _shape(*each) for path, each in info["shapes"]["params"].items()}
-    return unflatten_dict(shapes, sep="/")
+    return _dicts(info, "params")
 
 
 def learned_shapes(method: Method, sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
@@ -78,16 +80,9 @@ def finished_shapes(
     if "policies" in info["shapes"]:
         found["policies"] = _policies(policies, sharding, info)
     if "second_moment" in info["shapes"]:
-        prefix = "nu/"
-        nu = {
-            path.removeprefix(prefix): _shape(*each)
-            for path, each in info["shapes"]["second_moment"].items()
-            if path.startswith(prefix)
-        }
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        second_moment = SecondMoment(unflatten_dict(nu, sep="/"), steps)  # type: ignore[arg-type]
+        second_moment = SecondMoment(**_dicts(info, "second_moment"))
         found["second_moment"] = sharding.shapes("opt_state", second_moment)
-    return found
+    return found | _trunk(sharding, info)
 
 
 def training_shapes(recipe: Recipe, sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
@@ -108,13 +103,28 @@ def training_shapes(recipe: Recipe, sharding: Sharding, info: dict[str, Any]) ->
     }
     if "kept" in info["shapes"]:
         found["kept"] = _kept(info)
-    return found
+    return found | _trunk(sharding, info)
+
+
+def _trunk(sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
+    """That of a stage, as a part of what is read, if there is one."""
+    if "trunk" not in info["shapes"]:
+        return {}
+    parts = _dicts(info, "trunk")
+    second_moment = SecondMoment(**parts["second_moment"]) if "second_moment" in parts else None
+    return {"trunk": sharding.shapes("opt_state", Trunk(parts["params"], second_moment))}
 
 
 def _policies(policies: tuple[Policy, ...], sharding: Sharding, info: dict[str, Any]) -> Any:
     params = params_shapes(info)
     memory = {policy.name: jax.eval_shape(policy.init, params) for policy in policies}
     return sharding.shapes("policies", _as_saved("policies", memory, info))
+
+
+def _dicts(info: dict[str, Any], part: str) -> dict[str, Any]:
+    """A part, as dicts in dicts, with the shapes that were saved."""
+    shapes = {path: _shape(*each) for path, each in info["shapes"][part].items()}
+    return unflatten_dict(shapes, sep="/")
 
 
 def _kept(info: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -45,6 +45,11 @@ class Schedule:
         """The schedule of a domain that another one came before."""
         return self
 
+    @property
+    def branches_at(self) -> int | None:
+        """The step before which the next domain goes on; None if that is after the last one."""
+        return None
+
 
 @dataclass(frozen=True)
 class Linear(Schedule):
@@ -76,23 +81,49 @@ class Constant(Schedule):
         return 1.0
 
 
-@dataclass(frozen=True)
-class WSD(Schedule):
-    """Warm-up, stable, decay (Hu et al., "MiniCPM", 2024): constant, and 1 - sqrt over the last part, whose
-    last step has a rate of 0 (Hägele et al., NeurIPS 2024).
+@dataclass(frozen=True, kw_only=True)
+class Annealed(Schedule):
+    """Stays at a constant rate until the last part of the domain, over which it falls.
 
     Attributes:
       cooldown: the share of the steps that is the last part.
+      trunk: whether the last part is a branch, which the next domain does not go on from.
     """
 
     cooldown: float
+    trunk: bool = True
 
-    def after_warmup(self, step: Any) -> Any:
-        return 1 - jnp.sqrt(_last_part(step, self.steps, self.rising, self.cooldown))
+    @property
+    def settled(self) -> int:
+        """The steps before the constant rate."""
+        return self.rising
+
+    @property
+    def _last(self) -> int:
+        """The first step of the last part; `steps` if there is none."""
+        return max(self.steps - round(self.steps * self.cooldown), self.settled)
+
+    @property
+    def branches_at(self) -> int | None:
+        return self._last if self.trunk and self._last < self.steps else None
+
+    def annealed(self, step: Any) -> Any:
+        """How much of the last part is behind when a step has been taken: 0 before it, 1 at the last step."""
+        return jnp.clip((step + 1 - self._last) / max(self.steps - self._last, 1), 0, 1)
 
 
 @dataclass(frozen=True)
-class Infinite(Schedule):
+class WSD(Annealed):
+    """Warm-up, stable, decay (Hu et al., "MiniCPM", 2024): constant, and 1 - sqrt over the last part, whose
+    last step has a rate of 0 (Hägele et al., NeurIPS 2024).
+    """
+
+    def after_warmup(self, step: Any) -> Any:
+        return 1 - jnp.sqrt(self.annealed(step))
+
+
+@dataclass(frozen=True)
+class Infinite(Annealed):
     """Settles at a constant rate, from which later domains start without another warm-up (Ibrahim et al.,
     TMLR 2024); the last part of every domain falls exponentially.
 
@@ -100,20 +131,24 @@ class Infinite(Schedule):
       settling: the share of the steps, after the warm-up, over which the rate falls to the constant one, as
         half a wave of a cosine.
       constant: the constant rate, as a share of the peak.
-      cooldown: the share of the steps that is the last part.
       floor: where the last part ends, as a share of the constant rate.
     """
 
     settling: float
     constant: float
-    cooldown: float
     floor: float
 
+    @property
+    def settled(self) -> int:
+        return min(self.rising + self._settling, self.steps)
+
+    @property
+    def _settling(self) -> int:
+        return round(self.steps * self.settling)
+
     def after_warmup(self, step: Any) -> Any:
-        settling = round(self.steps * self.settling)
-        settled = min(self.rising + settling, self.steps)
-        last = _last_part(step, self.steps, settled, self.cooldown)
-        return _half_wave(step - self.rising, settling, self.constant) * self.floor**last
+        last = self.annealed(step)
+        return _half_wave(step - self.rising, self._settling, self.constant) * self.floor**last
 
     def of_later_domains(self) -> "Infinite":
         return dataclasses.replace(self, warmup=0.0, settling=0.0)
@@ -125,9 +160,3 @@ def _half_wave(step: Any, steps: int, low: float) -> Any:
         return low
     share = jnp.clip(step / steps, 0, 1)
     return low + (1 - low) * (1 + jnp.cos(jnp.pi * share)) / 2
-
-
-def _last_part(step: Any, steps: int, earliest: int, share: float) -> Any:
-    """How much of the last part is behind when a step has been taken: 0 before it, 1 at the last step."""
-    begin = max(steps - round(steps * share), earliest)
-    return jnp.clip((step + 1 - begin) / max(steps - begin, 1), 0, 1)

@@ -7,6 +7,7 @@ from das_jax.config.schema import Config
 from das_jax.methods.contract import Learned, Memory, Place, SecondMoment
 from das_jax.methods.registry import method_class
 from das_jax.methods.settings import MethodSettings
+from das_jax.model.masked_lm import Params
 
 TOGETHER = "all"
 """The name of a stage that learns several domains at once."""
@@ -50,18 +51,32 @@ class Stage:
         return Place(self.domain_index, self.domains, own, kept, self.batch_size)
 
 
+class Trunk(NamedTuple):
+    """From where the next stage goes on, if that is not where the last step came to; see `trunk.py`.
+
+    Attributes:
+      params: the trained parameters; the tree has no others.
+      second_moment: Adam's, if it is carried over.
+    """
+
+    params: Params
+    second_moment: SecondMoment | None = None
+
+
 class Carried(NamedTuple):
     """What one stage hands to the next.
 
     Attributes:
       learned: the parameters, and what the method carries; its memory is None before the first domain.
       policies: what each policy carries, by its name; none before the first domain.
-      second_moment: Adam's, if they are carried over.
+      second_moment: Adam's, if it is carried over and not the trunk's.
+      trunk: if there is one; `learned` has the parameters that serve.
     """
 
     learned: Learned
     policies: dict[str, Memory] | None = None
     second_moment: SecondMoment | None = None
+    trunk: Trunk | None = None
 
 
 def stages_of(config: Config) -> list[Stage]:

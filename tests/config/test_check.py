@@ -133,6 +133,11 @@ def test_an_end_task_that_belongs_nowhere_or_takes_anothers_name_is_refused(
             "or set training.schedule to infinite.",
         ),
         (
+            "trunk: false",
+            "command line: training.trunk is false, which the schedule linear does not use; leave it out, "
+            "or set training.schedule to infinite or wsd.",
+        ),
+        (
             "schedule: infinite, warmup: 0.2, settling: 0.5, cooldown: 0.4",
             "command line: training.warmup and training.settling and training.cooldown together take 1.1 of "
             "a domain's steps; make it 1 at most.",
@@ -150,6 +155,32 @@ def test_an_end_task_that_belongs_nowhere_or_takes_anothers_name_is_refused(
 def test_a_schedule_is_given_what_it_uses_and_no_more_than_there_is(load, training, sentence):
     with pytest.raises(UserError, match="^" + re.escape(sentence)):
         load(f"--training={{{training}}}")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "other", "why"),
+    [
+        (
+            "infinite",
+            "policies={averaging: {}}",
+            "policies.averaging merges what one domain after the other goes on from",
+        ),
+        (
+            "wsd",
+            "method={name: hat}",
+            "method.name hat keeps the units of earlier domains as they were served",
+        ),
+    ],
+)
+def test_what_needs_one_state_has_no_trunk(load, schedule, other, why):
+    sentence = (
+        f"command line: training.schedule is {schedule}, which ends a domain in two states, one to serve "
+        f"and one to go on from, but {why}; set training.trunk to false."
+    )
+    with pytest.raises(UserError, match="^" + re.escape(sentence)):
+        load(f"--training.schedule={schedule}", f"--{other}")
+    for mended in ("{schedule: wsd, trunk: false}", "{schedule: infinite, cooldown: 0}"):
+        load(f"--training={mended}", f"--{other}")
 
 
 def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load):

@@ -85,6 +85,7 @@ def test_equal_settings_are_equal_optimizers() -> None:
         made(schedule="rewarmed"),
         made(**infinite),
         made(first=False, **infinite),
+        made(trunk=False, **infinite),
         made(second_moment="carried"),
         domain_optimizer(TrainingSettings(), 10, learning_rate=0.5),
         domain_optimizer(TrainingSettings(), 10, decays=(("b", True), (".*", False))),

@@ -22,7 +22,7 @@ from das_jax.training.saved import (
     training_shapes,
 )
 from das_jax.training.sharding import Sharding, make_sharding
-from das_jax.training.stages import Carried
+from das_jax.training.stages import Carried, Trunk
 from das_jax.training.step import first_state, recipe
 
 
@@ -70,11 +70,13 @@ def test_a_checkpoint_says_what_it_holds(
     second_moment = SecondMoment(
         optax.tree.ones_like(state.params), sharding.replicate(jnp.int32(9))
     )
+    trained = {"graft": jax.tree.map(jnp.negative, state.params["graft"])}
     if finished:
         learned = Learned(state.params, state.memory, KEPT)
-        saved = saved_when_finished(Carried(learned, state.policies, second_moment))
+        carried = Carried(learned, state.policies, second_moment, Trunk(trained))
+        saved = saved_when_finished(carried)
     else:
-        saved = saved_in_training(state, KEPT)
+        saved = saved_in_training(state, KEPT, Trunk(trained, second_moment))
 
     def shapes(sharding: Sharding, info: dict[str, Any]) -> dict[str, Any]:
         if finished:

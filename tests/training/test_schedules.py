@@ -1,5 +1,6 @@
 """Learning rates: against an independent implementation, and what each schedule promises."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +10,15 @@ import pytest
 
 from das_jax.config.schema import TrainingSettings
 from das_jax.training.optimizer import domain_optimizer
-from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule
+from das_jax.training.schedules import (
+    WSD,
+    Annealed,
+    Constant,
+    Cosine,
+    Infinite,
+    Linear,
+    Schedule,
+)
 
 
 def rates(schedule: Schedule) -> np.ndarray:
@@ -63,8 +72,8 @@ SCHEDULES = [
     Cosine(3.0, 7, 0.3),
     Cosine(3.0, 7, 0.3, 0.2),
     Constant(3.0, 7, 0.3),
-    WSD(3.0, 7, 0.3, 0.3),
-    Infinite(3.0, 7, 0.3, 0.3, 0.5, 0.3, 0.1),
+    WSD(3.0, 7, 0.3, cooldown=0.3),
+    Infinite(3.0, 7, 0.3, 0.3, 0.5, 0.1, cooldown=0.3),
 ]
 
 
@@ -84,7 +93,7 @@ def test_cosine_falls_to_its_floor_and_constant_nowhere() -> None:
 
 @pytest.mark.parametrize("cooldown", [0.0, 0.5])
 def test_later_domains_go_on_at_the_constant_rate(cooldown: float) -> None:
-    later = Infinite(2.0, 8, 0.25, 0.5, 0.5, cooldown, 0.01).of_later_domains()
+    later = Infinite(2.0, 8, 0.25, 0.5, 0.5, 0.01, cooldown=cooldown).of_later_domains()
     expected = np.r_[[1.0] * 4, [1.0] * 4 if cooldown == 0 else 0.01 ** (np.arange(1, 5) / 4)]
     np.testing.assert_allclose(rates(later), expected, rtol=1e-6)
     linear = SCHEDULES[0]
@@ -94,7 +103,28 @@ def test_later_domains_go_on_at_the_constant_rate(cooldown: float) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_domain_too_short_for_its_phases_takes_as_many_as_fit(steps: int) -> None:
     """Phases are rounded to whole steps, and may round up to more than there are."""
-    for schedule in (WSD(1.0, steps, 0.5, 0.5), Infinite(1.0, steps, 0.5, 0.25, 0.5, 0.5, 0.1)):
+    for schedule in (
+        WSD(1.0, steps, 0.5, cooldown=0.5),
+        Infinite(1.0, steps, 0.5, 0.25, 0.5, 0.1, cooldown=0.5),
+    ):
         found = rates(schedule)
         assert np.isfinite(found).all()
         assert ((found >= 0) & (found <= 1)).all()
+        assert schedule.branches_at in (None, *range(schedule.settled, steps))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: type(each).__name__)
+def test_a_branch_begins_with_the_first_step_below_the_constant_rate(schedule: Schedule) -> None:
+    branch = schedule.branches_at
+    if not isinstance(schedule, Annealed):
+        assert branch is None
+        return
+    assert branch == 5
+    for each in (schedule, schedule.of_later_domains()):
+        found = rates(each)
+        np.testing.assert_array_equal(found[schedule.settled : branch], found[branch - 1])
+        assert found[branch] < found[branch - 1]
+    assert dataclasses.replace(schedule, trunk=False).branches_at is None
+    assert dataclasses.replace(schedule, cooldown=0.05).branches_at is None, "of no whole step"
+    whole = dataclasses.replace(schedule, warmup=0.0, cooldown=1.0)
+    assert whole.branches_at == whole.settled
