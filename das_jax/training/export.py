@@ -162,9 +162,9 @@ def _view(history: RunHistory, stage: Stage, domain: str) -> Net:
     workspace = history.workspace
     learned = [name for names in history.domains for name in names]
     if domain not in learned:
+        other = f", or one of {', '.join(learned)}" if learned else ""
         raise UserError(
-            f"{domain} is not learned yet after {stage.name}; give a later stage, or one of "
-            f"{', '.join(learned) or 'no domain at all'}"
+            f"{domain} is not learned yet after {stage.name}; give a later stage{other}"
         )
     method = workspace.method(stage.method_settings)
     return mixed(method.view(history, domain, _DomainTexts(workspace, domain))).best
