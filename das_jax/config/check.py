@@ -25,8 +25,8 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
     Raises:
       UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
-        a domain that is not learned, a schedule with another's options or longer than a domain, a policy
-        that lacks what it needs, or a file of the method's or of a policy's that does not exist.
+        a domain that is not learned, a schedule with another's options or longer than a domain, a method or
+        a policy that lacks what it needs, or a file of the method's or of a policy's that does not exist.
     """
     _check_seeds(config, origin)
     _check_domains(config, origin)
@@ -143,13 +143,19 @@ def _check_trunk(config: Config, origin: Callable[[str], str]) -> None:
 
 def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
     training, policies = config.training, config.policies
+    readers = {
+        "method.general": getattr(config.method, "general", None),
+        "policies.general_share": policies.general_share,
+    }
+    for key, value in readers.items():
+        if value and config.general is None:
+            raise UserError(
+                f"{origin(key)}: {key} is {str(value).lower()}, but there is no general text; add `general`, "
+                "or leave it out."
+            )
     if policies.general_share:
         key = f"policies.general_share is {policies.general_share}"
         place = origin("policies.general_share")
-        if config.general is None:
-            raise UserError(
-                f"{place}: {key}, but there is no general text; add `general`, or leave it out."
-            )
         rows = Stream(GENERAL, policies.general_share).rows(training.batch_size)
         if rows in (0, training.batch_size):
             what = "no row" if rows == 0 else "every row"

@@ -22,10 +22,15 @@ class Stream(NamedTuple):
             the rows that the method kept of earlier domains.
         share: Of "general" and "kept", the share of every batch; of domains, the share of the other rows,
             relative to each other's.
+        setting: The key that says the share, for whoever has to change it.
     """
 
     name: str
     share: float = 1.0
+    setting: str | None = None
+
+    def __str__(self) -> str:
+        return self.setting or f"the share of the stream {self.name!r}"
 
     @property
     def counted(self) -> bool:
@@ -79,16 +84,16 @@ def check_streams(
             )
         if stream.counted and not stream.rows(batch_size):
             raise UserError(
-                f"The share of the stream {stream.name!r}, {stream.share:g}, makes no row of a batch of "
-                f"{batch_size}: raise the share or training.batch_size."
+                f"{stream} is {stream.share:g}, which makes no row of a batch of {batch_size}: raise it, or "
+                "training.batch_size."
             )
     counted = [stream for stream in streams if stream.counted]
     rows = sum(stream.rows(batch_size) for stream in counted)
     if rows + (len(counted) < len(streams)) > batch_size:
-        taking = " and ".join(repr(stream.name) for stream in counted)
+        taking = " and ".join(f"{stream} ({stream.share:g})" for stream in counted)
         raise UserError(
-            f"The shares of the streams {taking} leave no row of a batch of {batch_size} to new text: lower "
-            "them or raise training.batch_size."
+            f"Of a batch of {batch_size}, {taking} leave no row to new text: lower what is taken, or raise "
+            "training.batch_size."
         )
     taken = [stream.rows(batch_size) for stream in streams if stream.name == KEPT]
     most = max([kept_rows, *taken])

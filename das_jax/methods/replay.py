@@ -16,11 +16,12 @@ class Replay(Method):
 
     def plan(self, place: Place) -> Plan:
         settings = self.settings
-        kept = Stream(KEPT, settings.share)
+        kept = Stream(KEPT, settings.share, "method.share")
         if place.first:
             self._reservoir(seed=0).check(sum(place.counts), kept.rows(place.batch_size))
-        general = [Stream(GENERAL, settings.general)] if settings.general else []
-        return Plan(self.model, streams=(Stream(OWN), kept, *general))
+        general = Stream(GENERAL, settings.general, "method.general")
+        streams = (Stream(OWN), kept, *[general] * (settings.general > 0))
+        return Plan(self.model, streams=streams)
 
     def end(self, learned: Learned, domain: Domain) -> Learned:
         """Fills the buffer with what was learned, so that no row is ever of the domain being learned."""

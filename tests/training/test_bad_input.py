@@ -255,7 +255,7 @@ def test_settings_of_methods_are_checked_before_anything_is_prepared(
 
 def test_ewc_of_general_text_that_there_is_not(refused: Refused) -> None:
     said = refused("--quiet", method={"name": "ewc", "general": True}, general=None)
-    assert "add `general` to it" in said
+    assert "method.general is True, but there is no general text; add `general`" in said
 
 
 def table(path: Path, *rows: str) -> dict[str, str]:
@@ -315,15 +315,25 @@ REPLAY = {"name": "replay", "share": 0.25, "buffer": 8}
             r"method\.buffer is 100000, more than the \d+ chunks of the domains learned so far",
         ),
         ({**REPLAY, "buffer": 1}, r"method\.buffer is 1, fewer than the 2 rows that every batch"),
-        ({**REPLAY, "share": 0.01}, r"stream 'kept', 0\.01, makes no row of a batch of 8: raise"),
-        ({**REPLAY, "share": 0.99}, r"'kept' leave no row of a batch of 8 to new text"),
+        (
+            {**REPLAY, "share": 0.01},
+            r"method\.share is 0\.01, which makes no row of a batch of 8: raise",
+        ),
+        (
+            {**REPLAY, "general": 0.8},
+            r"of 8, method\.share \(0\.25\) and method\.general \(0\.8\) leave no row to new text",
+        ),
         (
             {"name": "derpp", "buffer": 12, "rows": 1.5},
             r"training\.batch_size x method\.rows is 12, which does not divide by the 8 devices; use 8",
         ),
+        (
+            {"name": "das", "contrastive": {"subsample": 3}},
+            r"method\.contrastive\.subsample is 3, which does not divide the 8 examples of a step",
+        ),
     ],
 )
-def test_rows_that_cannot_be_kept(
+def test_rows_that_a_batch_cannot_have(
     refused: Refused, tmp_path: Path, method: dict[str, Any], said: str
 ) -> None:
     """Before the first domain is learned, though only the second needs them."""
@@ -337,9 +347,11 @@ def test_a_share_of_general_text_given_twice_or_of_none(refused: Refused) -> Non
         "replay is set to read general text itself, and so does policies.general_share"
         in refused(method=method, policies={"general_share": 0.25})
     )
-    assert "There is no stream 'general'" in refused(method=method, general=None)
+    assert "method.general is 0.25, but there is no general text" in refused(
+        method=method, general=None
+    )
     measured = refused(method={"name": "ewc", "general": True}, general=None)
-    assert "method.name ewc is to measure general text, and the configuration has none" in measured
+    assert "method.general is true, but there is no general text" in measured
 
 
 @pytest.mark.parametrize("name", ["own", "kept", "general"])

@@ -18,6 +18,8 @@ from das_jax.methods.contract import (
     Metrics,
     Moment,
     Net,
+    Place,
+    Plan,
     Transforms,
     UpdateTrace,
 )
@@ -59,6 +61,11 @@ class DAS(Method):
         """Looks at the file of I^(0), which is needed after the warm-up only."""
         if (initial := self.settings.importance.initial) is not None:
             importance_map.load(initial, self.model.architecture)
+
+    def plan(self, place: Place) -> Plan:
+        # A step would say it, after the warm-up and the measuring; only it knows the devices.
+        self._contrasted(place.batch_size, "a step")
+        return super().plan(place)
 
     @classmethod
     def lost(cls, settings: Any, directory: Path, index: int, base: Path) -> list[str]:
@@ -165,7 +172,7 @@ class DAS(Method):
         masked_lm = self.masked_lm_loss(net, hidden_BxTxD, masked, moment)
         if settings.weight == 0:
             return masked_lm, {"masked_lm": masked_lm}
-        rows = self._contrasted(tokens_BxT.shape[0])
+        rows = self._contrasted(tokens_BxT.shape[0], "a device")
         views = (
             hidden_BxTxD[rows]
             if settings.anchor == "masked"
@@ -182,13 +189,13 @@ class DAS(Method):
         loss = masked_lm + settings.weight * contrastive
         return loss, {"masked_lm": masked_lm, "contrastive": contrastive}
 
-    def _contrasted(self, batch_size: int) -> slice:
+    def _contrasted(self, batch_size: int, of: str) -> slice:
         """The examples of a shard that the views are made of: the same ones on any number of devices."""
         step = self.settings.contrastive.subsample
-        if batch_size % step:
+        if self.settings.contrastive.weight and batch_size % step:
             raise UserError(
                 f"method.contrastive.subsample is {step}, which does not divide the {batch_size} examples "
-                "of a device; change it, or training.batch_size"
+                f"of {of}; change it, or training.batch_size"
             )
         return slice(None, None, step)
 

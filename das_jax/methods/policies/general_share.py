@@ -18,4 +18,5 @@ class GeneralShare(Policy):
                 f"method.name {self.method.settings.name} is set to read general text itself, and so does "
                 "policies.general_share; leave one of them out"
             )
-        return dataclasses.replace(plan, streams=(*plan.streams, Stream(GENERAL, self.settings)))
+        general = Stream(GENERAL, self.settings, "policies.general_share")
+        return dataclasses.replace(plan, streams=(*plan.streams, general))
