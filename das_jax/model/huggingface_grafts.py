@@ -119,6 +119,16 @@ def is_graft(directory: Path) -> bool:
     return (directory / ABOUT_FILE).is_file()
 
 
+def base_hash(directory: Path) -> str:
+    """The hash of the weights that the graft in a directory was trained on.
+
+    Raises:
+      UserError: what says so is damaged.
+    """
+    about = read_json(Path(directory) / ABOUT_FILE, _ABOUT, "export the graft again")
+    return str(about["base_hash"])
+
+
 def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft, Params]:
     """Reads a graft that `write` wrote, or a LoRA adapter of peft's, which does not say its base's weights.
 

@@ -137,12 +137,27 @@ class Results:
                     return True
                 if row != BASE:
                     open_tensors(directory)
+                    first = self.stages[0]
+                    if first.warms_up and row == first.name and self._is_other_base(directory):
+                        return False
                 found = huggingface_config.architecture_of(directory)
             except Exception:  # Damaged bytes raise anything.
                 return False
             return found == architecture
 
         return row not in self.scores or not on_first_host(whole)
+
+    def _is_other_base(self, warm_up: Path) -> bool:
+        """Whether a graft of the run says that it was trained on other weights than are there now."""
+        paths = [
+            self.directory.stage(each.number, each.name) / "huggingface" for each in self.stages
+        ]
+        named = {
+            huggingface_grafts.base_hash(path)
+            for path in paths
+            if huggingface_grafts.is_graft(path)
+        }
+        return bool(named) and named != {huggingface.load(warm_up).weights_hash()}
 
     def summary(self, name: str, learned: tuple[str, ...] = ()) -> str:
         """The held-out losses before and after a stage, and whether it learned what it was to learn.

@@ -167,3 +167,23 @@ def test_a_pool_is_learned_at_one_go(project: Project, tmp_path: Path, capsys: C
     assert cli.main(["export", str(run), str(target), "--domain", "reviews"]) == 0
     expected = run / "01-all" / "huggingface" / "model.safetensors"
     assert (target / "model.safetensors").read_bytes() == expected.read_bytes()
+
+
+def test_the_base_of_grafts_is_made_again_and_they_stay_its_own(
+    project: Project, tmp_path: Path
+) -> None:
+    """After one bit of it has changed: what was trained on it says what it was."""
+    config, run = configuration(project, tmp_path / "run.yaml", "adapter"), tmp_path / "run"
+    values = yaml.safe_load(config.read_text())
+    values["domains"], values["method"]["bottleneck"] = values["domains"][:1], 4
+    config.write_text(yaml.safe_dump(values))
+    arguments = ["pretrain", str(config), f"--output_dir={run}", "--quiet"]
+    assert cli.main(arguments) == 0
+    base, graft = (run / stage / "huggingface" for stage in ("00-news", "01-papers"))
+    files = base / "model.safetensors", graft / "graft.json"
+    expected = [file.read_bytes() for file in files]
+    damaged = bytearray(expected[0])
+    damaged[-20] ^= 64
+    files[0].write_bytes(damaged)
+    assert cli.main(arguments) == 0
+    assert [file.read_bytes() for file in files] == expected
