@@ -25,7 +25,7 @@ from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.evaluation.finetune import Finetuning
-from das_jax.methods.contract import Net
+from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import Params

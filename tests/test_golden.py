@@ -16,9 +16,10 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
-from das_jax.methods.contract import Moment, Net
+from das_jax.methods.contract import Moment
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
+from das_jax.methods.net import Net
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params

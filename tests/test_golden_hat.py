@@ -10,8 +10,9 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
-from das_jax.methods.contract import Moment, Net, Place
+from das_jax.methods.contract import Moment, Place
 from das_jax.methods.hat import HAT, HATMemory, HATSettings, gates_of, regulariser
+from das_jax.methods.net import Net
 from das_jax.model.masked_lm import Params
 from das_jax.model.plain import plain_params
 from das_jax.model.units import Units, full_units

@@ -151,6 +151,9 @@ class MeshSettings:
     state: Literal["replicated", "optimizer", "parameters"] = "replicated"
     """What each device holds only a part of: nothing, the optimizer's state (ZeRO-1), or the parameters
     too (FSDP)."""
+    gather: Literal["layer", "step"] = "layer"
+    """When parameters that are split are put together: a layer's when a pass comes to it, forward and
+    backward, which needs the least memory; or all once a step, which moves a sixth in three passes."""
     exchange: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type in which gradients and parameters travel between devices; `auto` is that of the matrix
     products. bfloat16 rounds them: a method whose loss reads `params` itself may want float32."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from das_jax.data.batches import whole_batches
 from das_jax.data.cloze import Facts
-from das_jax.methods.contract import Mixture, Net, mixed
+from das_jax.methods.net import Mixture, Net, mixed
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.objectives.mixture import mixture_log_probabilities
 from das_jax.training.metrics import NotFiniteError

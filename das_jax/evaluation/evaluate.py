@@ -24,7 +24,7 @@ from das_jax.evaluation.cloze_precision import precision
 from das_jax.evaluation.finetune import Finetuned, finetune
 from das_jax.evaluation.scores import Evaluation, runs_of
 from das_jax.files import sweep
-from das_jax.methods.contract import Mixture, Net, mixed
+from das_jax.methods.net import Mixture, Net, mixed
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
 from das_jax.model.grafts.files import Base

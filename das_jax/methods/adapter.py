@@ -1,7 +1,7 @@
 """Adapters: small bottlenecks behind every sub-layer (Houlsby et al., ICML 2019)."""
 
-from das_jax.methods.contract import Rules
 from das_jax.methods.grafted import Grafted
+from das_jax.methods.partition import Rules
 from das_jax.methods.settings import AdapterSettings
 from das_jax.model.grafts.adapter import Adapter as AdapterGraft
 

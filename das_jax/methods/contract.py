@@ -8,7 +8,7 @@ engine never asks which method it is.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -20,8 +20,9 @@ from flax import struct
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.data.streams import Stream
+from das_jax.methods.net import Mixture, Net
+from das_jax.methods.partition import EVERYTHING, Rules
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.model.units import Units, claims
 from das_jax.objectives.masked_lm_loss import token_losses, weighted_mean
 
 Memory = Any
@@ -29,11 +30,6 @@ Memory = Any
 structure stays the same, its shapes may grow."""
 
 Metrics = dict[str, jax.Array]
-
-Rules = tuple[tuple[str, bool], ...]
-"""(pattern, yes or no): the first pattern that matches a parameter's whole path decides."""
-
-EVERYTHING: Rules = ((".*", True),)
 
 
 @struct.dataclass
@@ -49,78 +45,6 @@ class Split:
 
     tree: Any
     whole: bool = struct.field(pytree_node=False, default=False)
-
-
-class Parts(NamedTuple):
-    """Parameters of layers that live split over the devices.
-
-    Attributes:
-      whole: put together, all of them; what no loss looks at is never made.
-      own: this device's part.
-      gather: puts those of one layer together.
-    """
-
-    whole: Params
-    own: Params
-    gather: Callable[[Params], Params]
-
-
-class Net(NamedTuple):
-    """A model bound to its parameters.
-
-    Attributes:
-      model: with its graft, if it has one.
-      params: its parameters.
-      gates: what multiplies its units, [L, U]; None costs nothing.
-      parts: what the layers' parameters are made of, where that is to be done one by one; it says nothing
-        of a net whose parameters are replaced.
-    """
-
-    model: MaskedLM
-    params: Params
-    gates: Units | None = None
-    parts: Parts | None = None
-
-    def encode(
-        self,
-        tokens_BxT: jax.Array,
-        mask_BxT: jax.Array,
-        dropout_keys_B: jax.Array | None = None,
-        gates: Units | None = None,
-    ) -> jax.Array:
-        """The last hidden state, [B, T, D]; `gates` in place of the net's own."""
-        gates = self.gates if gates is None else gates
-        model, params, parts = self.model, self.params, self.parts
-        if parts is not None and params["layers"] is parts.whole:
-            model = replace(model, gather=parts.gather)
-            params = {**params, "layers": parts.own}
-        return model.encode(params, tokens_BxT, mask_BxT, gates, dropout_keys_B)
-
-    def logits(self, hidden_BxTxD: jax.Array, positions_BxM: jax.Array | None = None) -> jax.Array:
-        """LM logits at the given positions, [B, M, V]."""
-        return self.model.logits(self.params, hidden_BxTxD, positions_BxM)
-
-
-class Mixture(NamedTuple):
-    """Several nets whose probabilities are mixed.
-
-    Attributes:
-      nets: E of them.
-      weights: the share of each, E numbers that sum to 1.
-    """
-
-    nets: tuple[Net, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def best(self) -> Net:
-        """The net with the largest share; of equal ones the latest."""
-        return self.nets[max(range(len(self.nets)), key=lambda e: (self.weights[e], e))]
-
-
-def mixed(served: Net | Mixture) -> Mixture:
-    """Whoever serves, as a mixture: a net alone is one of itself."""
-    return served if isinstance(served, Mixture) else Mixture((served,), (1.0,))
 
 
 Weigh = Callable[[Net, Masked, jax.Array], jax.Array]
@@ -199,7 +123,6 @@ class Plan:
       streams: the texts that a batch is made of.
       kept_rows: rows of what the method kept that come beside every batch, in `Batch.extra`, once there
         are any. A setting that says how many is called `rows`.
-      measures: the texts, beside its own, that the method samples before or after it.
       start: from the stage before, or from the base model.
       learning_rate: the highest; None for the configuration's.
     """
@@ -209,7 +132,6 @@ class Plan:
     decays: Rules = EVERYTHING
     streams: tuple[Stream, ...] = (Stream("own"),)
     kept_rows: int = 0
-    measures: tuple[str, ...] = ()
     start: Literal["previous", "base"] = "previous"
     learning_rate: float | None = None
 
@@ -569,25 +491,3 @@ class Policy:
     ) -> tuple[Learned, Memory]:
         """Called after a domain has been trained on, before the method's own `end`."""
         return learned, memory
-
-
-def partition(params: Params, rules: Rules) -> tuple[Params, Params]:
-    """The parameters that are trained, and all others; None in the place of those of the other part.
-
-    Raises:
-      ValueError: a parameter that no rule claims.
-    """
-    leaves, treedef = jax.tree.flatten(params)
-    trained = claims(params, rules, "no rule of Plan.trains claims the parameter {!r}; add one")
-    parts = [
-        [x if each == wanted else None for x, each in zip(leaves, trained, strict=True)]
-        for wanted in (True, False)
-    ]
-    return jax.tree.unflatten(treedef, parts[0]), jax.tree.unflatten(treedef, parts[1])
-
-
-def merged(trained: Params, others: Params) -> Params:
-    """All parameters again."""
-    return jax.tree.map(
-        lambda x, other: other if x is None else x, trained, others, is_leaf=lambda x: x is None
-    )

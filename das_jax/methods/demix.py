@@ -12,14 +12,13 @@ from das_jax.methods.contract import (
     History,
     Learned,
     Method,
-    Mixture,
-    Net,
     Place,
     Plan,
-    Rules,
     Texts,
     own_or_nearest,
 )
+from das_jax.methods.net import Mixture, Net
+from das_jax.methods.partition import Rules
 from das_jax.methods.settings import DEMixSettings
 from das_jax.objectives.mixture import cached_prior, posterior
 

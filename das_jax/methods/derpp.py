@@ -24,10 +24,10 @@ from das_jax.methods.contract import (
     Method,
     Metrics,
     Moment,
-    Net,
     Place,
     Plan,
 )
+from das_jax.methods.net import Net
 from das_jax.methods.settings import DERppSettings
 from das_jax.model.flops import encoder_flops
 from das_jax.model.masked_lm import Params

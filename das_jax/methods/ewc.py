@@ -8,15 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from das_jax.data.streams import GENERAL
 from das_jax.methods.contract import (
     Domain,
     Learned,
     Method,
     Metrics,
     Moment,
-    Place,
-    Plan,
     Split,
     Transforms,
     UpdateTrace,
@@ -50,9 +47,6 @@ class EWC(Method):
 
     paper = "Kirkpatrick et al., PNAS 2017"
     kind = "whole model, penalty"
-
-    def plan(self, place: Place) -> Plan:
-        return Plan(self.model, measures=(GENERAL,) if self.settings.general else ())
 
     def init(self, params: Params) -> EWCMemory:
         zeros = jax.tree.map(jnp.zeros_like, params)

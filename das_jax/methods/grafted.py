@@ -10,15 +10,14 @@ from das_jax.methods.contract import (
     History,
     Learned,
     Method,
-    Mixture,
-    Net,
     Place,
     Plan,
-    Rules,
     Texts,
     nearest,
     own_or_nearest,
 )
+from das_jax.methods.net import Mixture, Net
+from das_jax.methods.partition import Rules
 from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.masked_lm import Params

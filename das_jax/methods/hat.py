@@ -15,25 +15,21 @@ import optax
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
 from das_jax.methods.contract import (
-    EVERYTHING,
     Domain,
     History,
     Learned,
     Method,
     Metrics,
-    Mixture,
     Moment,
-    Net,
     Place,
     Plan,
-    Rules,
     Texts,
     Transforms,
     UpdateTrace,
-    merged,
     own_or_nearest,
-    partition,
 )
+from das_jax.methods.net import Mixture, Net
+from das_jax.methods.partition import EVERYTHING, Rules, merged, partition
 from das_jax.methods.settings import HATSettings as HATSettings
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.leaves import leaves_of, sides_of

@@ -2,16 +2,8 @@
 (Don't Stop Pretraining, ACL 2020).
 """
 
-from das_jax.methods.contract import (
-    History,
-    Method,
-    Mixture,
-    Net,
-    Place,
-    Plan,
-    Texts,
-    own_or_nearest,
-)
+from das_jax.methods.contract import History, Method, Place, Plan, Texts, own_or_nearest
+from das_jax.methods.net import Mixture, Net
 
 
 class Independent(Method):

@@ -10,7 +10,8 @@ from rich.table import Table
 from das_jax.config.schema import Config, CorpusSettings, ModelSettings
 from das_jax.data.settings import TextSource
 from das_jax.errors import UserError
-from das_jax.methods.contract import Method, partition
+from das_jax.methods.contract import Method
+from das_jax.methods.partition import partition
 from das_jax.methods.registry import METHODS
 from das_jax.methods.settings import NaiveSettings
 from das_jax.model.architecture import Architecture

@@ -261,7 +261,7 @@ def shard_over(topology: Topology, config: Config) -> Sharding:
             "use at most that many, or `all`"
         )
     exchange = exchange_dtype(config.mesh.exchange, compute_dtype(config, "tpu"))
-    return sharding_over(available[:count], config.mesh.state, exchange)
+    return sharding_over(available[:count], config.mesh.state, exchange, config.mesh.gather)
 
 
 def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:

@@ -1,8 +1,8 @@
 """What devices send each other once a step, inside `shard_map`: split parameters and sums of gradients.
 
-The layers' parameters are put together one layer at a time, where the loop over layers comes to them, and
-once more in the backward pass, which sends every layer's gradient on as soon as it has it (FSDP; Zhao et al.,
-VLDB 2023). All others are put together before the loss.
+With `mesh.gather: layer` the layers' parameters are put together one layer at a time, where a pass comes to
+them, and once more in its backward pass, which sends every layer's gradient on as soon as it has it (FSDP;
+Zhao et al., VLDB 2023). All others are put together before the loss.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from das_jax.methods.contract import Net, Parts, Split
+from das_jax.methods.contract import Split
+from das_jax.methods.net import Net, Parts
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.collectives import per_shard
@@ -40,7 +41,9 @@ def whole_params(params: Params, specs: Any, sharding: Sharding, leaves: Leaves 
 def whole_but_layers(params: Params, specs: Any, sharding: Sharding) -> Params:
     """The same, but of the layers' parameters this device's part, where it has one of each layer."""
     return _each(
-        lambda x, spec, leaf: x if _by_layer(spec, leaf) else _whole(x, spec, leaf, sharding),
+        lambda x, spec, leaf: (
+            x if _by_layer(spec, leaf, sharding) else _whole(x, spec, leaf, sharding)
+        ),
         params,
         specs,
     )
@@ -57,13 +60,15 @@ def net_of_parts(model: MaskedLM, params: Params, specs: Any, sharding: Sharding
       specs: how the parameters are split.
       sharding: matrices travel in the type that it says.
     """
-    if not any(jax.tree.leaves(_each(lambda _, *one: _by_layer(*one), params, specs))):
+    if not any(
+        jax.tree.leaves(_each(lambda _, spec, leaf: _by_layer(spec, leaf, sharding), params, specs))
+    ):
         return Net(model, params)
     specs = {LAYERS: specs[LAYERS]}
 
     def put_together(layers: Params, stacked: bool) -> Params:
         def one(x: jax.Array, spec: PartitionSpec, leaf: Leaf) -> jax.Array:
-            if not _by_layer(spec, leaf):
+            if not _by_layer(spec, leaf, sharding):
                 return x
             return _whole(x, spec if stacked else PartitionSpec(*spec[1:]), leaf, sharding)
 
@@ -85,9 +90,9 @@ def _each(
     return jax.tree.unflatten(treedef, [function(*one) for one in each])
 
 
-def _by_layer(spec: PartitionSpec, leaf: Leaf) -> bool:
-    """Whether every device has a part of each layer's own array."""
-    return len(spec) > 1 and leaf.path.startswith(LAYERS)
+def _by_layer(spec: PartitionSpec, leaf: Leaf, sharding: Sharding) -> bool:
+    """Whether it is put together layer by layer: every device must have a part of each layer's own."""
+    return sharding.gather == "layer" and len(spec) > 1 and leaf.path.startswith(LAYERS)
 
 
 def _whole(x: jax.Array, spec: PartitionSpec, leaf: Leaf, sharding: Sharding) -> jax.Array:
@@ -138,7 +143,7 @@ def summed_but_layers(
       params_specs: how the parameters are split.
       sharding: gradients travel in the type that it says.
     """
-    summed = _each(lambda _, *one: _by_layer(*one), gradients, params_specs)
+    summed = _each(lambda _, spec, leaf: _by_layer(spec, leaf, sharding), gradients, params_specs)
     return jax.tree.map(
         lambda x, spec, done: x if done else _summed(x, spec, sharding), gradients, specs, summed
     )

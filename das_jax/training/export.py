@@ -12,7 +12,8 @@ import numpy as np
 
 from das_jax.config.schema import Config, MeshSettings
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Net, mixed
+from das_jax.methods.contract import Learned
+from das_jax.methods.net import Net, mixed
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
 from das_jax.model.masked_lm import Params
 from das_jax.outputs import check_free, creating

@@ -7,7 +7,7 @@ is a logit where nothing is predicted.
 
 import jax
 
-from das_jax.methods.contract import EVERYTHING, partition
+from das_jax.methods.partition import EVERYTHING, partition
 from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.leaves import WORDS, claimed
 from das_jax.training.step import Recipe

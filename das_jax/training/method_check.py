@@ -13,7 +13,8 @@ import optax
 from das_jax.data.batch import Batch
 from das_jax.data.batches import ChunkRows, chosen_batches
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Memory, Method, Net, Place, Plan, kept_count
+from das_jax.methods.contract import Learned, Memory, Method, Place, Plan, kept_count
+from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from das_jax.methods.contract import Learned, Net
+from das_jax.methods.contract import Learned
+from das_jax.methods.net import Net
 
 
 @dataclass(frozen=True)

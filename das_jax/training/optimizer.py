@@ -10,13 +10,8 @@ import optax
 
 from das_jax.config.schema import SCHEDULE_OPTIONS, TrainingSettings
 from das_jax.errors import UserError
-from das_jax.methods.contract import (
-    EVERYTHING,
-    Rules,
-    SecondMoment,
-    Transforms,
-    UpdateTrace,
-)
+from das_jax.methods.contract import SecondMoment, Transforms, UpdateTrace
+from das_jax.methods.partition import EVERYTHING, Rules
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import claims, parameter_paths
 from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule

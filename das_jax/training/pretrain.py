@@ -1,67 +1,37 @@
 """A sequence of domains, learned one after the other; killed anywhere, the same command goes on."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from das_jax import stopping
 from das_jax.config.schema import Config
-from das_jax.data.batch import Batch
-from das_jax.data.batches import Chunks
-from das_jax.data.stream_batches import Joined, stream_batches
-from das_jax.data.streams import GENERAL, OWN
 from das_jax.errors import UserError
 from das_jax.files import explaining_full_disk
-from das_jax.methods.contract import Learned, Method, Net, Plan, kept_count
-from das_jax.training.accumulate import TrainingDomain
-from das_jax.training.checkpoint import Checkpoints
+from das_jax.methods.contract import Learned
 from das_jax.training.console import Console
-from das_jax.training.distributed import Agreement, on_first_host
-from das_jax.training.flops import train_step_flops
+from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
-from das_jax.training.loop import AHEAD, FINISHED, TRAINING, Hooks, Recorder, train
+from das_jax.training.loop import FINISHED, TRAINING
 from das_jax.training.lost import lost
-from das_jax.training.metrics import MetricsWriter
 from das_jax.training.recipe import (
     check_batch_sizes,
     check_carried,
     check_recipe,
     policies_for,
-    recipe_of,
 )
 from das_jax.training.results import Results
 from das_jax.training.run_directory import BASE, RunDirectory, Scores
 from das_jax.training.saved import (
-    finished_shapes,
     saved_in_training,
     saved_learned,
-    saved_policies,
     saved_when_finished,
-    training_shapes,
 )
-from das_jax.training.serving import ChunkTexts, RunHistory
-from das_jax.training.stages import Carried, Stage, Trunk, stages_of
-from das_jax.training.step import Recipe, TrainState, compile_train_step, first_state
-from das_jax.training.trunk import Keeper, branches_at, gone_on
+from das_jax.training.stage_run import Resumed, StageRun, stage_runs
+from das_jax.training.stages import Carried, stages_of
+from das_jax.training.trunk import gone_on
 from das_jax.training.workspace import Workspace, open_workspace
-
-# Equal stages share one program.
-_compiled = functools.lru_cache(maxsize=4)(compile_train_step)
-
-
-class Resumed(NamedTuple):
-    """A stage in training: its state, the rows that were kept before it, and its trunk once it branched."""
-
-    state: TrainState
-    kept: Mapping[str, np.ndarray]
-    trunk: Trunk | None = None
 
 
 def configurations(config: Config) -> list[Config]:
@@ -130,7 +100,7 @@ def pretrain(
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
         results = Results(workspace, directory, corpora, tuple(stages))
-        run = Run(workspace, directory, stages, results, interruption, report)
+        run = Run(workspace, directory, stage_runs(results, interruption), results, report)
         run.check()
         directory.begin(config, inputs, console.log)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
@@ -149,9 +119,8 @@ class Run:
 
     workspace: Workspace
     directory: RunDirectory
-    stages: list[Stage]
+    stages: list[StageRun]
     results: Results
-    interruption: Interruption
     report: Callable[[Path], None]
 
     @property
@@ -164,12 +133,12 @@ class Run:
 
     def check(self) -> None:
         """Raises UserError if a stage, which may be days away, cannot be learned as it is planned."""
-        recipes = [self._recipe(stage, 0) for stage in self.stages]
+        recipes = [each.recipe(0) for each in self.stages]
         for recipe in recipes:
             check_recipe(self.config, recipe, self.workspace.sharding)
-        if self._carries:
+        if self.config.training.second_moment == "carried":
             learning = zip(self.stages, recipes, strict=True)
-            check_carried([recipe for stage, recipe in learning if not stage.warms_up])
+            check_carried([recipe for each, recipe in learning if not each.stage.warms_up])
 
     def learn_all(self) -> None:
         """Resumes where the newest whole checkpoint of the last stage begun says, and learns what is left.
@@ -191,61 +160,47 @@ class Run:
             return
         if first == 0 and resumed is None:
             self.results.write_base(carried.learned.params)
-        for stage in self.stages[first:]:
-            carried = self._learn(stage, carried, resumed)
+        for each in self.stages[first:]:
+            carried = self._learn(each, carried, resumed)
             resumed = None
 
     def _resume(self) -> tuple[int, Carried, Resumed | None]:
         """The first stage to learn, what came before it, and its own state if it was under way."""
         begun = on_first_host(
-            lambda: [(self._path(stage) / "checkpoints").is_dir() for stage in self.stages]
+            lambda: [(each.path / "checkpoints").is_dir() for each in self.stages]
         )
-        for index, stage in reversed(list(enumerate(self.stages))):
+        for index, each in reversed(list(enumerate(self.stages))):
             if not begun[index]:
                 continue
-            with self._checkpoints(stage) as checkpoints:
-                restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
+            with each.checkpoints() as checkpoints:
+                restored = each.newest(checkpoints)
             if restored is None:
                 continue
-            saved, learned = restored.state, saved_learned(restored.state)
-            policies = saved_policies(saved, self._recipe(stage, 0).policies)
             if restored.info["phase"] == FINISHED:
-                if stage.warms_up:
-                    return index + 1, Carried(learned._replace(memory=None)), None
-                finished = Carried(
-                    learned, policies, saved.get("second_moment"), saved.get("trunk")
-                )
+                finished = each.finished(restored.state)
                 return index + 1, gone_on(finished, self.workspace.sharding), None
-            self.console.log(f"{stage.name}: going on from step {restored.step}")
-            state = TrainState(
-                step=saved["step"],
-                params=learned.params,
-                opt_state=saved["opt_state"],
-                memory=learned.memory,
-                rng=self._rng(stage),
-                domain=self._domain_number(stage),
-                policies=policies,
-            )
-            return index, Carried(learned), Resumed(state, learned.kept, saved.get("trunk"))
+            self.console.log(f"{each.stage.name}: going on from step {restored.step}")
+            resumed = each.resumed(restored.state)
+            return index, Carried(saved_learned(restored.state)), resumed
         params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
         return 0, Carried(Learned(params, None)), None
 
-    def _make_again(self, finished: list[Stage]) -> None:
+    def _make_again(self, finished: list[StageRun]) -> None:
         """Writes what should be there of the base model and of finished stages, and names what cannot be."""
         made = []
         if self.results.lacks(BASE, self.directory.base):
             params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
             self.results.write_base(params)
             made.append(BASE)
-        for stage in finished:
-            if self.results.lacks(stage.name, self._path(stage) / "huggingface"):
+        for each in finished:
+            name, steps = each.stage.name, each.stage.steps
+            if self.results.lacks(name, each.path / "huggingface"):
                 stopping.check()
-                with self._checkpoints(stage, read_only=True) as checkpoints:
-                    restored = checkpoints.restore_latest(functools.partial(self._shapes, stage))
-                if restored is not None and restored.step >= stage.steps:
-                    learned = saved_learned(restored.state)
-                    self.results.write_stage(stage, learned, self._net(stage, learned))
-                    made.append(stage.name)
+                with each.checkpoints(read_only=True) as checkpoints:
+                    restored = each.newest(checkpoints)
+                if restored is not None and restored.step >= steps:
+                    each.write(saved_learned(restored.state))
+                    made.append(name)
         for name in made:
             self.console.log(f"{name}: what it leaves was damaged or lost, and is made again")
         page = self.directory.report
@@ -270,222 +225,27 @@ class Run:
                 f"{self.directory.path}` writes it"
             )
 
-    def _learn(self, stage: Stage, carried: Carried, resumed: Resumed | None) -> Carried:
+    def _learn(self, each: StageRun, carried: Carried, resumed: Resumed | None) -> Carried:
         """One stage from its beginning, or from a state in its middle, to its end.
 
         Everything that a finished stage has is written before the checkpoint that says `finished`; a
         stage that was killed in between does it again, with the same result.
         """
+        stage = each.stage
         with (
-            self._checkpoints(stage) as checkpoints,
-            self.interruption.finishing(checkpoints.wait),
+            each.checkpoints() as checkpoints,
+            each.interruption.finishing(checkpoints.wait),
         ):
             if resumed is None:
-                resumed = self._begin(stage, carried)
+                resumed = each.begin(carried)
                 # What the method measured before the domain is not measured again.
                 checkpoints.save(0, saved_in_training(*resumed), {"phase": TRAINING})
-            trained = self._train(stage, resumed, checkpoints)
-            finished = self._end(stage, trained)
-            learned = finished.learned
-            self.results.write_stage(stage, learned, self._net(stage, learned))
+            trained = each.train(resumed, checkpoints)
+            finished = each.end(trained)
+            each.write(finished.learned)
             self._report()
             checkpoints.save(stage.steps + 1, saved_when_finished(finished), {"phase": FINISHED})
         self.console.log(self.results.summary(stage.name, stage.domains))
         if stage.warms_up:
             return Carried(Learned(finished.learned.params, None))
         return gone_on(finished, self.workspace.sharding)
-
-    def _begin(self, stage: Stage, carried: Carried) -> Resumed:
-        """The state before a stage's first step."""
-        sharding, method, learned = self.workspace.sharding, self._method(stage), carried.learned
-        recipe = self._recipe(stage, kept_count(learned.kept))
-        if recipe.plan.start == "base" and not stage.warms_up:
-            base = self._history(stage).base().params
-            learned = learned._replace(params=sharding.put("params", base))
-        if learned.memory is None:
-            learned = learned._replace(memory=method.init(learned.params))
-        policies = carried.policies or {}
-        if not stage.warms_up:
-            domain = self._domain(stage, recipe.plan)
-            memory = sharding.fetch_whole(learned.memory)
-            learned = method.begin(learned._replace(memory=memory), domain)
-            learned = learned._replace(params=sharding.put("params", learned.params))
-            if carried.policies is None:
-                policies = {policy.name: policy.init(learned.params) for policy in recipe.policies}
-            for policy in recipe.policies:
-                policies[policy.name] = policy.begin(
-                    learned, policies[policy.name], domain, carried.second_moment
-                )
-        state = first_state(
-            recipe,
-            sharding,
-            learned.params,
-            learned.memory,
-            self._rng(stage),
-            stage.domain_index or 0,
-            policies,
-            carried.second_moment,
-        )
-        return Resumed(state, learned.kept)
-
-    def _train(self, stage: Stage, resumed: Resumed, checkpoints: Checkpoints) -> Resumed:
-        """Takes the steps that are left."""
-        training, sharding = self.config.training, self.workspace.sharding
-        state, kept, trunk = resumed
-        recipe = self._recipe(stage, kept_count(kept))
-        following = [each for each in self.stages if each.number > stage.number][:1]
-        step = branches_at(recipe, *(self._recipe(each, 0) for each in following))
-        keeper = Keeper(step, recipe.plan, self._carries, sharding, trunk)
-        done = int(state.step)
-        batches = self._batches(stage, recipe, kept, done)
-        with (
-            MetricsWriter(self._writable(stage), done, self.console.log) as writer,
-            self.console.progress(stage.name, stage.steps, done) as line,
-        ):
-            recorder = Recorder(
-                stage.name,
-                writer,
-                line,
-                tokens_per_step=training.batch_size * self.config.data.length,
-                flops_per_step=train_step_flops(
-                    recipe, training.batch_size, self.config.data.length
-                ),
-                peak_flops=sharding.peak_flops,
-            )
-
-            def save(step: int, state: TrainState) -> None:
-                saved = saved_in_training(state, kept, keeper.trunk)
-                checkpoints.save(step, saved, {"phase": TRAINING})
-
-            hooks = Hooks(
-                stage.name,
-                stage.steps,
-                training.log_every,
-                training.checkpoint_every,
-                recorder,
-                save,
-                checkpoints.wait,
-                Agreement(sharding, AHEAD),
-                self.interruption,
-                self.console,
-                keeper.before_step,
-            )
-            sharded = (sharding.shard_batch(Batch(**rows), training.accumulate) for rows in batches)
-            state = train(state, _compiled(recipe, sharding), sharded, hooks)
-            return Resumed(state, kept, keeper.trunk)
-
-    def _batches(
-        self, stage: Stage, recipe: Recipe, kept: Mapping[str, np.ndarray], start: int
-    ) -> Iterator[dict[str, Any]]:
-        corpora = {name: corpus.train for name, corpus in self.results.corpora.items()}
-        if (general := self.config.general) is not None:
-            corpora[GENERAL] = corpora[general.name]
-        return stream_batches(
-            recipe.plan.streams,
-            {OWN: self._own(stage), **corpora},
-            kept,
-            batch_size=self.config.training.batch_size,
-            seed=self._seed(stage),
-            kept_rows=recipe.plan.kept_rows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            micro_batches=self.config.training.accumulate,
-            start=start,
-        )
-
-    def _end(self, stage: Stage, trained: Resumed) -> Carried:
-        """What a trained stage hands to the next: first the policies change it, then the method measures."""
-        state, kept, trunk = trained
-        if stage.warms_up:
-            return Carried(Learned(state.params, ()))
-        sharding, method = self.workspace.sharding, self._method(stage)
-        recipe = self._recipe(stage, kept_count(kept))
-        domain = self._domain(stage, recipe.plan)
-        second_moment = state.opt_state.second_moment
-        learned = Learned(state.params, sharding.fetch_whole(state.memory), kept)
-        policies = dict(state.policies)
-        for policy in recipe.policies:
-            learned, policies[policy.name] = policy.end(
-                learned, policies[policy.name], domain, second_moment
-            )
-        learned = learned._replace(params=sharding.put("params", learned.params))
-        learned = method.end(learned, domain)
-        learned = learned._replace(memory=sharding.put("memory", learned.memory))
-        policies = sharding.put("policies", policies)
-        carried = second_moment if self._carries and trunk is None else None
-        return Carried(learned, policies, carried, trunk)
-
-    def _own(self, stage: Stage) -> Chunks:
-        """The text of a stage."""
-        texts = [self.results.corpora[name].train for name in stage.domains]
-        return texts[0] if len(texts) == 1 else Joined(texts)
-
-    @property
-    def _carries(self) -> bool:
-        """Whether Adam's second moment goes on from domain to domain."""
-        return self.config.training.second_moment == "carried"
-
-    def _method(self, stage: Stage) -> Method:
-        return self.workspace.method(stage.method_settings)
-
-    def _recipe(self, stage: Stage, kept: int) -> Recipe:
-        counts = {name: len(corpus.train) for name, corpus in self.results.corpora.items()}
-        return recipe_of(self.config, self._method(stage), stage, stage.place(counts, kept))
-
-    def _net(self, stage: Stage, learned: Learned) -> Net:
-        plan = self._recipe(stage, 0).plan
-        return self._method(stage).net(learned, plan)
-
-    def _history(self, stage: Stage) -> RunHistory:
-        return self.results.history(stage)
-
-    def _shapes(self, stage: Stage, info: dict[str, Any]) -> Any:
-        """The shapes and places of a checkpoint's state, for the phase that it holds."""
-        kept = next(iter(info["shapes"].get("kept", {}).values()), [[0]])[0][0]
-        recipe, sharding = self._recipe(stage, kept), self.workspace.sharding
-        if info["phase"] == FINISHED:
-            return finished_shapes(recipe.method, recipe.policies, sharding, info)
-        return training_shapes(recipe, sharding, info)
-
-    def _domain(self, stage: Stage, plan: Plan) -> TrainingDomain:
-        train, general = self._own(stage), self.config.general
-        return TrainingDomain(
-            index=stage.domain_index or 0,
-            name=stage.name,
-            rng=jax.random.fold_in(self._rng(stage), 1),
-            directory=self._writable(stage),
-            train=train,
-            seed=self.config.seed,
-            order=self._seed(stage),
-            sharding=self.workspace.sharding,
-            console=self.console,
-            plan=plan,
-            history=self._history(stage),
-            texts=ChunkTexts(self.workspace, train),
-            general=None if general is None else self.results.corpora[general.name].train,
-        )
-
-    def _domain_number(self, stage: Stage) -> jax.Array:
-        return self.workspace.sharding.replicate(jnp.int32(stage.domain_index or 0))
-
-    def _rng(self, stage: Stage) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self.config.seed), stage.number)
-        return self.workspace.sharding.replicate(key)
-
-    def _seed(self, stage: Stage) -> int:
-        """Of the order in which a stage's text is read."""
-        return int(np.random.SeedSequence([self.config.seed, stage.number]).generate_state(1)[0])
-
-    def _path(self, stage: Stage) -> Path:
-        return self.directory.stage(stage.number, stage.name)
-
-    def _checkpoints(self, stage: Stage, read_only: bool = False) -> Checkpoints:
-        directory = self._path(stage) / "checkpoints"
-        return Checkpoints(directory, self.workspace.sharding, self.console.log, read_only)
-
-    def _writable(self, stage: Stage) -> Path | None:
-        """The stage's directory, on the host that writes."""
-        if jax.process_index() != 0:
-            return None
-        self._path(stage).mkdir(parents=True, exist_ok=True)
-        return self._path(stage)

@@ -9,7 +9,8 @@ from das_jax.config.load import leaves
 from das_jax.config.schema import Config
 from das_jax.data.streams import GENERAL, OWN, check_streams
 from das_jax.errors import UserError
-from das_jax.methods.contract import Method, Place, Plan, Policy, partition
+from das_jax.methods.contract import Method, Place, Plan, Policy
+from das_jax.methods.partition import partition
 from das_jax.methods.registry import policies_of
 from das_jax.model.units import shapes_by_path
 from das_jax.training.optimizer import domain_optimizer
@@ -79,12 +80,6 @@ def check_recipe(config: Config, recipe: Recipe, sharding: Sharding) -> None:
     if config.general is not None:
         corpora += dict.fromkeys((GENERAL, config.general.name))
     check_streams(recipe.plan.streams, corpora, config.training.batch_size)
-    for name in recipe.plan.measures:
-        if name not in corpora:
-            raise UserError(
-                f"method.name {recipe.method.settings.name} is to measure {name} text, and the configuration "
-                f"has none; add `{name}` to it, or change method.{name}"
-            )
     key = "training.batch_size x method.rows"
     check_divisible(recipe.plan.kept_rows, sharding, key, recipe.accumulate)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from das_jax.data.corpus import Corpus
 from das_jax.errors import UserError
 from das_jax.files import replacing
-from das_jax.methods.contract import Learned, Mixture, Net
+from das_jax.methods.contract import Learned
+from das_jax.methods.net import Mixture, Net
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
 from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors

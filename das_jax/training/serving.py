@@ -12,7 +12,8 @@ import numpy as np
 
 from das_jax.data.batches import Chunks, sequential_batches
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Method, Mixture, Net
+from das_jax.methods.contract import Learned, Method
+from das_jax.methods.net import Mixture, Net
 from das_jax.model import huggingface, huggingface_grafts
 from das_jax.model.grafts.files import Base
 from das_jax.model.huggingface_grafts import is_graft

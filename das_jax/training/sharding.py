@@ -16,6 +16,7 @@ from das_jax.hardware import peak_flops
 from das_jax.methods.contract import Split
 
 State = Literal["replicated", "optimizer", "parameters"]
+Gather = Literal["layer", "step"]
 
 SPLIT: dict[State, tuple[str, ...]] = {
     "replicated": (),
@@ -38,12 +39,15 @@ class Sharding:
       state: what of the training state is split: nothing, the optimizer's state (ZeRO-1), or the
         parameters too (FSDP, ZeRO-3).
       exchange: the type in which gradients and split parameters travel; None for their own.
+      gather: when split parameters of layers are put together: layer by layer in every pass, or all once a
+        step.
     """
 
     mesh: Mesh
     batch: str = "data"
     state: State = "replicated"
     exchange: Any = None
+    gather: Gather = "layer"
 
     @property
     def num_shards(self) -> int:
@@ -169,7 +173,10 @@ def _fetch(x: Any) -> np.ndarray:
 
 
 def make_sharding(
-    devices: Literal["all"] | int = "all", state: State = "replicated", exchange: Any = None
+    devices: Literal["all"] | int = "all",
+    state: State = "replicated",
+    exchange: Any = None,
+    gather: Gather = "layer",
 ) -> Sharding:
     """A one-axis mesh over all devices, or the first few.
 
@@ -188,15 +195,18 @@ def make_sharding(
             f"mesh.data is {count}, but {jax.process_count()} processes have {len(available)} devices; "
             "several processes use all of theirs: set mesh.data to all"
         )
-    return sharding_over(available[:count], state, exchange)
+    return sharding_over(available[:count], state, exchange, gather)
 
 
-def sharding_over(devices: Sequence[jax.Device], state: State, exchange: Any) -> Sharding:
+def sharding_over(
+    devices: Sequence[jax.Device], state: State, exchange: Any, gather: Gather = "layer"
+) -> Sharding:
     """A one-axis mesh over the devices; one device alone exchanges nothing."""
     mesh = jax.make_mesh(
         (len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
     )
-    return Sharding(mesh, state=state, exchange=exchange if len(devices) > 1 else None)
+    exchange = exchange if len(devices) > 1 else None
+    return Sharding(mesh, state=state, exchange=exchange, gather=gather)
 
 
 def exchange_dtype(setting: str, compute_dtype: Any) -> Any:

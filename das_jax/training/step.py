@@ -19,13 +19,12 @@ from das_jax.methods.contract import (
     Method,
     Metrics,
     Moment,
-    Net,
     Plan,
     Policy,
     SecondMoment,
-    merged,
-    partition,
 )
+from das_jax.methods.net import Net
+from das_jax.methods.partition import merged, partition
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.collectives import global_sum, per_shard
 from das_jax.training.exchange import (

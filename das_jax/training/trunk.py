@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from das_jax.methods.contract import Plan, partition
+from das_jax.methods.contract import Plan
+from das_jax.methods.partition import partition
 from das_jax.model.huggingface_grafts import over
 from das_jax.model.units import parameter_paths
 from das_jax.training.schedules import Schedule

@@ -54,7 +54,7 @@ class Workspace:
         """The devices; who only prepares text needs none."""
         mesh = self.config.mesh
         exchange = exchange_dtype(mesh.exchange, self.model.dtype)
-        return make_sharding(mesh.data, mesh.state, exchange)
+        return make_sharding(mesh.data, mesh.state, exchange, mesh.gather)
 
     @functools.cached_property
     def model(self) -> MaskedLM:

@@ -16,7 +16,7 @@ from das_jax.evaluation import finetune as module
 from das_jax.evaluation.cloze_precision import precision
 from das_jax.evaluation.finetune import Best, Finetuned, finetune
 from das_jax.evaluation.own_words import OwnWords
-from das_jax.methods.contract import Net
+from das_jax.methods.net import Net
 from das_jax.model.classifier import Classifier
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.metrics import NotFiniteError

@@ -10,7 +10,7 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Moment, Net, UpdateTrace
+from das_jax.methods.contract import Learned, Moment, UpdateTrace
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.das import (
     DAS,
@@ -21,6 +21,7 @@ from das_jax.methods.das.das import (
     unmasked_update,
 )
 from das_jax.methods.das.importance import GateGradientSums, ImportanceSettings
+from das_jax.methods.net import Net
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, unit_shapes

@@ -11,8 +11,10 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Mixture, Net, Place, partition
+from das_jax.methods.contract import Learned, Place
 from das_jax.methods.demix import DEMix
+from das_jax.methods.net import Mixture, Net
+from das_jax.methods.partition import partition
 from das_jax.methods.settings import DEMixSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths

@@ -16,8 +16,9 @@ from transformers import AutoModelForMaskedLM
 from das_jax import cli
 from das_jax.config.load import load_config
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Net, Place
+from das_jax.methods.contract import Learned, Place
 from das_jax.methods.lora import LoRA
+from das_jax.methods.net import Net
 from das_jax.methods.settings import LoRASettings
 from das_jax.model import huggingface
 from das_jax.model.grafts.adapter import Adapter

@@ -13,7 +13,7 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Moment, Net, Place
+from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.hat import (
     HAT,
     HATMemory,
@@ -22,6 +22,7 @@ from das_jax.methods.hat import (
     gates_of,
     regulariser,
 )
+from das_jax.methods.net import Net
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes

@@ -19,9 +19,10 @@ from das_jax.data.masking import Masked, Masking
 from das_jax.data.stream_batches import stream_batches
 from das_jax.data.streams import OWN
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Method, Moment, Net, Place
+from das_jax.methods.contract import Learned, Method, Moment, Place
 from das_jax.methods.derpp import DERpp
 from das_jax.methods.naive import Naive
+from das_jax.methods.net import Net
 from das_jax.methods.replay import Replay
 from das_jax.methods.settings import DERppSettings, NaiveSettings, ReplaySettings
 from das_jax.model.masked_lm import MaskedLM, Params

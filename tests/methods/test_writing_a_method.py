@@ -13,8 +13,9 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.methods import settings as method_settings
-from das_jax.methods.contract import Learned, Moment, Net, Place
+from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.naive import Naive
+from das_jax.methods.net import Net
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.method_check import check_method
 from das_jax.training.optimizer import Optimizer

@@ -10,10 +10,11 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Cost, Memory, Method, Moment, Net
+from das_jax.methods.contract import Cost, Memory, Method, Moment
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, ContrastiveSettings, DASSettings
 from das_jax.methods.naive import Naive, NaiveSettings
+from das_jax.methods.net import Net
 from das_jax.model.flops import encoder_flops
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.planning.architectures import KNOWN

@@ -10,9 +10,10 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
-from das_jax.methods.contract import Domain, Learned, Memory, Method, Metrics, Moment, Net
+from das_jax.methods.contract import Domain, Learned, Memory, Method, Metrics, Moment
 from das_jax.methods.das.das import DAS, DASSettings
 from das_jax.methods.das.importance import ImportanceSettings
+from das_jax.methods.net import Net
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_mean, global_sum
 from das_jax.training.method_check import check_method

@@ -18,7 +18,6 @@ from das_jax.methods.contract import (
     Method,
     Metrics,
     Moment,
-    Net,
     Plan,
     Split,
     Transforms,
@@ -26,12 +25,13 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.naive import Naive
+from das_jax.methods.net import Net
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.objectives.collectives import global_mean, global_sum
 from das_jax.training import sharding as sharding_module
 from das_jax.training.optimizer import Optimizer, adamw
-from das_jax.training.sharding import Sharding, State, make_sharding
+from das_jax.training.sharding import Gather, Sharding, State, make_sharding
 from das_jax.training.step import (
     Recipe,
     TrainState,
@@ -116,13 +116,14 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
     method, memory = DAS(model, masking, DASSettings(), "data"), das_memory(model)
     expected = learn(method, memory, batch, make_sharding(1))
     assert expected[0][0]["contrastive"] != expected[0][1]["contrastive"], "dropout is on"
-    meshes: list[tuple[int, State]] = [
-        (8, "replicated"),
-        (4, "optimizer"),
-        (8, "parameters"),
+    meshes: list[tuple[int, State, Gather]] = [
+        (8, "replicated", "layer"),
+        (4, "optimizer", "layer"),
+        (8, "parameters", "layer"),
+        (8, "parameters", "step"),
     ]
-    for devices, state in meshes:
-        sharding = make_sharding(devices, state)
+    for devices, state, gather in meshes:
+        sharding = make_sharding(devices, state, gather=gather)
         assert_same(learn(method, memory, batch, sharding), expected)
 
 

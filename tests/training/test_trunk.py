@@ -14,11 +14,11 @@ from das_jax.config.schema import Config
 from das_jax.methods.contract import Learned, Plan, SecondMoment
 from das_jax.model import huggingface
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.training import pretrain as pretraining
 from das_jax.training import sharding as sharding_module
 from das_jax.training.interruption import Interrupted
 from das_jax.training.loop import Hooks
 from das_jax.training.sharding import make_sharding
+from das_jax.training.stage_run import Resumed, StageRun
 from das_jax.training.stages import Carried
 from das_jax.training.step import TrainState
 from das_jax.training.trunk import Keeper, gone_on
@@ -40,28 +40,25 @@ class Seen(NamedTuple):
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     found = Seen({}, [], [])
-    after_step, first_state, save = (
-        Hooks.after_step,
-        pretraining.first_state,
-        pretraining.saved_when_finished,
-    )
+    after_step, begin, end = Hooks.after_step, StageRun.begin, StageRun.end
 
     def after(hooks: Hooks, done: int, state: TrainState, metrics: Any) -> None:
         found.states[hooks.stage, done] = on_the_host(state)
         after_step(hooks, done, state, metrics)
 
-    def first(*arguments: Any) -> TrainState:
-        state = first_state(*arguments)
-        found.begun.append(on_the_host(state))
-        return state
+    def begun(stage: StageRun, carried: Carried) -> Resumed:
+        resumed = begin(stage, carried)
+        found.begun.append(on_the_host(resumed.state))
+        return resumed
 
-    def saving(finished: Carried) -> Any:
+    def ended(stage: StageRun, trained: Resumed) -> Carried:
+        finished = end(stage, trained)
         found.finished.append(finished)
-        return save(finished)
+        return finished
 
     monkeypatch.setattr(Hooks, "after_step", after)
-    monkeypatch.setattr(pretraining, "first_state", first)
-    monkeypatch.setattr(pretraining, "saved_when_finished", saving)
+    monkeypatch.setattr(StageRun, "begin", begun)
+    monkeypatch.setattr(StageRun, "end", ended)
     return found
 
 

@@ -17,7 +17,6 @@ from das_jax.methods.contract import (
     Method,
     Metrics,
     Moment,
-    Net,
     Place,
     Plan,
     Transforms,
@@ -25,6 +24,7 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import Losses, RawImportance
+from das_jax.methods.net import Net
 from das_jax.methods.settings import ContrastiveSettings as ContrastiveSettings
 from das_jax.methods.settings import DASSettings
 from das_jax.methods.soft_mask import effective_mask, factors_of, soft_mask

@@ -23,11 +23,10 @@ from das_jax.methods.contract import (
     Policy,
     SecondMoment,
     Split,
-    merged,
-    partition,
 )
 from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
+from das_jax.methods.partition import merged, partition
 from das_jax.methods.settings import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import MaskedLM, Params

@@ -15,12 +15,12 @@ from das_jax.methods.contract import (
     Domain,
     Learned,
     Memory,
-    Net,
     Policy,
     SecondMoment,
     Split,
     Weigh,
 )
+from das_jax.methods.net import Net
 from das_jax.methods.settings import RHO1Settings
 from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft
