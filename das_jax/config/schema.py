@@ -153,7 +153,7 @@ class MeshSettings:
     too (FSDP)."""
     gather: Literal["layer", "step"] = "layer"
     """When parameters that are split are put together: a layer's when a pass comes to it, forward and
-    backward, which needs the least memory; or all once a step, which moves a sixth in three passes."""
+    backward, which needs the least memory; or all once a step, which moves a quarter with three passes."""
     exchange: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type in which gradients and parameters travel between devices; `auto` is that of the matrix
     products. bfloat16 rounds them: a method whose loss reads `params` itself may want float32."""
