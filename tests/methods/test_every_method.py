@@ -43,6 +43,8 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings of those whose defaults are for large texts and models."""
 
 NAMES = [cls().name for cls in METHODS]
+STEPS = [name for name in NAMES if name not in ("independent", "pool")]
+"""Those with a step of their own; the others have that of `naive`."""
 
 
 def method_settings(name: str) -> Any:
@@ -121,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STEPS)
 def test_it_learns_the_same_on_several_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that can be split in parts, however small."""
     monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
