@@ -162,7 +162,7 @@ def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft
     if about["base_hash"] != base.weights_hash:
         raise UserError(
             f"{directory} was trained on {shown(about['base'])}, and the weights of {shown(base.name)} are "
-            "others; give the base that it belongs to"
+            "others; give the base that it belongs to, as model.path"
         )
     _, files = KINDS[about["graft"]]
     return files.read(directory, about["settings"], architecture)
