@@ -253,11 +253,6 @@ def test_settings_of_methods_are_checked_before_anything_is_prepared(
     assert not (cache / "corpora").exists()
 
 
-def test_ewc_of_general_text_that_there_is_not(refused: Refused) -> None:
-    said = refused("--quiet", method={"name": "ewc", "general": True}, general=None)
-    assert "method.general is True, but there is no general text; add `general`" in said
-
-
 def table(path: Path, *rows: str) -> dict[str, str]:
     path.write_text("".join(f"{row}\n" for row in ("text,label", *rows)))
     return {"kind": "csv", "path": str(path)}
