@@ -36,8 +36,6 @@ from das_jax.planning.program import PlannedRun, shard_over
 from das_jax.planning.sweep import Step, extrapolate
 from das_jax.planning.topology import open_topology
 from das_jax.training.console import screen
-from das_jax.training.flops import train_step_flops
-from das_jax.training.stages import stages_of
 from das_jax.training.step import TrainState, make_train_step
 
 CONFIG = """
@@ -164,10 +162,7 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
         "flops": step.cost.flops,
     }
     if case.program == "train step":
-        run = PlannedRun(config, whole, sharding)
-        recipe = run.recipe(stages_of(config)[-1], 0)
-        useful = train_step_flops(recipe, config.training.batch_size, config.data.length)
-        useful /= sharding.num_shards
+        useful = PlannedRun(config, whole, sharding).step_flops / sharding.num_shards
         figures["compiled/useful"] = step.cost.flops / useful
         figures["mfu"] = useful / topology.chip.peak / seconds
     return figures

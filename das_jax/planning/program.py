@@ -117,6 +117,15 @@ class PlannedRun:
                 learning = Learning("warm-up step", stage, recipe, *self.first(recipe), {}, {}, [])
                 yield self._train_step(learning)
 
+    @property
+    def step_flops(self) -> int:
+        """Useful FLOPs of a step of the last domain, over all devices; nothing is traced for it."""
+        recipe = self.recipe(stages_of(self.config)[-1], 0)
+        return self._flops(recipe)
+
+    def _flops(self, recipe: Recipe) -> int:
+        return train_step_flops(recipe, self.config.training.batch_size, self.config.data.length)
+
     def learned(self) -> Iterator[Learning]:
         """Every stage that learns domains, from its beginning; what its hooks do is recorded."""
         stages = [stage for stage in stages_of(self.config) if not stage.warms_up]
@@ -151,17 +160,16 @@ class PlannedRun:
         return jax.eval_shape(first)
 
     def _train_step(self, learning: Learning) -> Program:
-        batch_size, length = self.config.training.batch_size, self.config.data.length
-        recipe = learning.recipe
+        batch_size, recipe = self.config.training.batch_size, learning.recipe
         check_recipe(self.config, recipe, self.sharding)
 
         def lower() -> jax.stages.Lowered:
             step = compile_train_step(recipe, self.sharding)
             return _jitted(step).lower(self.state(learning), self.stage_batch(learning))
 
-        flops = train_step_flops(recipe, batch_size, length)
+        steps, flops = learning.stage.steps, self._flops(recipe)
         resident = _bytes_on_a_device(self._trunk(learning))
-        return Program(learning.name, learning.stage.steps, batch_size, flops, resident, lower)
+        return Program(learning.name, steps, batch_size, flops, resident, lower)
 
     def _trunk(self, learning: Learning) -> Trunk | None:
         """The shapes and places of what is kept while the stage's branch is trained, if it has one."""

@@ -301,15 +301,15 @@ def extrapolate(steps: Mapping[int, Step], num_layers: int) -> Step:
 
 def _row(candidate: Candidate, sweep: Sweep, architecture: Architecture) -> Row:
     config = candidate.applied(sweep.config)
-    whole = next(PlannedRun(config, architecture, shard_over(sweep.topology, config)).programs())
+    flops = PlannedRun(config, architecture, shard_over(sweep.topology, config)).step_flops
     steps = {}
     try:
         for layers in reversed(depths(architecture.num_layers)):  # The larger may not fit.
             cut = dataclasses.replace(architecture, num_layers=layers)
             steps[layers] = train_step(config, cut, sweep.topology)
     except TooLarge:
-        return Row(candidate, whole.flops, None)
-    return Row(candidate, whole.flops, extrapolate(steps, architecture.num_layers))
+        return Row(candidate, flops, None)
+    return Row(candidate, flops, extrapolate(steps, architecture.num_layers))
 
 
 def _outcome(sweep: Sweep, row: Row) -> str:

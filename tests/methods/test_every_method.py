@@ -166,7 +166,9 @@ def test_all_its_programs_can_be_planned(project: Project, name: str, tmp_path: 
     config = configured(project, name, tmp_path)
     planned = PlannedRun(config, KNOWN["demo:bert-tiny"], make_sharding(8, "parameters"))
     names = []
-    for program in planned.programs():
+    programs = [*planned.programs()]
+    assert programs[0].flops == planned.step_flops
+    for program in programs:
         assert program.flops > 0
         assert program.runs > 0
         program.lower()

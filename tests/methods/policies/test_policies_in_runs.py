@@ -24,11 +24,11 @@ from das_jax.model.units import parameter_paths
 from das_jax.planning import price
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.program import PlannedRun
-from das_jax.training import pretrain as pretraining
 from das_jax.training import sharding as sharding_module
 from das_jax.training.interruption import Interrupted
 from das_jax.training.recipe import check_carried
 from das_jax.training.sharding import make_sharding
+from das_jax.training.stage_run import StageRun
 from das_jax.training.stages import stages_of
 from tests.methods.test_every_method import left, run, stop_at
 from tests.project import Project
@@ -159,22 +159,23 @@ def test_general_text_is_in_every_batch_and_the_reference_stays_as_it_was(
 ) -> None:
     shares: list[set[int]] = []
     finished = []
-    read, save = pretraining.stream_batches, pretraining.saved_when_finished
+    batches, end = StageRun.batches, StageRun.end
 
-    def reading(streams: Any, corpora: Any, kept: Any, **how: Any) -> Iterator[Any]:
-        chunks = corpora["general"]
+    def reading(stage: StageRun, *arguments: Any) -> Iterator[dict[str, Any]]:
+        chunks = stage.results.corpora["news"].train
         general = {row.tobytes() for row in chunks.__getitems__(range(len(chunks)))}
         shares.append(set())
-        for rows in read(streams, corpora, kept, **how):
+        for rows in batches(stage, *arguments):
             shares[-1].add(sum(row.tobytes() in general for row in rows["tokens"]))
             yield rows
 
-    def saving(carried: Any) -> Any:
+    def ended(stage: StageRun, trained: Any) -> Any:
+        carried = end(stage, trained)
         finished.append(jax.device_get(carried.policies))
-        return save(carried)
+        return carried
 
-    monkeypatch.setattr(pretraining, "stream_batches", reading)
-    monkeypatch.setattr(pretraining, "saved_when_finished", saving)
+    monkeypatch.setattr(StageRun, "batches", reading)
+    monkeypatch.setattr(StageRun, "end", ended)
     policies = "--policies={general_share: 0.25, selection: {name: rho1, keep: 0.5}}"
     run(configured(project, tmp_path, policies))
     assert shares == [{8}, {2}, {2}]
