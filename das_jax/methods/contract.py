@@ -427,9 +427,16 @@ def own_or_nearest(history: History, domain: str | None, texts: Texts) -> Net:
     """The net of the stage that learned a domain; of all nets, the base included, the one with the lowest
     loss on a text whose domain is not learned, or not known. Of equal ones the latest.
     """
-    own = [stage for stage, learned in enumerate(history.domains) if domain in learned]
-    stage = own[0] if own else nearest(history, texts)
+    stage = own(history, domain)
+    if stage is None:
+        stage = nearest(history, texts)
     return history.base() if stage is None else history.net(stage)
+
+
+def own(history: History, domain: str | None) -> int | None:
+    """The stage that learned a domain; None if none has."""
+    stages = enumerate(history.domains)
+    return next((stage for stage, learned in stages if domain in learned), None)
 
 
 def nearest(history: History, texts: Texts) -> int | None:

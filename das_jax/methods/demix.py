@@ -15,6 +15,7 @@ from das_jax.methods.contract import (
     Place,
     Plan,
     Texts,
+    own,
     own_or_nearest,
 )
 from das_jax.methods.net import Mixture, Net
@@ -51,10 +52,9 @@ class DEMix(Method):
         """A learned domain's own expert; for other texts the mixture of all by the prior of the first of
         their sequences, "cached" in the paper's section 4.2.
         """
-        if self.settings.known == "own":
-            for stage, names in enumerate(history.domains):
-                if domain in names:
-                    return history.net(stage)
+        stage = own(history, domain)
+        if self.settings.known == "own" and stage is not None:
+            return history.net(stage)
         nets = (history.base(), *(history.net(stage) for stage in range(len(history.domains))))
         if len(nets) == 1:
             return nets[0]
