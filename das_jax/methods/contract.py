@@ -83,11 +83,6 @@ class Learned(NamedTuple):
     kept: Mapping[str, np.ndarray] = {}
 
 
-def kept_count(kept: Mapping[str, np.ndarray]) -> int:
-    """How many rows are kept."""
-    return len(next(iter(kept.values()), ()))
-
-
 @dataclass(frozen=True)
 class Place:
     """A stage's place in the run.
@@ -96,14 +91,12 @@ class Place:
       index: of its first domain, from 0; None for the warm-up on general text.
       domains: the names of what it learns: one, or several at once.
       counts: the training chunks of each.
-      kept: the rows that were kept before it.
       batch_size: the examples of a step, over all devices.
     """
 
     index: int | None
     domains: tuple[str, ...]
     counts: tuple[int, ...]
-    kept: int = 0
     batch_size: int = 1
 
     @property

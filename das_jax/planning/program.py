@@ -14,7 +14,7 @@ from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Method, kept_count
+from das_jax.methods.contract import Learned, Method
 from das_jax.methods.registry import method_class
 from das_jax.methods.settings import MethodSettings
 from das_jax.model.architecture import Architecture
@@ -113,14 +113,14 @@ class PlannedRun:
             yield _together([each for each in sums if each.name == name])
         for stage in stages_of(self.config):
             if stage.warms_up:
-                recipe = self.recipe(stage, 0)
+                recipe = self.recipe(stage)
                 learning = Learning("warm-up step", stage, recipe, *self.first(recipe), {}, {}, [])
                 yield self._train_step(learning)
 
     @property
     def step_flops(self) -> int:
         """Useful FLOPs of a step of the last domain, over all devices; nothing is traced for it."""
-        recipe = self.recipe(stages_of(self.config)[-1], 0)
+        recipe = self.recipe(stages_of(self.config)[-1])
         return self._flops(recipe)
 
     def _flops(self, recipe: Recipe) -> int:
@@ -129,12 +129,12 @@ class PlannedRun:
     def learned(self) -> Iterator[Learning]:
         """Every stage that learns domains, from its beginning; what its hooks do is recorded."""
         stages = [stage for stage in stages_of(self.config) if not stage.warms_up]
-        params, memory = base, _ = self.first(self.recipe(stages[0], 0))
+        params, memory = base, _ = self.first(self.recipe(stages[0]))
         kept: Mapping[str, np.ndarray] = {}
         policies: dict[str, Any] = {}
         for stage, *following in (stages[i : i + 2] for i in range(len(stages))):
-            recipe = self.recipe(stage, kept_count(kept))
-            after = (self.recipe(each, 0) for each in following)
+            recipe = self.recipe(stage)
+            after = (self.recipe(each) for each in following)
             branches = branches_at(recipe, *after) is not None
             length = self.config.data.length
             domain = RecordingDomain(stage, recipe.plan, length, base, self.sharding)
@@ -145,10 +145,10 @@ class PlannedRun:
             (params, memory, kept), policies = domain.end(recipe, began, policies)
             yield learning
 
-    def recipe(self, stage: Stage, kept: int) -> Recipe:
+    def recipe(self, stage: Stage) -> Recipe:
         method = self.method(stage.method_settings)
         counts = dict.fromkeys(stage.domains, UNKNOWN_COUNT)
-        return recipe_of(self.config, method, stage, stage.place(counts, kept))
+        return recipe_of(self.config, method, stage, stage.place(counts))
 
     def first(self, recipe: Recipe) -> tuple[Any, Any]:
         """The shapes of parameters and memory before anything is learned."""

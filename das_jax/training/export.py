@@ -137,7 +137,7 @@ def _restore(workspace: Workspace, stage: Stage, path: Path, step: int | None) -
 def _net(workspace: Workspace, stage: Stage, learned: Learned, graft: bool) -> Net:
     """What the stage's own domain is served with; with its graft, if that is wanted."""
     method = workspace.method(stage.method_settings)
-    place = stage.place(dict.fromkeys(stage.domains, MANY), MANY)
+    place = stage.place(dict.fromkeys(stage.domains, MANY))
     plan = recipe_of(workspace.config, method, stage, place).plan
     if not graft:
         return as_exported(method.net(learned, plan))

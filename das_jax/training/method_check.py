@@ -13,7 +13,7 @@ import optax
 from das_jax.data.batch import Batch
 from das_jax.data.batches import ChunkRows, chosen_batches
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Memory, Method, Place, Plan, kept_count
+from das_jax.methods.contract import Learned, Memory, Method, Place, Plan
 from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -107,7 +107,7 @@ def _learned(
     base = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
     learned, found = Learned(base, method.init(base)), dict[str, Any]()
     for index, where in enumerate(("", "in the second domain, ")):
-        domain = _Domain(sharding, method, base, index, kept=kept_count(learned.kept))
+        domain = _Domain(sharding, method, base, index)
         if domain.plan.start == "base":
             learned = learned._replace(params=base)
         began, ended, step = _learn(domain, learned)
@@ -155,7 +155,6 @@ class _Domain:
     directory: Path | None = None
     count: int = 2 * ROWS
     seed: int = 0
-    kept: int = 0
 
     @property
     def rng(self) -> jax.Array:
@@ -163,7 +162,7 @@ class _Domain:
 
     @property
     def plan(self) -> Plan:
-        return self.method.plan(Place(self.index, (self.name,), (self.count,), self.kept, ROWS))
+        return self.method.plan(Place(self.index, (self.name,), (self.count,), ROWS))
 
     @property
     def history(self) -> NoHistory:

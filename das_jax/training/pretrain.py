@@ -100,7 +100,7 @@ def pretrain(
         inputs = {f"the text of {name}": corpus.key for name, corpus in corpora.items()}
         inputs[f"the model {config.model.path}"] = workspace.checkpoint.weights_hash()
         results = Results(workspace, directory, corpora, tuple(stages))
-        run = Run(workspace, directory, stage_runs(results, interruption), results, report)
+        run = Run(stage_runs(results, interruption), results, report)
         run.check()
         directory.begin(config, inputs, console.log)
         with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
@@ -117,26 +117,24 @@ def pretrain(
 class Run:
     """A run and all its parts."""
 
-    workspace: Workspace
-    directory: RunDirectory
     stages: list[StageRun]
     results: Results
     report: Callable[[Path], None]
 
     @property
-    def config(self) -> Config:
-        return self.workspace.config
+    def workspace(self) -> Workspace:
+        return self.results.workspace
 
     @property
-    def console(self) -> Console:
-        return self.workspace.console
+    def directory(self) -> RunDirectory:
+        return self.results.directory
 
     def check(self) -> None:
         """Raises UserError if a stage, which may be days away, cannot be learned as it is planned."""
-        recipes = [each.recipe(0) for each in self.stages]
+        recipes = [each.recipe for each in self.stages]
         for recipe in recipes:
-            check_recipe(self.config, recipe, self.workspace.sharding)
-        if self.config.training.second_moment == "carried":
+            check_recipe(self.workspace.config, recipe, self.workspace.sharding)
+        if self.workspace.config.training.second_moment == "carried":
             learning = zip(self.stages, recipes, strict=True)
             check_carried([recipe for each, recipe in learning if not each.stage.warms_up])
 
@@ -156,7 +154,7 @@ class Run:
         if first > 0 or resumed is not None:
             self._make_again(self.stages[:first])
         if first == len(self.stages):
-            self.console.log(f"{self.directory.path} is finished; nothing is left to do")
+            self.workspace.console.log(f"{self.directory.path} is finished; nothing is left to do")
             return
         if first == 0 and resumed is None:
             self.results.write_base(carried.learned.params)
@@ -179,7 +177,7 @@ class Run:
             if restored.info["phase"] == FINISHED:
                 finished = each.finished(restored.state)
                 return index + 1, gone_on(finished, self.workspace.sharding), None
-            self.console.log(f"{each.stage.name}: going on from step {restored.step}")
+            self.workspace.console.log(f"{each.stage.name}: going on from step {restored.step}")
             resumed = each.resumed(restored.state)
             return index, Carried(saved_learned(restored.state)), resumed
         params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
@@ -202,12 +200,14 @@ class Run:
                     each.write(saved_learned(restored.state))
                     made.append(name)
         for name in made:
-            self.console.log(f"{name}: what it leaves was damaged or lost, and is made again")
+            self.workspace.console.log(
+                f"{name}: what it leaves was damaged or lost, and is made again"
+            )
         page = self.directory.report
         if finished and (made or on_first_host(lambda: not page.is_file())):
             self._report()
-        for sentence in on_first_host(lambda: lost(self.directory, self.config)):
-            self.console.log(f"warning: {sentence}")
+        for sentence in on_first_host(lambda: lost(self.directory, self.workspace.config)):
+            self.workspace.console.log(f"warning: {sentence}")
 
     def _report(self) -> None:
         """Shows the run to people; whatever goes wrong there stops no training."""
@@ -220,7 +220,7 @@ class Run:
             return None
 
         if (failed := on_first_host(reason)) is not None:
-            self.console.log(
+            self.workspace.console.log(
                 f"warning: the report is not written ({failed}); training goes on, and `das-jax report "
                 f"{self.directory.path}` writes it"
             )
@@ -245,7 +245,7 @@ class Run:
             each.write(finished.learned)
             self._report()
             checkpoints.save(stage.steps + 1, saved_when_finished(finished), {"phase": FINISHED})
-        self.console.log(self.results.summary(stage.name, stage.domains))
+        self.workspace.console.log(self.results.summary(stage.name, stage.domains))
         if stage.warms_up:
             return Carried(Learned(finished.learned.params, None))
         return gone_on(finished, self.workspace.sharding)

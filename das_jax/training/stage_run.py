@@ -15,7 +15,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.batches import Chunks
 from das_jax.data.stream_batches import Joined, stream_batches
 from das_jax.data.streams import GENERAL, OWN
-from das_jax.methods.contract import Learned, Method, Plan, kept_count
+from das_jax.methods.contract import Learned, Method, Plan
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.checkpoint import Checkpoints, Restored
 from das_jax.training.console import Console
@@ -84,7 +84,7 @@ class StageRun:
     def begin(self, carried: Carried) -> Resumed:
         """The state before its first step."""
         sharding, method, learned = self.workspace.sharding, self.method, carried.learned
-        recipe = self.recipe(kept_count(learned.kept))
+        recipe = self.recipe
         if recipe.plan.start == "base" and not self.stage.warms_up:
             base = self.history.base().params
             learned = learned._replace(params=sharding.put("params", base))
@@ -118,8 +118,8 @@ class StageRun:
         """Takes the steps that are left."""
         training, sharding = self.config.training, self.workspace.sharding
         state, kept, trunk = resumed
-        recipe = self.recipe(kept_count(kept))
-        following = [] if self.following is None else [self.following.recipe(0)]
+        recipe = self.recipe
+        following = [] if self.following is None else [self.following.recipe]
         step = branches_at(recipe, *following)
         keeper = Keeper(step, recipe.plan, self.carries, sharding, trunk)
         done = int(state.step)
@@ -185,7 +185,7 @@ class StageRun:
         if self.stage.warms_up:
             return Carried(Learned(state.params, ()))
         sharding, method = self.workspace.sharding, self.method
-        recipe = self.recipe(kept_count(kept))
+        recipe = self.recipe
         domain = self.domain(recipe.plan)
         second_moment = state.opt_state.second_moment
         learned = Learned(state.params, sharding.fetch_whole(state.memory), kept)
@@ -216,7 +216,7 @@ class StageRun:
             memory=learned.memory,
             rng=self.rng,
             domain=self.workspace.sharding.replicate(domain),
-            policies=saved_policies(saved, self.recipe(0).policies),
+            policies=saved_policies(saved, self.recipe.policies),
         )
         return Resumed(state, learned.kept, saved.get("trunk"))
 
@@ -225,7 +225,7 @@ class StageRun:
         learned = saved_learned(saved)
         if self.stage.warms_up:
             return Carried(learned._replace(memory=None))
-        policies = saved_policies(saved, self.recipe(0).policies)
+        policies = saved_policies(saved, self.recipe.policies)
         return Carried(learned, policies, saved.get("second_moment"), saved.get("trunk"))
 
     @property
@@ -243,13 +243,14 @@ class StageRun:
     def method(self) -> Method:
         return self.workspace.method(self.stage.method_settings)
 
-    def recipe(self, kept: int) -> Recipe:
+    @property
+    def recipe(self) -> Recipe:
         counts = {name: len(corpus.train) for name, corpus in self.results.corpora.items()}
-        return recipe_of(self.config, self.method, self.stage, self.stage.place(counts, kept))
+        return recipe_of(self.config, self.method, self.stage, self.stage.place(counts))
 
     def write(self, learned: Learned) -> None:
         """Writes what people get of it."""
-        net = self.method.net(learned, self.recipe(0).plan)
+        net = self.method.net(learned, self.recipe.plan)
         self.results.write_stage(self.stage, learned, net)
 
     @property
@@ -258,8 +259,7 @@ class StageRun:
 
     def shapes(self, info: dict[str, Any]) -> Any:
         """The shapes and places of a checkpoint's state, for the phase that it holds."""
-        kept = next(iter(info["shapes"].get("kept", {}).values()), [[0]])[0][0]
-        recipe, sharding = self.recipe(kept), self.workspace.sharding
+        recipe, sharding = self.recipe, self.workspace.sharding
         if info["phase"] == FINISHED:
             return finished_shapes(recipe.method, recipe.policies, sharding, info)
         return training_shapes(recipe, sharding, info)

@@ -40,15 +40,10 @@ class Stage:
         """Whether it comes before the first domain."""
         return self.domain_index is None
 
-    def place(self, counts: dict[str, int], kept: int = 0) -> Place:
-        """Its place in the run, as a method sees it.
-
-        Args:
-          counts: the training chunks of every text.
-          kept: the rows that were kept before it.
-        """
+    def place(self, counts: dict[str, int]) -> Place:
+        """Its place in the run, as a method sees it, from the training chunks of every text."""
         own = tuple(counts[name] for name in self.domains)
-        return Place(self.domain_index, self.domains, own, kept, self.batch_size)
+        return Place(self.domain_index, self.domains, own, self.batch_size)
 
 
 class Trunk(NamedTuple):

@@ -275,7 +275,7 @@ def test_a_later_domain_may_train_less_with_a_carried_second_moment_but_not_more
     project: Project, tmp_path: Path
 ) -> None:
     run = planned(project, tmp_path)
-    whole = run.recipe(stages_of(run.config)[1], 0)
+    whole = run.recipe(stages_of(run.config)[1])
     rules = (("layers/.*", True), (".*", False))
     part = dataclasses.replace(whole, plan=dataclasses.replace(whole.plan, trains=rules))
     check_carried([whole, part, part])
@@ -289,7 +289,7 @@ def test_from_the_base_model_every_domain_has_the_rates_of_the_first(
     independent = "--method={name: independent}"
     for method, alike in (("--method.name=naive", False), (independent, True), (ADAPTER, True)):
         run = planned(project, tmp_path, method, "--training.schedule=infinite")
-        first, second = (run.recipe(stage, 0).optimizer for stage in stages_of(run.config)[1:])
+        first, second = (run.recipe(stage).optimizer for stage in stages_of(run.config)[1:])
         assert (first == second) == alike, method
 
 
@@ -299,5 +299,5 @@ def test_the_warm_up_is_the_same_whatever_is_compared(project: Project, tmp_path
         for overrides in ((), ("--preset=merge", "--method.name=naive"))
     )
     warm_up, first, _ = stages_of(plain.config)
-    assert plain.recipe(warm_up, 0).optimizer == merge.recipe(warm_up, 0).optimizer
-    assert plain.recipe(first, 0).optimizer != merge.recipe(first, 0).optimizer
+    assert plain.recipe(warm_up).optimizer == merge.recipe(warm_up).optimizer
+    assert plain.recipe(first).optimizer != merge.recipe(first).optimizer
