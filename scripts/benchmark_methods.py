@@ -20,7 +20,7 @@ import numpy as np
 
 from das_jax.config.schema import Config
 from das_jax.methods.registry import METHODS
-from das_jax.methods.settings import NaiveSettings
+from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.price import second_domain, usual_config

@@ -7,12 +7,8 @@ from pathlib import Path
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
-from das_jax.methods.settings import (
-    AVERAGING_OPTIONS,
-    AveragingSettings,
-    needs_fresh_moments,
-    needs_one_state,
-)
+from das_jax.methods.settings.every_method import needs_fresh_moments, needs_one_state
+from das_jax.methods.settings.policies import AVERAGING_OPTIONS, AveragingSettings
 from das_jax.settings import read_by
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from das_jax.data.settings import BeamSettings, ClozeSettings, Recognised, Source, TaskSettings
-from das_jax.methods.settings import MethodSettings, PoliciesSettings
+from das_jax.methods.settings.every_method import MethodSettings
+from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]

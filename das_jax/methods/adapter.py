@@ -2,7 +2,7 @@
 
 from das_jax.methods.grafted import Grafted
 from das_jax.methods.partition import Rules
-from das_jax.methods.settings import AdapterSettings
+from das_jax.methods.settings.grafts import AdapterSettings
 from das_jax.model.grafts.adapter import Adapter as AdapterGraft
 
 

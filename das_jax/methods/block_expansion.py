@@ -1,7 +1,7 @@
 """Block expansion: new layers between the old ones (Wu et al., LLaMA Pro, ACL 2024)."""
 
 from das_jax.methods.grafted import Grafted
-from das_jax.methods.settings import BlockExpansionSettings
+from das_jax.methods.settings.grafts import BlockExpansionSettings
 from das_jax.model.grafts.blocks import Blocks
 
 

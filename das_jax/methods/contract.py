@@ -1,5 +1,5 @@
 """The contract between a continual-learning method and the engine; a new method is a file, its settings in
-`settings.py`, and a line in `registry.py`.
+`settings/`, and a line in `registry.py`.
 
 A method says what a stage trains (`plan`), what it minimises (`loss`), what it does to gradients and updates
 (`transforms`), what it carries from stage to stage (`begin`, `end`), and who serves a domain (`view`). The

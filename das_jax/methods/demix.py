@@ -20,7 +20,7 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import Rules
-from das_jax.methods.settings import DEMixSettings
+from das_jax.methods.settings.grafts import DEMixSettings
 from das_jax.objectives.mixture import cached_prior, posterior
 
 EXPERT: Rules = (

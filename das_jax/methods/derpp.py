@@ -28,7 +28,7 @@ from das_jax.methods.contract import (
     Plan,
 )
 from das_jax.methods.net import Net
-from das_jax.methods.settings import DERppSettings
+from das_jax.methods.settings.whole_model import DERppSettings
 from das_jax.model.flops import encoder_flops
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.distillation import hidden_mse

@@ -30,7 +30,7 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules, merged, partition
-from das_jax.methods.settings import HATSettings as HATSettings
+from das_jax.methods.settings.gates import HATSettings as HATSettings
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.leaves import leaves_of, sides_of
 from das_jax.model.masked_lm import Params

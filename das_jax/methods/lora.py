@@ -3,7 +3,7 @@
 from das_jax.methods.contract import Learned, Plan
 from das_jax.methods.grafted import Grafted
 from das_jax.methods.net import Net
-from das_jax.methods.settings import LoRASettings
+from das_jax.methods.settings.grafts import LoRASettings
 from das_jax.model.grafts.lora import TARGETS
 from das_jax.model.grafts.lora import LoRA as LoRAGraft
 

@@ -1,7 +1,7 @@
 """Naive continual learning: plain masked-LM training, one domain after the other."""
 
 from das_jax.methods.contract import Method
-from das_jax.methods.settings import NaiveSettings as NaiveSettings
+from das_jax.methods.settings.whole_model import NaiveSettings as NaiveSettings
 
 
 class Naive(Method):

@@ -4,7 +4,7 @@ from typing import Any
 
 from das_jax.data.streams import Stream, mixing_shares
 from das_jax.methods.contract import Method, Place, Plan
-from das_jax.methods.settings import PoolSettings
+from das_jax.methods.settings.whole_model import PoolSettings
 
 
 class Pool(Method):

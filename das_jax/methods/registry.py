@@ -19,18 +19,20 @@ from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
-from das_jax.methods.settings import (
+from das_jax.methods.settings.das import DASSettings
+from das_jax.methods.settings.gates import HATSettings
+from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
-    DASSettings,
     DEMixSettings,
+    LoRASettings,
+)
+from das_jax.methods.settings.policies import PoliciesSettings
+from das_jax.methods.settings.whole_model import (
     DERppSettings,
     EWCSettings,
-    HATSettings,
     IndependentSettings,
-    LoRASettings,
     NaiveSettings,
-    PoliciesSettings,
     PoolSettings,
     ReplaySettings,
 )

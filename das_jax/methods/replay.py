@@ -3,7 +3,7 @@
 from das_jax.data.store import Reservoir
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.methods.contract import Domain, Learned, Method, Place, Plan
-from das_jax.methods.settings import ReplaySettings
+from das_jax.methods.settings.whole_model import ReplaySettings
 
 
 class Replay(Method):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from das_jax.methods.settings import SoftMaskSettings as SoftMaskSettings
+from das_jax.methods.settings.das import SoftMaskSettings as SoftMaskSettings
 from das_jax.model.leaves import OWNERS, owners_of
 from das_jax.model.units import FREE as FREE
 from das_jax.model.units import Owner, Rules, along, parameter_paths

@@ -13,7 +13,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.partition import partition
 from das_jax.methods.registry import METHODS
-from das_jax.methods.settings import NaiveSettings
+from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.program import Learning, PlannedRun
 from das_jax.training.flops import train_step_flops

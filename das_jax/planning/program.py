@@ -16,7 +16,7 @@ from das_jax.data.masking import Masking
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Method
 from das_jax.methods.registry import method_class
-from das_jax.methods.settings import MethodSettings
+from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology

@@ -12,7 +12,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Plan
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import RawImportance
-from das_jax.methods.settings import ImportanceSettings
+from das_jax.methods.settings.das import ImportanceSettings
 from das_jax.model.units import Units
 from das_jax.outputs import check_free, creating
 from das_jax.training.accumulate import TrainingDomain

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from das_jax.config.schema import Config
 from das_jax.methods.contract import Learned, Memory, Place, SecondMoment
 from das_jax.methods.registry import method_class
-from das_jax.methods.settings import MethodSettings
+from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model.masked_lm import Params
 
 TOGETHER = "all"

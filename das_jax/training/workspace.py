@@ -17,7 +17,7 @@ from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.registry import method_class
-from das_jax.methods.settings import MethodSettings
+from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.fused_attention import LANES

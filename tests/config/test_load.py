@@ -7,7 +7,8 @@ from das_jax.config.load import leaves, load_config
 from das_jax.config.schema import Config, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.das.das import DASSettings
-from das_jax.methods.settings import AveragingSettings, NaiveSettings, PoliciesSettings
+from das_jax.methods.settings.policies import AveragingSettings, PoliciesSettings
+from das_jax.methods.settings.whole_model import NaiveSettings
 
 METHODS = (
     "adapter, block_expansion, das, demix, derpp, ewc, hat, independent, lora, naive, pool, replay"

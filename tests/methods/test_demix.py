@@ -15,7 +15,7 @@ from das_jax.methods.contract import Learned, Place
 from das_jax.methods.demix import DEMix
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import partition
-from das_jax.methods.settings import DEMixSettings
+from das_jax.methods.settings.grafts import DEMixSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.heldout import SEED, HeldoutSums, TokenLosses, log_likelihoods, mixture_sums

@@ -13,8 +13,8 @@ import pytest
 from das_jax import stopping
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
-from das_jax.methods import settings
 from das_jax.methods.registry import METHODS
+from das_jax.methods.settings.das import ImportanceSettings
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.price import second_domain, usual_config
 from das_jax.planning.program import PlannedRun
@@ -53,7 +53,7 @@ tests/training/test_method_check.py."""
 def method_settings(name: str) -> Any:
     (cls,) = (cls for cls in METHODS if cls().name == name)
     values = {
-        key: settings.ImportanceSettings(**value) if isinstance(value, dict) else value
+        key: ImportanceSettings(**value) if isinstance(value, dict) else value
         for key, value in SMALL.get(name, {}).items()
     }
     return cls(**values)

@@ -18,7 +18,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Memory, Moment, UpdateTrace
 from das_jax.methods.ewc import EWC
-from das_jax.methods.settings import EWCSettings
+from das_jax.methods.settings.whole_model import EWCSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training import sharding as sharding_module
 from das_jax.training.accumulate import accumulate

@@ -19,7 +19,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Place
 from das_jax.methods.lora import LoRA
 from das_jax.methods.net import Net
-from das_jax.methods.settings import LoRASettings
+from das_jax.methods.settings.grafts import LoRASettings
 from das_jax.model import huggingface
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks

@@ -6,7 +6,7 @@ from das_jax.config.load import load_config
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Place
 from das_jax.methods.pool import Pool
-from das_jax.methods.settings import PoolSettings
+from das_jax.methods.settings.whole_model import PoolSettings
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.training.stages import stages_of
 

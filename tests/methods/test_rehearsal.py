@@ -24,7 +24,7 @@ from das_jax.methods.derpp import DERpp
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
 from das_jax.methods.replay import Replay
-from das_jax.methods.settings import DERppSettings, NaiveSettings, ReplaySettings
+from das_jax.methods.settings.whole_model import DERppSettings, NaiveSettings, ReplaySettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console

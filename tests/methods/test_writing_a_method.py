@@ -12,10 +12,10 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods import settings as method_settings
 from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
+from das_jax.methods.settings import every_method, whole_model
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.method_check import check_method
 from das_jax.training.optimizer import Optimizer
@@ -36,8 +36,8 @@ def executed(text: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def l2(monkeypatch: pytest.MonkeyPatch) -> Any:
-    names = executed("class L2Settings", dict(vars(method_settings)))
-    monkeypatch.setattr(method_settings, "L2Settings", names["L2Settings"], raising=False)
+    names = executed("class L2Settings", {**vars(whole_model), **vars(every_method)})
+    monkeypatch.setattr(whole_model, "L2Settings", names["L2Settings"], raising=False)
     return SimpleNamespace(**executed("class L2(Method)", names))
 
 

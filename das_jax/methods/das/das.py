@@ -25,8 +25,8 @@ from das_jax.methods.contract import (
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import Losses, RawImportance
 from das_jax.methods.net import Net
-from das_jax.methods.settings import ContrastiveSettings as ContrastiveSettings
-from das_jax.methods.settings import DASSettings
+from das_jax.methods.settings.das import ContrastiveSettings as ContrastiveSettings
+from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.soft_mask import effective_mask, factors_of, soft_mask
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params

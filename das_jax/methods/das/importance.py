@@ -13,7 +13,7 @@ from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Method
 from das_jax.methods.example_losses import MaskedLMLosses
-from das_jax.methods.settings import ImportanceSettings, Normalization
+from das_jax.methods.settings.das import ImportanceSettings, Normalization
 from das_jax.model.architecture import Architecture
 from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import Params

@@ -27,7 +27,7 @@ from das_jax.methods.contract import (
 from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.partition import merged, partition
-from das_jax.methods.settings import AveragingSettings
+from das_jax.methods.settings.policies import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import shapes_by_path

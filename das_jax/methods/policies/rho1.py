@@ -21,7 +21,7 @@ from das_jax.methods.contract import (
     Weigh,
 )
 from das_jax.methods.net import Net
-from das_jax.methods.settings import RHO1Settings
+from das_jax.methods.settings.policies import RHO1Settings
 from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import Params

@@ -24,7 +24,8 @@ from das_jax.methods.policies.averaging import (
     merge_shares,
     second_moment_of_stage,
 )
-from das_jax.methods.settings import AveragingSettings, NaiveSettings
+from das_jax.methods.settings.policies import AveragingSettings
+from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths

@@ -17,7 +17,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Memory, SecondMoment
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
-from das_jax.methods.settings import NaiveSettings
+from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model import huggingface
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths

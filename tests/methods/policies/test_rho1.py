@@ -13,7 +13,8 @@ from das_jax.data.masking import Masking
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.policies.rho1 import RHO1, selected_weights
-from das_jax.methods.settings import NaiveSettings, RHO1Settings
+from das_jax.methods.settings.policies import RHO1Settings
+from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.training import sharding as sharding_module

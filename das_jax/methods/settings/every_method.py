@@ -1,0 +1,66 @@
+"""The settings of every method, and what they cannot be combined with.
+
+Apart from the methods, as all settings are, so that a configuration is checked before these import what is
+heavy.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from das_jax.methods.settings.das import DASSettings
+from das_jax.methods.settings.gates import HATSettings
+from das_jax.methods.settings.grafts import (
+    AdapterSettings,
+    BlockExpansionSettings,
+    DEMixSettings,
+    LoRASettings,
+)
+from das_jax.methods.settings.policies import PoliciesSettings
+from das_jax.methods.settings.whole_model import (
+    DERppSettings,
+    EWCSettings,
+    IndependentSettings,
+    NaiveSettings,
+    PoolSettings,
+    ReplaySettings,
+)
+
+MethodSettings = Annotated[
+    AdapterSettings
+    | BlockExpansionSettings
+    | DASSettings
+    | DEMixSettings
+    | DERppSettings
+    | EWCSettings
+    | HATSettings
+    | IndependentSettings
+    | LoRASettings
+    | NaiveSettings
+    | PoolSettings
+    | ReplaySettings,
+    Field(discriminator="name"),
+]
+
+
+def needs_fresh_moments(method: MethodSettings) -> str | None:
+    """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
+    if isinstance(method, DASSettings) and method.soft_mask.apply_to == "gradient":
+        key = "method.soft_mask.apply_to"
+    elif isinstance(method, HATSettings) and method.apply_to == "gradient":
+        key = "method.apply_to"
+    else:
+        return None
+    return (
+        f"with {key}: gradient it holds gradients that other domains' masks scaled; set one to fresh, or the "
+        "other to update"
+    )
+
+
+def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str | None:
+    """Why the next domain has to go on from the very parameters that serve; None if it need not."""
+    if policies.averaging is not None:
+        return "policies.averaging merges what one domain after the other goes on from"
+    if isinstance(method, HATSettings):
+        return "method.name hat keeps the units of earlier domains as they were served"
+    return None

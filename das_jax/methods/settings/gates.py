@@ -1,0 +1,35 @@
+"""The settings of the methods that learn which units a domain uses."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from das_jax.settings import Count, settings
+
+
+@settings
+class HATSettings:
+    """HAT: hard attention to the domain (Serra et al., ICML 2018), on units of the whole model."""
+
+    name: Literal["hat"] = "hat"
+    smax: Annotated[float, Field(ge=1)] = 400.0
+    """The slope s of the gates sigma(s e) at the end of a domain, and whenever they are served; it rises from
+    1 / smax in a straight line."""
+    cycles: Annotated[Count, Field(le=1000)] = 1
+    """How often s rises so in a domain, each time over an equal part of its steps; in the paper once an
+    epoch."""
+    regularisation: NonNegativeFloat = 0.75
+    """lambda of the paper's loss: MLM + lambda * share of the free units that are open."""
+    init: Literal["normal", "open"] = "normal"
+    """e at the start of a domain: normal (the paper), which leaves half of the units open at the end if
+    nothing moves it, or its absolute value, which leaves all of them."""
+    shared: Literal["frozen", "per_domain", "train"] = "frozen"
+    """What no gate protects (embeddings, LayerNorms, the attention output's bias, the LM head): trained in
+    the first domain only; likewise, but for the encoder's LayerNorms, which every domain trains and is
+    served with as it left them; or in all, through which they forget."""
+    apply_to: Literal["gradient", "update"] = "update"
+    """Scale the gradient before Adam (the paper) or the finished update, weight decay included."""
+    clip: PositiveFloat = 6.0
+    """e stays within -clip and clip."""
+    serve: Literal["gates", "all"] = "gates"
+    """A domain is served with its own gates, or with the whole network, all gates open."""

@@ -1,0 +1,84 @@
+"""The settings of the methods that freeze the model and train what they put into it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat
+
+from das_jax.settings import Count, refusing_beside, settings
+
+
+def _unfit_start(start: str | None, others: Mapping[str, Any]) -> str | None:
+    if start in (None, "previous") or others.get("mode") != "sequential":
+        return None
+    return "needs mode: per_domain; with sequential there is one, which is trained on"
+
+
+Mode = Literal["per_domain", "sequential"]
+Start = Annotated[Literal["fresh", "previous", "nearest"] | None, refusing_beside(_unfit_start)]
+Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+
+
+@settings
+class AdapterSettings:
+    """Adapters (Houlsby et al., ICML 2019), and the layers' LayerNorms."""
+
+    name: Literal["adapter"] = "adapter"
+    mode: Mode = "per_domain"
+    """An adapter for every domain, or one that is trained on."""
+    start: Start = None
+    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
+    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
+    bottleneck: Count = 64
+    """Features of the bottleneck."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
+class LoRASettings:
+    """Low-rank additions to projections (Hu et al., ICLR 2022)."""
+
+    name: Literal["lora"] = "lora"
+    mode: Mode = "sequential"
+    """Additions for every domain, or some that are trained on."""
+    start: Start = None
+    """What a domain's additions begin as, with `per_domain`: fresh (when absent), those of the domain before,
+    or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
+    r: Count = 8
+    """The rank."""
+    alpha: PositiveFloat = 8.0
+    """What is added is scaled by alpha / r."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("query", "value")
+    """The projections that are added to."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent. 3e-4 is usual."""
+
+
+@settings
+class BlockExpansionSettings:
+    """New layers between the old ones (Wu et al., ACL 2024)."""
+
+    name: Literal["block_expansion"] = "block_expansion"
+    mode: Mode = "sequential"
+    """New layers for every domain, or some that are trained on."""
+    start: Start = None
+    """What a domain's layers begin as, with `per_domain`: fresh (when absent), those of the domain before,
+    or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
+    every: Count = 3
+    """A new layer comes after so many old ones; it must divide their number."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
+class DEMixSettings:
+    """A feed-forward expert for every domain, mixed by the text (Gururangan et al., NAACL 2022)."""
+
+    name: Literal["demix"] = "demix"
+    known: Literal["own", "mixture"] = "own"
+    """What serves a domain that is learned: its own expert, or the mixture, as it serves all other text."""
+    sequences: Annotated[Count, Field(le=1000)] = 100
+    """Chunks of a text, from its beginning, that tell the experts' shares in it."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """What a chunk counts for these shares, relative to the one after it."""

@@ -1,0 +1,92 @@
+"""The settings of the methods that train the whole model."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from das_jax.settings import BatchSize, Count, refusing_beside, settings
+
+
+@settings
+class NaiveSettings:
+    """Plain masked-LM training, one domain after the other."""
+
+    name: Literal["naive"] = "naive"
+
+
+@settings
+class IndependentSettings:
+    """A model of its own for every domain, each learned from the base model."""
+
+    name: Literal["independent"] = "independent"
+
+
+@settings
+class PoolSettings:
+    """Plain masked-LM training on the mixture of all domains, once."""
+
+    name: Literal["pool"] = "pool"
+    temperature: PositiveFloat = 1.0
+    """A domain of n chunks has a share of n^(1 / temperature): 1 is in proportion, large numbers make the
+    domains equal."""
+
+
+@settings
+class ReplaySettings:
+    """Chunks of earlier domains, in every batch."""
+
+    name: Literal["replay"] = "replay"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Of every batch, from the second domain on."""
+    buffer: Count = 10_000
+    """Chunks that are kept, of all earlier domains together."""
+    per_domain: Literal["proportional", "equal"] = "proportional"
+    """How many of each domain: every chunk is kept with the same chance, or as many of every domain."""
+    general: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of every batch that is text of the general corpus."""
+
+
+@settings
+class DERppSettings:
+    """DER++ (Buzzega et al., NeurIPS 2020), on hidden states."""
+
+    name: Literal["derpp"] = "derpp"
+    alpha: NonNegativeFloat = 0.5
+    """The weight of the squared difference between hidden states as they are and as they were stored."""
+    beta: NonNegativeFloat = 0.5
+    """The weight of the masked-LM loss of the stored chunks, as they were corrupted then."""
+    buffer: Count = 10_000
+    """Chunks that are kept, of all earlier domains together."""
+    rows: PositiveFloat = 1.0
+    """Stored chunks beside every batch, as a multiple of `training.batch_size`."""
+    outputs: Literal["targets", "tokens"] = "targets"
+    """Hidden states are stored at the masked positions, or at all tokens: seven times the room."""
+
+
+GAMMA = 0.9
+
+
+def _unused_gamma(gamma: float, others: Mapping[str, Any]) -> str | None:
+    if gamma == GAMMA or others.get("accumulate") != "mean":
+        return None
+    return "needs accumulate: online; a mean has no use for it"
+
+
+@settings
+class EWCSettings:
+    """Elastic weight consolidation (Kirkpatrick et al., PNAS 2017)."""
+
+    name: Literal["ewc"] = "ewc"
+    strength: PositiveFloat = 5000.0
+    """lambda: the loss is MLM + lambda / 2 * sum of F (theta - theta*)^2."""
+    accumulate: Literal["mean", "online"] = "mean"
+    """F of several domains: their mean, or a sum in which every new one counts more."""
+    gamma: Annotated[float, Field(gt=0, le=1), refusing_beside(_unused_gamma)] = GAMMA
+    """What `online` leaves of the earlier domains' F with every new one."""
+    general: bool = False
+    """Whether general text counts as a domain before the first."""
+    examples: Count = 10_000
+    """Chunks on which the Fisher information of a domain is measured, one gradient each."""
+    batch_size: BatchSize = 32
+    """Chunks at a time there, over all devices."""
