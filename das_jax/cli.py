@@ -65,6 +65,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, overrides = parser.parse_known_args(arguments)
     if overrides and (why := _not_understood(overrides, options)):
         parser.exit(2, f"das-jax: {why}\n")
+    changes = [*overrides, *map(str, getattr(options, "overlays", ()))]
+    if changes and options.config is None:
+        parser.exit(2, f"das-jax: {shown(changes[0])} changes a configuration, and none is given\n")
     options.overrides = overrides
     return options
 
@@ -84,8 +87,6 @@ def _not_understood(words: list[str], options: argparse.Namespace) -> str | None
         instead = f", not as {shown(valueless[0])} VALUE" if valueless else ""
         word = shown((stray or valueless)[0])
         return f"{word} is not understood; settings are given as --key=value{instead}"
-    if options.config is None:
-        return f"{shown(words[0])} changes a configuration, and none is given"
     return None
 
 
@@ -120,8 +121,21 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=verb)
         return sub
 
+    def add_overlays(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--with",
+            dest="overlays",
+            action="append",
+            default=[],
+            type=_path,
+            metavar="FILE",
+            help="a YAML file of settings laid over CONFIG, such as configs/methods/ewc.yaml; may be given "
+            "again",
+        )
+
     def add_config(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("config", type=_path, metavar="CONFIG", help="a YAML file")
+        add_overlays(sub)
         sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
         sub.usage = f"das-jax {sub.prog.split()[-1]} CONFIG [options] [--key=value ...]"
 
@@ -241,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         "das-jax plan configs/das_roberta_base.yaml --topology v5e:2x4 --sweep --json sweep.json",
     )
     sub.add_argument("config", type=_path, metavar="CONFIG", help="a YAML file")
+    add_overlays(sub)
     sub.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:2x4")
     sub.add_argument(
         "--sweep",
@@ -261,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIG",
         help="a YAML file, whose model and settings are counted; without one: roberta-base",
     )
+    add_overlays(sub)
     sub = add(
         config,
         "Shows every setting, its value and where the value came from.",
@@ -273,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIG",
         help="a YAML file; without one: all settings there are",
     )
+    add_overlays(sub)
     return parser
 
 
@@ -280,7 +297,7 @@ def _load(options: argparse.Namespace) -> "Resolved":
     """Before what is heavy is imported, so that a mistake is answered at once."""
     from das_jax.config.load import load_config
 
-    return load_config(options.config, options.overrides)
+    return load_config(options.config, options.overrides, options.overlays)
 
 
 def prepare(options: argparse.Namespace) -> None:

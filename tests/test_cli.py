@@ -124,6 +124,7 @@ print(*sys.modules)
         (["evaluate", "run", "--training.steps=3"], "das-jax evaluate takes no settings"),
         (["report", "run", "--outptu=x"], "did you mean --output?"),
         (["config", "--training.steps=3"], "changes a configuration, and none is given"),
+        (["methods", "--with=x.yaml"], "changes a configuration, and none is given"),
         (["pretrain"], "required: CONFIG"),
         (["learn", QUICKSTART], "'learn'"),
         ([], "required: VERB"),

@@ -1,4 +1,4 @@
-"""Four layers into one configuration: defaults, preset, file, command line."""
+"""Layers into one configuration: defaults, preset, file, files laid over it, command line."""
 
 import dataclasses
 import json
@@ -34,20 +34,23 @@ class Resolved:
     origins: Mapping[str, str]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Reads a YAML file on top of its preset, and the command line on top of both.
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), overlays: Sequence[Path | Node] = ()
+) -> Resolved:
+    """Reads a YAML file on top of its preset, others on top of it, and the command line on top of all.
 
     Args:
       path: the YAML file.
       overrides: `--a.b=VALUE` arguments; a number addresses an item of a list, as in `--domains.0.steps=5`.
+      overlays: further YAML files, or what was read of some, of the settings that they change.
 
     Raises:
       UserError: naming file, line and key, one line for each mistake.
     """
     file = parse_file(Path(path))
-    command_line = parse_overrides(overrides)
-    preset = _preset(file, command_line)
-    tree = _merge([preset, file, command_line], ROOT, "")
+    over = [each if isinstance(each, Node) else parse_file(each) for each in overlays]
+    layers = [file, *over, parse_overrides(overrides)]
+    tree = _merge([_preset(layers), *layers], ROOT, "")
     try:
         # JSON and not Python objects: in strict mode it takes lists for tuples but no "5" for 5.
         config = _ADAPTER.validate_json(json.dumps(tree.plain()), strict=True)
@@ -74,9 +77,9 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _preset(file: Node, command_line: Node) -> Node:
+def _preset(layers: Sequence[Node]) -> Node:
     info = fields(Config)["preset"]
-    chosen = command_line.child("preset") or file.child("preset")
+    chosen = next((found for layer in reversed(layers) if (found := layer.child("preset"))), None)
     names = sorted(
         entry.name.removesuffix(".yaml")
         for entry in _presets().iterdir()

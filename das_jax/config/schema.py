@@ -49,6 +49,9 @@ class DataSettings:
     """Tokens in one chunk, special tokens included."""
     heldout: Share = 0.05
     """The share of the documents kept away from training, for the held-out loss."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the documents kept away from training and from the held-out loss, to choose settings by: a
+    run then measures its models on both."""
     special_tokens: Recognised = "markers"
     """Which added tokens of the tokenizer are recognised where a text of a corpus spells them: `markers`,
     all but those for masks, padding, unknown words, beginning and end; `all`; or `none`. End tasks and

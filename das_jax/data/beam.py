@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from das_jax.data import sources
 from das_jax.data.settings import BeamSettings, Source
-from das_jax.data.tokenization import SPLITS, Encoder, Part, Stream, write_parts
+from das_jax.data.tokenization import TRAIN, Encoder, Part, Shares, Stream, write_parts
 from das_jax.errors import UserError
 
 # A worker keeps one shard in memory while it writes it.
@@ -30,7 +30,7 @@ MAX_SHARD_BYTES = 256 << 20
 def write_streams(
     source: Source,
     encoder: Encoder,
-    heldout: float,
+    shares: Shares,
     cache_dir: epath.Path,
     directory: epath.Path,
     beam: BeamSettings,
@@ -40,13 +40,13 @@ def write_streams(
     Args:
         source: The text; every worker must be able to read it.
         encoder: The tokenizer.
-        heldout: The share of the documents that goes to the split `heldout`.
+        shares: Of the documents, what goes to other splits than `train`.
         cache_dir: Where a worker keeps demo files.
         directory: Where the parts are written.
         beam: The runner.
 
     Returns:
-        The streams `train` and `heldout`.
+        The stream of every split.
 
     Raises:
         UserError: Beam is missing or cannot run, or a piece cannot be read.
@@ -63,7 +63,7 @@ def write_streams(
             never_masked=encoder.never_masked,
         ),
         as_text=encoder.backend.encode_special_tokens,
-        heldout=heldout,
+        shares=shares,
         cache_dir=str(cache_dir),
         directory=str(directory),
     )
@@ -83,7 +83,8 @@ def write_streams(
     for part in found:
         if "error" in part:
             raise UserError(part["error"])
-    return {split: Stream(tuple(Part(**part[split]) for part in found)) for split in SPLITS}
+    splits = (TRAIN, *shares)
+    return {split: Stream(tuple(Part(**part[split]) for part in found)) for split in splits}
 
 
 def download_config(beam: BeamSettings) -> tfds.download.DownloadConfig:
@@ -144,7 +145,7 @@ def _write_part(
     piece: tuple[int, Source],
     encoder: Callable[[Tokenizer], Encoder],
     as_text: bool,
-    heldout: float,
+    shares: Shares,
     cache_dir: str,
     directory: str,
 ) -> None:
@@ -156,7 +157,7 @@ def _write_part(
     result: dict[str, Any]
     try:
         documents = sources.documents(source, epath.Path(cache_dir))
-        parts = write_parts(documents, encoder(backend), heldout, prefix)
+        parts = write_parts(documents, encoder(backend), shares, prefix)
         result = {split: asdict(part) for split, part in parts.items()}
     except UserError as error:
         result = {"error": str(error)}

@@ -22,8 +22,10 @@ from das_jax.data.beam import download_config, explaining_failure, write_streams
 from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, chunk_count, copy
 from das_jax.data.settings import BeamSettings, Recognised, Source
 from das_jax.data.tokenization import (
+    TRAIN,
     Encoder,
     Progress,
+    Shares,
     SpecialTokens,
     Stream,
     encoder,
@@ -73,14 +75,18 @@ class Corpus:
     def heldout(self) -> Chunks:
         return Chunks(_builder_directory(self.directory), "heldout")
 
+    @cached_property
+    def validation(self) -> Chunks:
+        return Chunks(_builder_directory(self.directory), "validation")
+
     @property
     def documents(self) -> int:
-        """Documents of both splits."""
+        """Documents of all splits."""
         return sum(counts.documents for counts in self.splits.values())
 
     @property
     def tokens(self) -> int:
-        """Tokens of both splits."""
+        """Tokens of all splits."""
         return sum(counts.tokens for counts in self.splits.values())
 
     @property
@@ -100,6 +106,7 @@ def prepare(
     beam: BeamSettings | None = None,
     log: Callable[[str], object] = lambda _: None,
     special_tokens: Recognised = "markers",
+    validation: float = 0.0,
 ) -> Corpus:
     """Turns a text into token chunks, or finds those of the same text, tokenizer and settings.
 
@@ -119,6 +126,7 @@ def prepare(
         beam: How Apache Beam spreads the work over many machines; the corpus is the same without it.
         log: Is told when a damaged corpus is prepared anew.
         special_tokens: Which added tokens of the tokenizer are recognised in the text.
+        validation: The share of the documents kept away from training to choose settings by; 0 for none.
 
     Returns:
         The corpus, complete on disk.
@@ -129,19 +137,20 @@ def prepare(
     """
     cache_dir = Path(cache_dir).expanduser()
     enc = encoder(tokenizer, special_tokens)
-    parts = [FORMAT, sources.fingerprint(source), enc.fingerprint, length, heldout]
+    shares = {"heldout": heldout} | ({"validation": validation} if validation else {})
+    parts = [FORMAT, sources.fingerprint(source), enc.fingerprint, length, *shares.values()]
     key = sha256(json.dumps(parts).encode()).hexdigest()[:16]
     label = sources.label(source)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[-60:]
     directory = cache_dir / "corpora" / f"{name}-{key}"
     with built_once(directory, partial(_damage, key=key), log) as unfinished:
         if unfinished is not None:
-            splits = _build(source, enc, length, heldout, cache_dir, unfinished, progress, beam)
+            splits = _build(source, enc, length, shares, cache_dir, unfinished, progress, beam)
             facts = {
                 "source": label,
                 "key": key,
                 "length": length,
-                "heldout": heldout,
+                **shares,
                 "splits": {split: asdict(counts) for split, counts in splits.items()},
             }
             _write_facts(unfinished, facts)
@@ -177,6 +186,7 @@ def _describe_now(directory: Path, facts: dict[str, Any]) -> str | None:
     """Reads all of a corpus from before there were manifests, and gives it one if it is whole."""
     try:
         found = load(directory)
+        # Corpora of that time have these two splits alone.
         for chunks, counts in (
             (found.train, found.splits["train"]),
             (found.heldout, found.splits["heldout"]),
@@ -207,7 +217,7 @@ def _build(
     source: Source,
     enc: Encoder,
     length: int,
-    heldout: float,
+    shares: Shares,
     cache_dir: Path,
     directory: Path,
     progress: Progress | None,
@@ -218,14 +228,14 @@ def _build(
         parts.mkdir()
         if beam is None:
             documents = sources.documents(source, cache_dir)
-            found = write_parts(documents, enc, heldout, parts / "all", progress)
+            found = write_parts(documents, enc, shares, parts / "all", progress)
             streams = {split: Stream((part,)) for split, part in found.items()}
         else:
-            streams = write_streams(source, enc, heldout, cache_dir, parts, beam)
+            streams = write_streams(source, enc, shares, cache_dir, parts, beam)
             if progress is not None:
                 done = streams.values()
                 progress(sum(s.documents for s in done), sum(s.tokens for s in done))
-        _check(streams, sources.label(source), length, heldout)
+        _check(streams, sources.label(source), length, shares)
         _write_chunks(streams, enc.special, length, place, beam)
         parts.rmtree()
         (place / "downloads").rmtree(missing_ok=True)
@@ -278,37 +288,43 @@ def _write_chunks(
         builder.download_and_prepare(download_config=config)
 
 
-def _check(streams: Mapping[str, Stream], label: str, length: int, heldout: float) -> None:
-    train, held = streams["train"], streams["heldout"]
-    if train.documents + held.documents == 0:
+def _check(streams: Mapping[str, Stream], label: str, length: int, shares: Shares) -> None:
+    train = streams[TRAIN]
+    documents, tokens, words, unknown, predictable = (
+        sum(getattr(stream, what) for stream in streams.values())
+        for what in ("documents", "tokens", "words", "unknown", "predictable")
+    )
+    lower = " or ".join(f"data.{split}, which is {share}," for split, share in shares.items())
+    if documents == 0:
         raise UserError(
             f"The corpus {label} is empty: give it at least one document that is not blank."
         )
-    if 0 < train.words + held.words == train.unknown + held.unknown:
+    if 0 < words == unknown:
         raise UserError(
             f"Every token of the corpus {label} is unknown to the tokenizer: give a model that knows its "
             "language and script."
         )
-    if train.words + held.words > 0 and train.predictable + held.predictable == 0:
+    if words > 0 and predictable == 0:
         raise UserError(
             f"The corpus {label} has nothing but special tokens and words unknown to the tokenizer, so "
             "that there is nothing to predict: give it other text, or another model."
         )
-    if train.tokens + held.tokens < length - 2:
+    if tokens < length - 2:
         raise UserError(
-            f"The corpus {label} has {train.tokens + held.tokens} tokens, fewer than one chunk of "
-            f"{length}: give it more text or lower data.length."
+            f"The corpus {label} has {tokens} tokens, fewer than one chunk of {length}: give it more text or "
+            "lower data.length."
         )
     if train.tokens < length - 2:
         raise UserError(
             f"The corpus {label} has only {train.tokens} tokens left for training, fewer than one chunk of "
-            f"{length}: give it more documents, or lower data.heldout, which is {heldout}, or data.length."
+            f"{length}: give it more documents, or lower {lower} or data.length."
         )
-    if held.tokens == 0:
-        raise UserError(
-            f"None of the {train.documents} documents of the corpus {label} was held out: give it more "
-            f"documents or raise data.heldout, which is {heldout}."
-        )
+    for split, share in shares.items():
+        if streams[split].tokens == 0:
+            raise UserError(
+                f"None of the {documents} documents of the corpus {label} came into its {split} split: give "
+                f"it more documents or raise data.{split}, which is {share}."
+            )
     for split, stream in streams.items():
         if stream.predictable == 0:
             raise UserError(

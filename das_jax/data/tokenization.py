@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from das_jax.data.special_tokens import recognising
 from das_jax.data.words import encode_texts, encode_words, splits_at_spaces
 from das_jax.errors import UserError
 
-SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 4_000_000
 BATCH_PIECES = 1 << 16
 # Longer documents are tokenised in pieces: a token in the tokenizer's memory is a hundred bytes.
@@ -119,9 +118,24 @@ def _special(tokenizer: PreTrainedTokenizerBase, *names: str) -> int:
     )
 
 
-def is_heldout(document: str, share: float) -> bool:
-    """Whether a document is kept away from training; the same text is always on the same side."""
-    return int.from_bytes(blake2b(document.encode(), digest_size=8).digest()) < share * 2**64
+TRAIN = "train"
+
+Shares = Mapping[str, float]
+"""The splits that are kept away from training, and what share of the documents each has."""
+
+
+def split_of(document: str, shares: Shares) -> str:
+    """The split that a document belongs to; the same text is always in the same one.
+
+    A further split takes its documents from training, so the ones before it stay what they are.
+    """
+    place = int.from_bytes(blake2b(document.encode(), digest_size=8).digest())
+    end = 0.0
+    for split, share in shares.items():
+        end += share
+        if place < end * 2**64:
+            return split
+    return TRAIN
 
 
 @dataclass(frozen=True)
@@ -196,7 +210,7 @@ class _Piece(NamedTuple):
 def write_parts(
     documents: Iterable[str],
     encoder: Encoder,
-    heldout: float,
+    shares: Shares,
     prefix: epath.Path,
     progress: Progress | None = None,
 ) -> dict[str, Part]:
@@ -205,20 +219,21 @@ def write_parts(
     Args:
         documents: The texts, read once.
         encoder: The tokenizer.
-        heldout: The share of the documents that goes to the split `heldout`.
-        prefix: Where the files are written: PREFIX-train.tokens, PREFIX-heldout.tokens.
+        shares: Of the documents, what goes to other splits than `train`.
+        prefix: Where the files are written: PREFIX-train.tokens, PREFIX-heldout.tokens, ...
         progress: Called after each batch.
 
     Returns:
-        The parts `train` and `heldout`.
+        The part of every split.
     """
-    paths = {split: prefix.parent / f"{prefix.name}-{split}.tokens" for split in SPLITS}
-    done, size, predictable, unknown = (dict.fromkeys(SPLITS, 0) for _ in range(4))
+    splits = (TRAIN, *shares)
+    paths = {split: prefix.parent / f"{prefix.name}-{split}.tokens" for split in splits}
+    done, size, predictable, unknown = (dict.fromkeys(splits, 0) for _ in range(4))
     separator = np.array([encoder.special.separator], "<i4")
     with ExitStack() as stack:
-        outputs = {split: stack.enter_context(paths[split].open("wb")) for split in SPLITS}
-        for pieces, tokens in _encoded(_batches(_pieces(documents, heldout)), encoder):
-            rows: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        outputs = {split: stack.enter_context(paths[split].open("wb")) for split in splits}
+        for pieces, tokens in _encoded(_batches(_pieces(documents, shares)), encoder):
+            rows: dict[str, list[np.ndarray]] = {split: [] for split in splits}
             for piece, ids in zip(pieces, tokens, strict=True):
                 if piece.starts_document:
                     done[piece.split] += 1
@@ -235,13 +250,13 @@ def write_parts(
                 progress(sum(done.values()), sum(size.values()))
     return {
         split: Part(str(paths[split]), done[split], size[split], predictable[split], unknown[split])
-        for split in SPLITS
+        for split in splits
     }
 
 
-def _pieces(documents: Iterable[str], heldout: float) -> Iterator[_Piece]:
+def _pieces(documents: Iterable[str], shares: Shares) -> Iterator[_Piece]:
     for document in documents:
-        split = "heldout" if is_heldout(document, heldout) else "train"
+        split = split_of(document, shares)
         start = 0
         while start < len(document):
             end = start + PIECE_CHARACTERS

@@ -1,7 +1,7 @@
 """What was measured of a run, as files: the held-out losses that the run leaves, and its evaluation."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,7 @@ class RunScores:
       heldout: nats per masked token, {row: {text: loss}}.
       tasks: {task: ...} as in `Evaluation`.
       cloze: {set: ...} as in `Evaluation`.
+      validation: as `heldout`, on validation text, where there is some.
     """
 
     directory: Path
@@ -145,6 +146,7 @@ class RunScores:
     heldout: dict[str, dict[str, float]]
     tasks: dict[str, dict[str, Any]]
     cloze: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def start(self) -> str:
@@ -179,7 +181,8 @@ def read_scores(directory: Path) -> RunScores:
         raise UserError(f"{directory} has no checkpoints yet; run das-jax pretrain first")
     evaluation = Evaluation(run.evaluation).read_whole()
     return RunScores(
-        directory, config, tuple(heldout), heldout, evaluation["tasks"], evaluation["cloze"]
+        *(directory, config, tuple(heldout), heldout, evaluation["tasks"], evaluation["cloze"]),
+        validation=run.scores("validation"),
     )
 
 

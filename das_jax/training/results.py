@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from das_jax.data.chunks import Chunks
 from das_jax.data.corpus import Corpus
 from das_jax.errors import UserError
 from das_jax.files import replacing
@@ -14,7 +15,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors
 from das_jax.training.distributed import on_first_host
 from das_jax.training.metrics import check_parts
-from das_jax.training.run_directory import BASE, RunDirectory, Scores
+from das_jax.training.run_directory import BASE, RunDirectory, Scores, Split
 from das_jax.training.serving import RunHistory, as_exported, heldout_sums, view
 from das_jax.training.stages import Stage
 from das_jax.training.workspace import Workspace
@@ -32,7 +33,8 @@ class Results:
       directory: where it is.
       corpora: whose held-out losses are measured.
       stages: all there are, in order.
-      scores: the rows of scores.json.
+      scores: the rows of scores.json, on held-out text.
+      validation: the same on validation text, where there is some.
       unwritten: why things are not there that should be.
     """
 
@@ -41,22 +43,27 @@ class Results:
     corpora: dict[str, Corpus]
     stages: tuple[Stage, ...]
     scores: Scores = field(default_factory=dict)
+    validation: Scores = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
 
     def read_scores(self) -> None:
         """Takes over the rows measured before; what is damaged will be measured again."""
 
-        def read() -> Scores:
+        def read() -> list[Scores]:
             try:
-                found = self.directory.scores()
+                found = [self.directory.scores(split) for split in self._splits]
             except UserError as error:
                 self.workspace.console.log(f"warning: {str(error).partition(';')[0]}")
-                return {}
-            return {
-                row: losses for row, losses in found.items() if set(losses) == set(self.corpora)
-            }
+                return [{} for _ in self._splits]
+            whole = [
+                row
+                for row in found[0]
+                if all(set(scores.get(row, {})) == set(self.corpora) for scores in found)
+            ]
+            return [{row: scores[row] for row in whole} for scores in found]
 
-        self.scores.update(on_first_host(read))
+        for scores, rows in zip(self._splits.values(), on_first_host(read), strict=True):
+            scores.update(rows)
 
     def write_base(self, params: Params) -> None:
         """The base model's scores, configuration and tokenizer: an export later needs nothing outside
@@ -177,11 +184,19 @@ class Results:
         return f"{name}: learned; held-out loss {changes}{''.join(doubts)}"
 
     def _write_scores(self, row: str, served: dict[str, Net | Mixture]) -> None:
-        rows = {**self.scores, row: self._heldout_losses(served)}
-        self.scores.clear()
         order = (BASE, *(stage.name for stage in self.stages))
-        self.scores.update({each: rows[each] for each in order if each in rows})
-        self._keep(lambda: self.directory.write_scores(self.scores))
+        for split, scores in self._splits.items():
+            rows = {**scores, row: self._losses(served, split)}
+            scores.clear()
+            scores.update({each: rows[each] for each in order if each in rows})
+        self._keep(lambda: self.directory.write_scores(self.scores, self.validation))
+
+    @property
+    def _splits(self) -> dict[Split, Scores]:
+        """The rows of every split that is measured."""
+        validated = self.workspace.config.data.validation > 0
+        both: dict[Split, Scores] = {"heldout": self.scores, "validation": self.validation}
+        return both if validated else {"heldout": self.scores}
 
     def _keep(self, write: Callable[[], None]) -> None:
         """Writes on the first host; a failure is said and kept in mind, and does not stop the run."""
@@ -197,33 +212,34 @@ class Results:
             self.unwritten.append(failed)
             self.workspace.console.log(f"warning: {failed}; training goes on")
 
-    def _heldout_losses(self, served: dict[str, Net | Mixture]) -> dict[str, float]:
+    def _losses(self, served: dict[str, Net | Mixture], split: Split) -> dict[str, float]:
         """Nats per masked token of every corpus."""
         workspace = self.workspace
         settings, sharding = workspace.config.evaluation, workspace.sharding
-        examples = {
-            name: min(settings.examples, len(corpus.heldout))
-            for name, corpus in self.corpora.items()
+        chunks: dict[str, Chunks] = {
+            name: getattr(corpus, split) for name, corpus in self.corpora.items()
         }
+        examples = {name: min(settings.examples, len(found)) for name, found in chunks.items()}
         batch_size = min(settings.batch_size, sharding.round_up(max(examples.values())))
         total = sum(-(-count // batch_size) for count in examples.values())
         losses = {}
-        with workspace.console.progress("held-out loss", total, transient=True) as line:
-            for name, corpus in self.corpora.items():
+        what = "held-out" if split == "heldout" else split
+        with workspace.console.progress(f"{what} loss", total, transient=True) as line:
+            for name, found in chunks.items():
                 nats, tokens = heldout_sums(
-                    *(workspace, served[name], corpus.heldout),
+                    *(workspace, served[name], found),
                     examples=examples[name],
                     batch_size=batch_size,
                     counting=line.counting,
                 )
                 if not tokens > 0:
                     raise UserError(
-                        f"the {examples[name]} held-out chunks of {name} that are measured have no token "
+                        f"the {examples[name]} {what} chunks of {name} that are measured have no token "
                         "to predict, only special tokens and words unknown to the tokenizer; give it other "
                         "text, another model, or raise evaluation.examples"
                     )
                 check_parts(
-                    {f"the held-out loss of {name}": float(nats)},
+                    {f"the {what} loss of {name}": float(nats)},
                     "when it was measured",
                     "the model is broken, or its numbers are too large for model.dtype: set that to float32, "
                     "or start from another checkpoint",

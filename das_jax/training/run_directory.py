@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NotRequired
 
 import flax
 import jax
@@ -28,6 +29,9 @@ from das_jax.training.distributed import check_same, on_every_host, on_first_hos
 Scores = dict[str, dict[str, float]]
 """Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
 of learning."""
+
+Split = Literal["heldout", "validation"]
+"""Text that is kept away from training: for reporting, and for choosing settings by."""
 
 BASE = "base model"
 """The row of the scores before anything was learned; no corpus can have that name."""
@@ -304,8 +308,8 @@ class RunDirectory:
         """
         return self.path / f"{number:02}-{name}"
 
-    def scores(self) -> Scores:
-        """The rows measured so far.
+    def scores(self, split: Split = "heldout") -> Scores:
+        """The rows measured so far, on what is for reporting or on what is for choosing; none without such.
 
         Raises:
           UserError: the file is damaged.
@@ -313,18 +317,22 @@ class RunDirectory:
         path = self.path / "scores.json"
         if not path.exists():
             return {}
-        return read_json(path, _SCORES, AGAIN)["heldout_masked_lm_loss"]
+        found = read_json(path, _SCORES, AGAIN)
+        if split == "validation":
+            return found.get("validation_masked_lm_loss", {})
+        return found["heldout_masked_lm_loss"]
 
-    def write_scores(self, scores: Scores) -> None:
-        write_json(
-            self.path / "scores.json",
-            {"unit": "nats per masked token", "heldout_masked_lm_loss": scores},
-        )
+    def write_scores(self, scores: Scores, validation: Scores | None = None) -> None:
+        found: _ScoresFile = {"unit": "nats per masked token", "heldout_masked_lm_loss": scores}
+        if validation:
+            found["validation_masked_lm_loss"] = validation
+        write_json(self.path / "scores.json", found)
 
 
 class _ScoresFile(TypedDict):
     unit: str
     heldout_masked_lm_loss: dict[str, dict[str, FiniteFloat]]
+    validation_masked_lm_loss: NotRequired[dict[str, dict[str, FiniteFloat]]]
 
 
 _SCORES = TypeAdapter(_ScoresFile)

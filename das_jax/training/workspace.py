@@ -87,6 +87,7 @@ class Workspace:
                 beam=data.beam,
                 log=self.console.log,
                 special_tokens=data.special_tokens,
+                validation=data.validation,
             )
         if prepared.unknown_share > USUAL_UNKNOWN:
             self.console.log(

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -7,12 +8,11 @@ from das_jax.config.load import leaves, load_config
 from das_jax.config.schema import Config, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.das.das import DASSettings
+from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.methods.settings.policies import AveragingSettings, PoliciesSettings
 from das_jax.methods.settings.whole_model import NaiveSettings
 
-METHODS = (
-    "adapter, block_expansion, das, demix, derpp, ewc, hat, independent, lora, naive, pool, replay"
-)
+METHODS = ", ".join(sorted(each().name for each in get_args(get_args(MethodSettings)[0])))
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -96,6 +96,31 @@ def test_the_paper_preset_is_the_paper(load):
 def test_the_configurations_that_ship_load(path):
     for name in ("das", "naive"):
         assert load_config(path, [f"--method.name={name}"]).config.method.name == name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "methods").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_presets_of_methods_that_ship_load(path):
+    for config in ("quickstart", "das_roberta_base"):
+        resolved = load_config(CONFIGS / f"{config}.yaml", overlays=[path])
+        assert any(origin.startswith(str(path)) for origin in resolved.origins.values())
+
+
+def test_files_are_laid_over_the_first_in_order(load, tmp_path):
+    load()
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("preset: paper\ntraining: {steps: 7, b1: 0.8}\nmethod: {name: naive}\n")
+    two.write_text("training: {b1: 0.7, b2: 0.9}\n")
+    resolved = load_config("x.yaml", ["--training.b2=0.8"], overlays=[one, two])
+    config, origins = resolved.config, resolved.origins
+    assert (config.method, config.data.length) == (NaiveSettings(), 164)
+    assert (config.training.steps, origins["training.steps"]) == (7, f"{one}:2")
+    assert (config.training.b1, origins["training.b1"]) == (0.7, f"{two}:1")
+    assert (config.training.b2, origins["training.b2"]) == (0.8, "command line")
+    two.write_text("training: {b3: 0.7}\n")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(two))}:1: training\.b3 is no setting"):
+        load_config("x.yaml", overlays=[one, two])
 
 
 def test_another_method_drops_the_settings_of_the_files_method(load):

@@ -21,7 +21,7 @@ from das_jax.data.batches import train_batches
 from das_jax.data.chunks import chunk_count, pack
 from das_jax.data.corpus import Corpus, load, prepare
 from das_jax.data.sources import TextSource
-from das_jax.data.tokenization import encoder, is_heldout
+from das_jax.data.tokenization import encoder, split_of
 from das_jax.errors import UserError
 
 LENGTH = 16
@@ -48,7 +48,7 @@ def prepared(source: TextSource, bert_tokenizer, tmp_path: Path) -> Corpus:
 
 def split_documents(source: TextSource, split: str) -> list[str]:
     lines = Path(source.path).read_text().splitlines()
-    return [line for line in lines if is_heldout(line, HELDOUT) == (split == "heldout")]
+    return [line for line in lines if split_of(line, {"heldout": HELDOUT}) == split]
 
 
 def decoded(chunks, tokenizer) -> list[str]:
@@ -416,9 +416,11 @@ def test_nothing_but_special_markers(bert_tokenizer, tmp_path: Path):
 
 def test_no_word_that_is_known_in_one_split(bert_tokenizer, tmp_path: Path):
     lines = [f"{n} the quick fox" for n in range(200)]
-    lines = [text if not is_heldout(text, HELDOUT) else "the" for text in lines]
-    unknown = next(t for n in range(99) if is_heldout(t := "中" * (n + 1), HELDOUT))
-    lines = [text for text in lines if not is_heldout(text, HELDOUT)]
+    lines = [text if split_of(text, {"heldout": HELDOUT}) == "train" else "the" for text in lines]
+    unknown = next(
+        t for n in range(99) if split_of(t := "中" * (n + 1), {"heldout": HELDOUT}) == "heldout"
+    )
+    lines = [text for text in lines if split_of(text, {"heldout": HELDOUT}) == "train"]
     refused("\n".join([*lines, unknown]), bert_tokenizer, tmp_path, "in its heldout documents")
 
 
@@ -450,7 +452,7 @@ def test_too_little_left_for_training(bert_tokenizer, tmp_path: Path):
 
 def test_no_document_held_out(bert_tokenizer, tmp_path: Path):
     text = "\n".join(f"the quick fox {n}" for n in range(20))
-    sentence = r"None of the 20 documents of .* was held out: .*data\.heldout, which is 1e-09"
+    sentence = r"None of the 20 documents of .* came into its heldout split: .*data\.heldout, which is 1e-09"
     refused(text, bert_tokenizer, tmp_path, sentence, heldout=1e-9)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import tokenization
 from das_jax.data.chunks import chunk_count, examples
-from das_jax.data.tokenization import Stream, encoder, is_heldout, write_parts
+from das_jax.data.tokenization import Stream, encoder, split_of, write_parts
 from das_jax.errors import UserError
 
 WORDS = ["the", "quick", "brown", "fox", "learns", "one", "domain", "of", "language", "after"]
@@ -27,7 +27,9 @@ def texts(count: int, words: int = 6) -> list[str]:
 
 
 def streams(documents: list[str], tokenizer, tmp_path: Path, heldout: float = 0.3):
-    parts = write_parts(documents, encoder(tokenizer), heldout, epath.Path(tmp_path / "all"))
+    parts = write_parts(
+        documents, encoder(tokenizer), {"heldout": heldout}, epath.Path(tmp_path / "all")
+    )
     found = {split: Stream((part,)) for split, part in parts.items()}
     return found, {split: stream.read(0, stream.tokens) for split, stream in found.items()}
 
@@ -39,7 +41,7 @@ def test_streams_hold_all_documents_in_order(name: str, request, tmp_path: Path)
     documents = texts(50)
     found, tokens = streams(documents, tokenizer, tmp_path)
     for split, stream in found.items():
-        mine = [text for text in documents if is_heldout(text, 0.3) == (split == "heldout")]
+        mine = [text for text in documents if split_of(text, {"heldout": 0.3}) == split]
         expected = [enc.backend.encode(text, add_special_tokens=False).ids for text in mine]
         joined = expected[0] + [t for ids in expected[1:] for t in [enc.special.separator, *ids]]
         assert tokens[split].tolist() == joined
@@ -82,7 +84,7 @@ def test_in_any_number_of_parts_the_chunks_are_the_same(bert_tokenizer, tmp_path
 
     def streams(groups: list[list[str]]) -> Stream:
         found = [
-            write_parts(group, enc, 1e-9, epath.Path(tmp_path / str(number)))["train"]
+            write_parts(group, enc, {"heldout": 1e-9}, epath.Path(tmp_path / str(number)))["train"]
             for number, group in enumerate(groups)
         ]
         return Stream(tuple(found))
@@ -103,9 +105,8 @@ def test_batches_are_bounded(bert_tokenizer, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tokenization, "BATCH_PIECES", 3)
     reports: list[tuple[int, int]] = []
     enc = encoder(bert_tokenizer)
-    write_parts(
-        texts(50), enc, 0.3, epath.Path(tmp_path / "all"), lambda *done: reports.append(done)
-    )
+    prefix = epath.Path(tmp_path / "all")
+    write_parts(texts(50), enc, {"heldout": 0.3}, prefix, lambda *done: reports.append(done))
     assert len(reports) >= 50 / 3
     assert all(0 < b[0] - a[0] <= 3 and b[1] > a[1] for a, b in pairwise(reports))
     assert reports[-1][0] == 50
@@ -195,10 +196,16 @@ def test_another_vocabulary_or_special_token_changes_the_fingerprint(bert_tokeni
 
 def test_heldout_share_and_sides():
     documents = texts(4000)
-    held = [text for text in documents if is_heldout(text, 0.1)]
+    held = [text for text in documents if split_of(text, {"heldout": 0.1}) == "heldout"]
     assert 300 < len(held) < 500
     # Raising the share only adds documents; the same text never changes sides.
-    assert all(is_heldout(text, 0.2) for text in held)
+    assert all(split_of(text, {"heldout": 0.2}) == "heldout" for text in held)
+    # A further split takes nothing from it.
+    both = {"heldout": 0.1, "validation": 0.1}
+    assert [text for text in documents if split_of(text, both) == "heldout"] == held
+    chosen = [text for text in documents if split_of(text, both) == "validation"]
+    assert 300 < len(chosen) < 500
+    assert {split_of(text, {"heldout": 0.1}) for text in chosen} == {"train"}
 
 
 def test_a_slow_tokenizer():
