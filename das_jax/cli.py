@@ -437,6 +437,8 @@ def _show(runs: list[Path], directory: Path) -> None:
         for scores in summary.runs:
             for sentence in lost(RunDirectory(scores.directory), scores.config):
                 console.print(f"warning: {sentence}", markup=False)
+            if scores.promise:
+                console.print(f"{scores.directory}: {scores.promise}", markup=False)
     for table in report_tables(summaries):
         console.print(table)
     console.print(f"{page} written, and the same as CSV files beside it", markup=False)

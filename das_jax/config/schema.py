@@ -80,6 +80,9 @@ class GeneralSettings:
     """Where its text comes from."""
     steps: CountOrZero = 0
     """Plain masked-LM warm-up steps on this text before the first domain."""
+    may_rise: PositiveFloat | None = None
+    """A promise: by so many nats per masked token the held-out loss on this text may rise while the domains
+    are learned. It is looked at after every domain, and said where it is broken."""
 
 
 @settings

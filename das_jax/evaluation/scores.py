@@ -11,7 +11,8 @@ from typing_extensions import TypedDict  # Pydantic reads that of typing from Py
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.files import read_json, write_json
-from das_jax.training.run_directory import AGAIN, BASE, RunDirectory
+from das_jax.training.promise import promise, start_of
+from das_jax.training.run_directory import AGAIN, RunDirectory
 from das_jax.training.stages import Stage, stages_of
 
 SEED_DIRECTORY = "seed-*"
@@ -151,8 +152,12 @@ class RunScores:
     @property
     def start(self) -> str:
         """The row that the first domain began with: the model after the warm-up, if there was one."""
-        general = self.config.general
-        return general.name if general is not None and general.steps else BASE
+        return start_of(self.config)
+
+    @property
+    def promise(self) -> str | None:
+        """Whether the run has kept `general.may_rise`; None where it promised nothing."""
+        return promise(self.config, self.heldout)
 
     @property
     def learned(self) -> tuple[str, ...]:

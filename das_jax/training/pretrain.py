@@ -15,6 +15,7 @@ from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
 from das_jax.training.loop import FINISHED, TRAINING
 from das_jax.training.lost import lost
+from das_jax.training.promise import promise
 from das_jax.training.recipe import (
     check_batch_sizes,
     check_carried,
@@ -155,6 +156,8 @@ class Run:
             self._make_again(self.stages[:first])
         if first == len(self.stages):
             self.workspace.console.log(f"{self.directory.path} is finished; nothing is left to do")
+            if said := promise(self.workspace.config, self.results.scores):
+                self.workspace.console.log(said)
             return
         if first == 0 and resumed is None:
             self.results.write_base(carried.learned.params)

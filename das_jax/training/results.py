@@ -15,6 +15,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors
 from das_jax.training.distributed import on_first_host
 from das_jax.training.metrics import check_parts
+from das_jax.training.promise import promise, start_of
 from das_jax.training.run_directory import BASE, RunDirectory, Scores, Split
 from das_jax.training.serving import RunHistory, as_exported, heldout_sums, view
 from das_jax.training.stages import Stage
@@ -174,6 +175,7 @@ class Results:
           name: of the stage.
           learned: the texts that it learned, if these are not the one of its name.
         """
+        config = self.workspace.config
         rows = list(self.scores)
         before = rows[rows.index(name) - 1]
         changes = ", ".join(
@@ -181,7 +183,9 @@ class Results:
             for corpus, loss in self.scores[name].items()
         )
         doubts = [_no_better(self.scores, before, name, corpus) for corpus in learned or (name,)]
-        return f"{name}: learned; held-out loss {changes}{''.join(doubts)}"
+        kept = None if name == start_of(config) else promise(config, self.scores)
+        said = [*doubts, *([f"\n{kept}"] if kept else [])]
+        return f"{name}: learned; held-out loss {changes}{''.join(said)}"
 
     def _write_scores(self, row: str, served: dict[str, Net | Mixture]) -> None:
         order = (BASE, *(stage.name for stage in self.stages))

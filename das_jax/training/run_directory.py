@@ -39,7 +39,10 @@ BASE = "base model"
 AFTERWARDS = ("evaluation.tasks", "evaluation.cloze", "evaluation.finetune_seeds")
 """Settings of what is asked of a run's models afterwards."""
 
-WHERE_NOT_WHAT = ("output_dir", "data.cache_dir", "data.beam", "mesh.", *AFTERWARDS)
+WHERE_NOT_WHAT = (
+    *("output_dir", "data.cache_dir", "data.beam", "mesh.", "general.may_rise"),
+    *AFTERWARDS,
+)
 """Settings that say where a run happens, or what is asked of its models afterwards; they may change, what
 is trained does not depend on them."""
 
