@@ -20,6 +20,13 @@ from das_jax.model.units import parameter_paths
 from das_jax.training.distributed import on_every_host, on_first_host
 from das_jax.training.sharding import Sharding
 
+# Where devices hold the same, each writes a part of every array; small ones take longer to cut than to write.
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20),
+    override=True,
+)
+
 KEEP = 2
 """Checkpoints kept per stage: the last, and the one before in case the last is damaged."""
 
