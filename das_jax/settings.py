@@ -102,6 +102,15 @@ def read_by(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Decorates a class into a frozen keyword-only dataclass, validated when it is built."""
+    """Decorates a class into a frozen keyword-only dataclass, validated when it is built.
+
+    What a setting means is in the docstring below it, or below that of the class that it is inherited from.
+    """
     config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[return-value]
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    for name, field in made.__pydantic_fields__.items():
+        for base in cls.__mro__[1:]:
+            inherited = getattr(base, "__pydantic_fields__", {}).get(name)
+            if field.description is None and inherited is not None:
+                field.description = inherited.description
+    return made  # type: ignore[return-value]

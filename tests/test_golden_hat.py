@@ -11,7 +11,8 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.methods.contract import Moment, Place
-from das_jax.methods.hat import HAT, HATMemory, HATSettings, gates_of, regulariser
+from das_jax.methods.hard_attention import HATMemory, gates_of, regulariser
+from das_jax.methods.hat import HAT, HATSettings
 from das_jax.methods.net import Net
 from das_jax.model.masked_lm import Params
 from das_jax.model.plain import plain_params
@@ -65,7 +66,7 @@ def with_embedding(case: Case) -> Params:
 
 
 def memory_of(case: Case) -> HATMemory:
-    return HATMemory(case.units("accumulated"), case.units("embedding"))
+    return HATMemory(case.units("accumulated")._asdict(), case.units("embedding")._asdict())
 
 
 def test_gates_and_how_they_close(hat_case: Case) -> None:
@@ -77,7 +78,7 @@ def test_gates_and_how_they_close(hat_case: Case) -> None:
     previous = case.units("previous")
     for i, s in enumerate(case.arrays["s"]):
         gates = gates_of(embedding(case), float(s), SETTINGS.smax)
-        for kind, value in gates._asdict().items():
+        for kind, value in gates.items():
             case.assert_close(value, case.arrays[f"gates.{kind}"][i], 1e-5, f"gates.{kind} {s}")
     for kind, value in previous._asdict().items():
         highest = jnp.maximum(value[0], value[1])
@@ -87,6 +88,7 @@ def test_gates_and_how_they_close(hat_case: Case) -> None:
 def test_loss_and_its_parts(hat_case: Case) -> None:
     case, s = hat_case, float(hat_case.arrays["s"][1])
     gates = gates_of(embedding(case), s, SETTINGS.smax)
+    units = Units(**gates)
     masked, mask = case.masked("a."), case.array("a.attention_mask")
     real = np.asarray(mask, bool)
 
@@ -96,8 +98,8 @@ def test_loss_and_its_parts(hat_case: Case) -> None:
         return hidden, net.logits(hidden)
 
     for name, net in (
-        ("gated", Net(case.model, case.params, gates)),
-        ("folded", Net(case.model, plain_params(case.model, case.params, gates))),
+        ("gated", Net(case.model, case.params, units)),
+        ("folded", Net(case.model, plain_params(case.model, case.params, units))),
     ):
         hidden, logits = jax.jit(encoded)(net.params, net.gates)
         case.assert_close(hidden[real], case.arrays["hidden"][real], 1e-5, f"{name} hidden")
@@ -112,7 +114,7 @@ def test_loss_and_its_parts(hat_case: Case) -> None:
     found = {"loss": loss, "mlm": parts["masked_lm"], "regulariser": parts["regulariser"]}
     for name, value in found.items():
         case.assert_close(value, case.arrays[name], 1e-5, name)
-    nothing = full_units(case.model.architecture, 0.0, dtype=case.dtype)
+    nothing = full_units(case.model.architecture, 0.0, dtype=case.dtype)._asdict()
     case.assert_close(regulariser(gates, nothing), case.arrays["regulariser_first"], 1e-5, "first")
 
 

@@ -160,11 +160,13 @@ CLASSIFIER: tuple[Leaf, ...] = (
 MODEL: Leaves = (*ENCODER, *LM_HEAD, DECODER, *CLASSIFIER)
 """Every parameter of every model without a graft."""
 
-GRAFT: Leaves = tuple(
-    Leaf(f"graft/(.*/)?{name}", axes="") for name in (*SUFFIXES, *(kind.name for kind in KINDS))
+GRAFT: Leaves = (
+    Leaf("graft/embedding/.*", axes=""),
+    *(Leaf(f"graft/(.*/)?{name}", axes="") for name in (*SUFFIXES, *(kind.name for kind in KINDS))),
 )
-"""What methods put beside the model, by the last part of the path: modules, and numbers for all units. Where
-units of their own lie along their axes, rows that say so go before these."""
+"""What methods put beside the model: e, from which gates are made, for whatever units there are, and all else
+by the last part of the path: modules, and numbers for all units. Where units of their own lie along their
+axes, rows that say so go before these."""
 
 LEAVES: Leaves = (*MODEL, *GRAFT)
 

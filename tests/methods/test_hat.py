@@ -14,14 +14,8 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Moment, Place
-from das_jax.methods.hat import (
-    HAT,
-    HATMemory,
-    HATSettings,
-    gate,
-    gates_of,
-    regulariser,
-)
+from das_jax.methods.hard_attention import Gates, HATMemory, gate, gates_of, regulariser
+from das_jax.methods.hat import HAT, HATSettings
 from das_jax.methods.net import Net
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -63,10 +57,10 @@ def test_a_gate_far_beyond_saturation_rests() -> None:
 
 
 def test_regulariser_where_nothing_is_free(model: MaskedLM) -> None:
-    ones, zeros = (full_units(model.architecture, value) for value in (1.0, 0.0))
+    ones, zeros = (full_units(model.architecture, value)._asdict() for value in (1.0, 0.0))
     value, gradient = jax.value_and_grad(regulariser)(ones, ones)
     assert value == 0
-    assert all((x == 0).all() for x in gradient)
+    assert all((x == 0).all() for x in gradient.values())
     assert regulariser(ones, zeros) == pytest.approx(1)
 
 
@@ -102,7 +96,7 @@ def _step(recipe: Recipe, sharding: Sharding) -> Any:
 
 
 def learn(
-    method: HAT, params: Params, accumulated: Units, batch: Batch, steps: int = 3
+    method: HAT, params: Params, accumulated: Gates, batch: Batch, steps: int = 3
 ) -> tuple[list[dict[str, float]], Params]:
     """The second domain: metrics of every step, and the parameters after the last."""
     sharding = make_sharding(1)
@@ -111,7 +105,9 @@ def learn(
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.1, plan.decays), _rate)
     recipe = Recipe(method, plan, optimizer, steps)
     start = {**params, "graft": {"embedding": random_embedding(method.model, 7)}}
-    memory = HATMemory(accumulated, full_units(method.model.architecture, 0.0, leading=(2,)))
+    memory = HATMemory(
+        accumulated, full_units(method.model.architecture, 0.0, leading=(2,))._asdict()
+    )
     rng = sharding.replicate(jax.random.key(3))
     state = first_state(recipe, sharding, start, memory, rng, domain=1)
     rows = []
@@ -142,9 +138,9 @@ def test_what_a_domain_used_stays_as_it_was(
 ) -> None:
     method = HAT(model, masking, HATSettings(shared=shared), "data")
     own = gates_of(random_embedding(model, 5, binary=True), 400, 400)
-    assert {float(x) for kind in own for x in kind.ravel()} == {0, 1}
+    assert {float(x) for kind in own.values() for x in kind.ravel()} == {0, 1}
     _, after = learn(method, params, own, batch)
-    rows = Units(*(jnp.stack([e, -e]) for e in random_embedding(model, 5, binary=True).values()))
+    rows = {kind: jnp.stack([e, -e]) for kind, e in random_embedding(model, 5, binary=True).items()}
     history: Any = FakeHistory(
         (("first",), ("second",)),
         Learned(after, HATMemory(own, rows)),
@@ -152,8 +148,8 @@ def test_what_a_domain_used_stays_as_it_was(
         nets=[Net(model, params), Net(model, without_graft(after))],
     )
     net: Any = method.view(history, "first", history)
-    jax.tree.map(np.testing.assert_array_equal, net.gates, own)
-    before, now = (logits(each, batch) for each in (Net(model, params, own), net))
+    jax.tree.map(np.testing.assert_array_equal, net.gates._asdict(), own)
+    before, now = (logits(each, batch) for each in (Net(model, params, Units(**own)), net))
     newest = logits(net._replace(params=without_graft(after)), batch)
     if shared == "train":
         assert np.abs(now - before).max() > 1e-3
@@ -201,7 +197,7 @@ def test_with_every_unit_used_only_e_moves(
     model: MaskedLM, masking: Masking, params: Params, batch: Batch
 ) -> None:
     method = HAT(model, masking, HATSettings(), "data")
-    used = full_units(model.architecture, 1.0)
+    used = full_units(model.architecture, 1.0)._asdict()
     rows, after = learn(method, params, used, batch)
     jax.tree.map(np.testing.assert_array_equal, without_graft(after), jax.device_get(params))
     for kind, e in random_embedding(model, 7).items():
@@ -251,9 +247,9 @@ def test_domains_keep_their_gates_and_share_the_newest_parameters(
         embeddings.append(embedding)
     gates = [gates_of(embedding, 400, 400) for embedding in embeddings]
     for kind in Units._fields:
-        values = [getattr(each, kind) for each in gates]
+        values = [each[kind] for each in gates]
         assert (values[0] != values[1]).any()
-        accumulated = getattr(learned.memory.accumulated, kind)
+        accumulated = learned.memory.accumulated[kind]
         np.testing.assert_array_equal(accumulated, np.maximum(*values))
     latest = jax.tree.map(lambda x: x + 1, params)
     learned = learned._replace(params={**latest, "graft": learned.params["graft"]})
@@ -261,7 +257,7 @@ def test_domains_keep_their_gates_and_share_the_newest_parameters(
 
     def same(net: Any, stage: int) -> None:
         jax.tree.map(np.testing.assert_array_equal, without_graft(net.params), latest)
-        jax.tree.map(np.testing.assert_array_equal, net.gates, gates[stage])
+        jax.tree.map(np.testing.assert_array_equal, net.gates._asdict(), gates[stage])
 
     def view(domain: str | None, fits: Sequence[float] = ()) -> Any:
         history: Any = FakeHistory(names, learned, model, fits)

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from das_jax.methods.settings.das import DASSettings
-from das_jax.methods.settings.gates import HATSettings
+from das_jax.methods.settings.gates import HardAttentionSettings, HATSettings
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
@@ -47,7 +47,7 @@ def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
     if isinstance(method, DASSettings) and method.soft_mask.apply_to == "gradient":
         key = "method.soft_mask.apply_to"
-    elif isinstance(method, HATSettings) and method.apply_to == "gradient":
+    elif isinstance(method, HardAttentionSettings) and method.apply_to == "gradient":
         key = "method.apply_to"
     else:
         return None
@@ -61,6 +61,6 @@ def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str |
     """Why the next domain has to go on from the very parameters that serve; None if it need not."""
     if policies.averaging is not None:
         return "policies.averaging merges what one domain after the other goes on from"
-    if isinstance(method, HATSettings):
-        return "method.name hat keeps the units of earlier domains as they were served"
+    if isinstance(method, HardAttentionSettings):
+        return f"method.name {method.name} keeps the units of earlier domains as they were served"
     return None

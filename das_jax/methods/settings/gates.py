@@ -1,4 +1,4 @@
-"""The settings of the methods that learn which units a domain uses."""
+"""The settings of methods that learn gates: hard attention to the domain."""
 
 from typing import Annotated, Literal
 
@@ -8,10 +8,9 @@ from das_jax.settings import Count, settings
 
 
 @settings
-class HATSettings:
-    """HAT: hard attention to the domain (Serra et al., ICML 2018), on units of the whole model."""
+class HardAttentionSettings:
+    """What all of them have in common, wherever their gates stand."""
 
-    name: Literal["hat"] = "hat"
     smax: Annotated[float, Field(ge=1)] = 400.0
     """The slope s of the gates sigma(s e) at the end of a domain, and whenever they are served; it rises from
     1 / smax in a straight line."""
@@ -23,13 +22,20 @@ class HATSettings:
     init: Literal["normal", "open"] = "normal"
     """e at the start of a domain: normal (the paper), which leaves half of the units open at the end if
     nothing moves it, or its absolute value, which leaves all of them."""
-    shared: Literal["frozen", "per_domain", "train"] = "frozen"
-    """What no gate protects (embeddings, LayerNorms, the attention output's bias, the LM head): trained in
-    the first domain only; likewise, but for the encoder's LayerNorms, which every domain trains and is
-    served with as it left them; or in all, through which they forget."""
     apply_to: Literal["gradient", "update"] = "update"
     """Scale the gradient before Adam (the paper) or the finished update, weight decay included."""
     clip: PositiveFloat = 6.0
     """e stays within -clip and clip."""
+
+
+@settings
+class HATSettings(HardAttentionSettings):
+    """HAT: hard attention to the domain (Serra et al., ICML 2018), on units of the whole model."""
+
+    name: Literal["hat"] = "hat"
+    shared: Literal["frozen", "per_domain", "train"] = "frozen"
+    """What no gate protects (embeddings, LayerNorms, the attention output's bias, the LM head): trained in
+    the first domain only; likewise, but for the encoder's LayerNorms, which every domain trains and is
+    served with as it left them; or in all, through which they forget."""
     serve: Literal["gates", "all"] = "gates"
     """A domain is served with its own gates, or with the whole network, all gates open."""
