@@ -74,7 +74,7 @@ class Grafted(Method):
                 learned = learned._replace(params=domain.history.learned(stage).params)
         if "graft" in learned.params:
             return learned
-        graft = _fresh(self.graft, self.model.architecture, domain.rng, learned.params)
+        graft = fresh(self.graft, self.model.architecture, domain.rng, learned.params)
         return learned._replace(params={**learned.params, "graft": graft})
 
     def view(self, history: History, domain: str | None, texts: Texts) -> Net | Mixture:
@@ -84,6 +84,6 @@ class Grafted(Method):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _fresh(graft: Graft, architecture: Architecture, key: jax.Array, base: Params) -> Params:
+def fresh(graft: Graft, architecture: Architecture, key: jax.Array, base: Params) -> Params:
     """A graft's parameters at the start; every domain has the same program."""
     return graft.init(architecture, key, base)

@@ -11,6 +11,7 @@ from das_jax.methods.demix import DEMix
 from das_jax.methods.derpp import DERpp
 from das_jax.methods.ewc import EWC
 from das_jax.methods.hat import HAT
+from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.independent import Independent
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
@@ -20,7 +21,7 @@ from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
 from das_jax.methods.settings.das import DASSettings
-from das_jax.methods.settings.gates import HATSettings
+from das_jax.methods.settings.gates import HATAdapterSettings, HATSettings
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
@@ -49,6 +50,7 @@ METHODS: dict[type, type[Method]] = {
     DEMixSettings: DEMix,
     EWCSettings: EWC,
     HATSettings: HAT,
+    HATAdapterSettings: HATAdapter,
     LoRASettings: LoRA,
 }
 

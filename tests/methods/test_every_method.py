@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "das": {"importance": {"examples": 24, "batch_size": 8}},
     "derpp": {"buffer": 16},
     "ewc": {"examples": 16, "batch_size": 8},
+    "hat_adapter": {"bottleneck": 4},
     "lora": {"r": 2},
     "replay": {"share": 0.25, "buffer": 16},
 }

@@ -9,7 +9,11 @@ from typing import Annotated
 from pydantic import Field
 
 from das_jax.methods.settings.das import DASSettings
-from das_jax.methods.settings.gates import HardAttentionSettings, HATSettings
+from das_jax.methods.settings.gates import (
+    HardAttentionSettings,
+    HATAdapterSettings,
+    HATSettings,
+)
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
@@ -33,6 +37,7 @@ MethodSettings = Annotated[
     | DEMixSettings
     | DERppSettings
     | EWCSettings
+    | HATAdapterSettings
     | HATSettings
     | IndependentSettings
     | LoRASettings

@@ -39,3 +39,20 @@ class HATSettings(HardAttentionSettings):
     served with as it left them; or in all, through which they forget."""
     serve: Literal["gates", "all"] = "gates"
     """A domain is served with its own gates, or with the whole network, all gates open."""
+
+
+@settings
+class GatedGraftSettings(HardAttentionSettings):
+    """What those have in common whose gates are on the units of a graft, in a frozen model."""
+
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
+class HATAdapterSettings(GatedGraftSettings):
+    """One adapter for all domains (Houlsby et al., ICML 2019) with HAT's gates on its units."""
+
+    name: Literal["hat_adapter"] = "hat_adapter"
+    bottleneck: Count = 64
+    """Features of the bottleneck."""
