@@ -10,11 +10,12 @@ from flax.traverse_util import flatten_dict
 
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Moment, Place
+from das_jax.methods.cpt import CPT
 from das_jax.methods.gated_graft import GatedGraft
 from das_jax.methods.hard_attention import Gates, HATMemory
 from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.net import Net
-from das_jax.methods.settings.gates import HATAdapterSettings
+from das_jax.methods.settings.gates import CPTSettings, HATAdapterSettings
 from das_jax.model.grafts.gates import SITES
 from das_jax.model.masked_lm import Params
 from tests.golden_case import Case
@@ -37,6 +38,11 @@ FAMILIES = {
         HATAdapter,
         HATAdapterSettings(bottleneck=6, smax=SMAX),
         {"down": "down", "up": "up", "inner": "bottleneck", "output": "output"},
+    ),
+    "cpt": Family(
+        CPT,
+        CPTSettings(attention=7, feed_forward=9, smax=SMAX),
+        {"down": "first", "up": "second", "inner": "first", "output": "second"},
     ),
 }
 
@@ -117,11 +123,16 @@ def test_loss_and_gradients_through_gates(gated_case: GatedCase) -> None:
 
     @jax.jit
     def computed(graft: Params) -> Any:
-        net, _ = method.gated(gated_case.net({**params, "graft": graft}), MOMENT)
-        return jax.value_and_grad(loss_of, has_aux=True)(graft), gated_case.hidden(net)
+        plain = gated_case.net({**params, "graft": graft})
+        learning, _ = method.gated(plain, MOMENT)
+        served = method.through(plain, method.served(graft["embedding"]))
+        hidden = [gated_case.hidden(net) for net in (learning, served)]
+        return jax.value_and_grad(loss_of, has_aux=True)(graft), hidden
 
-    ((_, parts), gradient), hidden = computed(params["graft"])
+    ((_, parts), gradient), (hidden, served) = computed(params["graft"])
     gated_case.assert_hidden(hidden, "hidden")
+    if "served_hidden" in family.arrays:
+        gated_case.assert_hidden(served, "served_hidden")
     case.assert_close(parts["masked_lm"], family.arrays["mlm"], 1e-5, "mlm")
     if "regulariser" in family.arrays:
         case.assert_close(parts["regulariser"], family.arrays["regulariser"], 1e-5, "regulariser")

@@ -6,6 +6,7 @@ from das_jax.errors import UserError
 from das_jax.methods.adapter import Adapter
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.contract import Method, Policy
+from das_jax.methods.cpt import CPT
 from das_jax.methods.das.das import DAS
 from das_jax.methods.demix import DEMix
 from das_jax.methods.derpp import DERpp
@@ -21,7 +22,7 @@ from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
 from das_jax.methods.settings.das import DASSettings
-from das_jax.methods.settings.gates import HATAdapterSettings, HATSettings
+from das_jax.methods.settings.gates import CPTSettings, HATAdapterSettings, HATSettings
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
@@ -51,6 +52,7 @@ METHODS: dict[type, type[Method]] = {
     EWCSettings: EWC,
     HATSettings: HAT,
     HATAdapterSettings: HATAdapter,
+    CPTSettings: CPT,
     LoRASettings: LoRA,
 }
 

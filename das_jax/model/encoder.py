@@ -154,6 +154,7 @@ class Attention(nn.Module):
             arch.attention_dropout,
             seeds.attention,
         )
+        context_BxTxHxK = at("context", hidden_BxTxD, context_BxTxHxK)
         project = dense(arch, arch.hidden_size, self.dtype, "output", axis=(-2, -1))
         context_BxTxHxK = gated(context_BxTxHxK, gate_H)
         output_BxTxD = at("attention_output", context_BxTxHxK, project(context_BxTxHxK))

@@ -17,12 +17,13 @@ from typing_extensions import TypedDict
 from das_jax.errors import UserError, shown
 from das_jax.files import read_json, replacing, write_json
 from das_jax.model.architecture import Architecture
-from das_jax.model.grafts import adapter_files, blocks_files, lora_files
+from das_jax.model.grafts import adapter_files, blocks_files, lora_files, plugins_files
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.files import ABOUT_FILE, Base
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.grafts.lora import LoRA
+from das_jax.model.grafts.plugins import Plugins
 from das_jax.model.huggingface import export
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.model.plain import plain_params
@@ -33,6 +34,7 @@ KINDS: dict[str, tuple[type[Graft], Any]] = {
     "adapter": (Adapter, adapter_files),
     "blocks": (Blocks, blocks_files),
     "lora": (LoRA, lora_files),
+    "plugins": (Plugins, plugins_files),
 }
 """Every kind, and the module with its `write` and `read`."""
 

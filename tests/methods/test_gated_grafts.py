@@ -13,10 +13,11 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Place, Plan
+from das_jax.methods.cpt import CPT
 from das_jax.methods.gated_graft import GatedGraft
 from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.net import Net
-from das_jax.methods.settings.gates import HATAdapterSettings
+from das_jax.methods.settings.gates import CPTSettings, HATAdapterSettings
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -32,7 +33,7 @@ STEPS = 3
 
 
 class Case(NamedTuple):
-    """A method, its settings, and whether what serves is 0 or 1 whatever e is."""
+    """A method and its settings."""
 
     method: type[GatedGraft]
     settings: Any
@@ -41,7 +42,10 @@ class Case(NamedTuple):
         return self.settings.name
 
 
-CASES = [Case(HATAdapter, HATAdapterSettings(bottleneck=5))]
+CASES = [
+    Case(HATAdapter, HATAdapterSettings(bottleneck=5)),
+    Case(CPT, CPTSettings(attention=3, feed_forward=5)),
+]
 
 
 @dataclass
@@ -124,11 +128,12 @@ def begun(method: GatedGraft, learned: Learned, index: int) -> Learned:
 
 
 def second_domain(method: GatedGraft, params: Params) -> tuple[Learned, Net]:
-    """What is there before the second domain, and who served the first: gates of 0 and 1, weights that have
-    learned something.
+    """What is there before the second domain, and who served the first: gates that serve are 0 or 1, and
+    weights have learned something.
     """
     learned = begun(method, Learned(params, method.init(params)), 0)
-    learned = with_embedding(learned, lambda e: BINARY * jnp.sign(e))
+    if not method.binary:
+        learned = with_embedding(learned, lambda e: BINARY * jnp.sign(e))
     graft = dict(learned.params["graft"])
     embedding = graft.pop("embedding")
     moved = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), graft)

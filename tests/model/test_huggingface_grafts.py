@@ -21,6 +21,7 @@ from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import LoRA
+from das_jax.model.grafts.plugins import Plugins
 from das_jax.model.huggingface_grafts import Base, over
 from das_jax.model.masked_lm import MaskedLM, Params
 
@@ -37,6 +38,7 @@ GRAFTS = [
     ("roberta", LoRA(1, 0.5, ("attention_output", "intermediate"))),
     ("bert", Blocks(3)),
     ("roberta", Blocks(1)),
+    ("roberta", Plugins(3, 5)),
 ]
 
 
@@ -164,7 +166,11 @@ def test_what_cannot_be_read_says_so(learn: Callable[[str, Graft], Learned]) -> 
         (config, {"bias": "all"}, "bias is all, .* save it with bias none"),
         (config, {"r": 0}, "r and lora_alpha are no rank"),
         (config, {"r": 3}, "lora_A.weight has the shape"),
-        (about, {"graft": "prompt"}, "graft is prompt, where adapter, blocks, lora are known"),
+        (
+            about,
+            {"graft": "prompt"},
+            "graft is prompt, where adapter, blocks, lora, plugins are known",
+        ),
         (about, {"base": None}, "is damaged"),
         (about, {"graft": "blocks", "settings": {"every": "x"}}, "settings.every: .*integer"),
         (about, {"graft": "blocks", "settings": {"every": 2}}, "`every` be one of 1, 3"),

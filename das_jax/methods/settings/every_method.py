@@ -10,6 +10,7 @@ from pydantic import Field
 
 from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.settings.gates import (
+    CPTSettings,
     HardAttentionSettings,
     HATAdapterSettings,
     HATSettings,
@@ -33,6 +34,7 @@ from das_jax.methods.settings.whole_model import (
 MethodSettings = Annotated[
     AdapterSettings
     | BlockExpansionSettings
+    | CPTSettings
     | DASSettings
     | DEMixSettings
     | DERppSettings

@@ -56,3 +56,18 @@ class HATAdapterSettings(GatedGraftSettings):
     name: Literal["hat_adapter"] = "hat_adapter"
     bottleneck: Count = 64
     """Features of the bottleneck."""
+
+
+@settings
+class CPTSettings(GatedGraftSettings):
+    """Plug-ins beside both sub-layers with HAT's gates on their units (Ke et al., EMNLP 2022)."""
+
+    name: Literal["cpt"] = "cpt"
+    regularisation: NonNegativeFloat = 0.0
+    """lambda of HAT's loss: MLM + lambda * share of the free units that are open; 0 in the published code."""
+    attention: Count = 512
+    """Features between the two layers of the plug-in beside attention."""
+    feed_forward: Count = 768
+    """Features between the two layers of the plug-in beside the feed-forward layer."""
+    output_activation: Literal["relu", "none"] = "relu"
+    """What stands behind a plug-in's second layer: a relu, as published, or nothing."""

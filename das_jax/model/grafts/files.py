@@ -3,10 +3,12 @@
 A directory says which base it belongs to, and its README how transformers loads it.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +19,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.huggingface import write_weights
 from das_jax.model.huggingface_weights import Row, shortened, table
-from das_jax.model.leaves import ENCODER
+from das_jax.model.leaves import ENCODER, SUFFIXES
 from das_jax.model.safetensors_files import StoredTensor, open_file
 
 ABOUT_FILE = "graft.json"
@@ -127,6 +129,48 @@ def stacked_params(file: TensorsFile, rows: list[Row], names: list[str], count: 
         for row, name in zip(rows, names, strict=True)
     }
     return unflatten_dict(leaves, sep="/")
+
+
+def write_layers(directory: Path, file: str, params: Params) -> None:
+    """Writes a graft's parameters, all stacked by layer, in names of our own: the number of the layer and the
+    keys on the way, matrices as torch has them, [out, in].
+
+    Raises:
+      UserError: a tensor holds NaN or infinity.
+    """
+    tensors = {
+        f"{number}.{_tensor_name(path)}": _transposed(path, x)
+        for path, stacked in flatten_dict(params, sep="/").items()
+        for number, x in enumerate(np.asarray(stacked))
+    }
+    write_tensors(directory, file, tensors)
+
+
+def read_layers(file: Path, graft: Graft, architecture: Architecture) -> Params:
+    """What `write_layers` wrote of a graft whose parameters at the start do not depend on the base.
+
+    Raises:
+      UserError: the file is missing, damaged, or another graft's.
+    """
+    init = functools.partial(graft.init, architecture, base={})
+    shapes = flatten_dict(jax.eval_shape(lambda: init(key=jax.random.key(0))), sep="/")
+    tensors, found = TensorsFile(file), {}
+    for path, like in shapes.items():
+        shape = _transposed(path, np.empty(like.shape[1:], bool)).shape
+        names = (f"{number}.{_tensor_name(path)}" for number in range(like.shape[0]))
+        found[path] = np.stack([_transposed(path, tensors.take(name, shape)) for name in names])
+    tensors.check_empty()
+    return unflatten_dict(found, sep="/")
+
+
+def _tensor_name(path: str) -> str:
+    *module, last = path.split("/")
+    return ".".join((*module, SUFFIXES[last]))
+
+
+def _transposed(path: str, x: np.ndarray) -> np.ndarray:
+    """From [in, out] to [out, in] and back, if it is a matrix."""
+    return np.ascontiguousarray(x.swapaxes(-1, -2)) if path.endswith("kernel") else x
 
 
 def write_readme(directory: Path, title: str, loader: str, base: Base) -> None:

@@ -23,6 +23,8 @@ class Graft:
 
         query, key, value, attention_output, intermediate, output    after a projection: `input` is what the
             projection read and `output` what it gave, bias included, before gate, activation and dropout;
+        context    after attention itself: `input` is what its projections read and `output` the heads'
+            context, before gate and output projection;
         attention, feed_forward    before a residual sum: `input` is what the sub-layer read, which is what
             its output is going to be added to, and `output` that output, after dropout.
 
@@ -56,7 +58,7 @@ class Graft:
           params: this layer's part, matrices in the type of the activations, all else float32.
           input: [B, T, D], [B, T, H, K] before the attention's output projection, [B, T, F] before the
             feed-forward one.
-          output: [B, T, H, K] at query, key and value, [B, T, F] at intermediate, else [B, T, D].
+          output: [B, T, H, K] at query, key, value and context, [B, T, F] at intermediate, else [B, T, D].
         """
         return output
 
