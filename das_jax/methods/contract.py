@@ -118,6 +118,7 @@ class Plan:
         are any. A setting that says how many is called `rows`.
       start: from the stage before, or from the base model.
       learning_rate: the highest; None for the configuration's.
+      cost: what a step does with an example, where stages differ in that; None for `Method.cost`.
     """
 
     model: MaskedLM
@@ -127,6 +128,7 @@ class Plan:
     kept_rows: int = 0
     start: Literal["previous", "base"] = "previous"
     learning_rate: float | None = None
+    cost: "Cost | None" = None
 
 
 class Cost(NamedTuple):

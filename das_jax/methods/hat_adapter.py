@@ -1,7 +1,7 @@
 """HAT on an adapter: gates per domain on its bottleneck and output units."""
 
 from das_jax.methods.gated_graft import GatedGraft
-from das_jax.methods.settings.gates import HATAdapterSettings
+from das_jax.methods.settings.gates import GatedAdapterSettings
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.gates import SITES, net_leaves
 from das_jax.model.grafts.graft import Graft
@@ -15,7 +15,7 @@ class HATAdapter(GatedGraft):
     LayerNorms are frozen: trained and shared, they would forget.
     """
 
-    settings: HATAdapterSettings
+    settings: GatedAdapterSettings
 
     paper = "Serra et al., ICML 2018; Houlsby et al., ICML 2019"
 

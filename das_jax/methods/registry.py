@@ -5,6 +5,7 @@ from typing import Any
 from das_jax.errors import UserError
 from das_jax.methods.adapter import Adapter
 from das_jax.methods.block_expansion import BlockExpansion
+from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.cpt import CPT
 from das_jax.methods.das.das import DAS
@@ -22,7 +23,12 @@ from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
 from das_jax.methods.settings.das import DASSettings
-from das_jax.methods.settings.gates import CPTSettings, HATAdapterSettings, HATSettings
+from das_jax.methods.settings.gates import (
+    CLASSICSettings,
+    CPTSettings,
+    HATAdapterSettings,
+    HATSettings,
+)
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
@@ -53,6 +59,7 @@ METHODS: dict[type, type[Method]] = {
     HATSettings: HAT,
     HATAdapterSettings: HATAdapter,
     CPTSettings: CPT,
+    CLASSICSettings: CLASSIC,
     LoRASettings: LoRA,
 }
 

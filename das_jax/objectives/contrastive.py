@@ -50,3 +50,41 @@ def contrastive_loss(
 def unit_rows(x_BxD: jax.Array) -> jax.Array:
     """Rows of length one."""
     return x_BxD * jax.lax.rsqrt(jnp.sum(jnp.square(x_BxD), axis=-1, keepdims=True) + EPSILON)
+
+
+def nt_xent(
+    one_BxD: jax.Array,
+    other_BxD: jax.Array,
+    temperature: float,
+    axis_name: str | None = None,
+    exchange: Any = None,
+) -> jax.Array:
+    """Tells the other view of a text from all views of other texts (Chen et al., SimCLR, ICML 2020, eq. 1).
+
+    The mean over both views of every text of -log( e^{cos(z, z')/t} / sum e^{cos(z, .)/t} ), z' being the
+    text's other view, the sum over all views of the global batch but z itself.
+
+    Args:
+      one_BxD: a view of every text.
+      other_BxD: its other view.
+      temperature: t.
+      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      exchange: the type in which views travel between devices; None for their own.
+
+    Returns:
+      The loss, nats, [].
+    """
+    views = unit_rows(one_BxD), unit_rows(other_BxD)
+    rows = one_BxD.shape[0]
+    candidates_2NxD = jnp.concatenate([global_rows(view, axis_name, exchange) for view in views])
+    total = candidates_2NxD.shape[0] // 2
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+    own_B = jnp.sum(views[0] * views[1], axis=-1) / temperature
+    losses = jnp.zeros(())
+    for number, view_BxD in enumerate(views):
+        similarity_Bx2N = view_BxD @ candidates_2NxD.T / temperature
+        itself_B = first + number * total + jnp.arange(rows)
+        is_itself_Bx2N = itself_B[:, None] == jnp.arange(2 * total)[None]
+        others_Bx2N = jnp.where(is_itself_Bx2N, -jnp.inf, similarity_Bx2N)
+        losses = losses + jnp.sum(jax.nn.logsumexp(others_Bx2N, axis=-1) - own_B)
+    return global_sum(losses, axis_name) / (2 * total)

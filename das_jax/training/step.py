@@ -104,7 +104,7 @@ class Recipe:
 
     def cost(self) -> Cost:
         """What a step does with an example."""
-        cost = self.method.cost()
+        cost = self.method.cost() if self.plan.cost is None else self.plan.cost
         for policy in self.policies:
             cost = policy.cost(cost)
         return cost

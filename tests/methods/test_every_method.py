@@ -34,6 +34,7 @@ from tests.project import Project
 SMALL: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck": 4},
     "block_expansion": {"every": 1},
+    "classic": {"bottleneck": 4},
     "cpt": {"attention": 4, "feed_forward": 4},
     "das": {"importance": {"examples": 24, "batch_size": 8}},
     "derpp": {"buffer": 16},

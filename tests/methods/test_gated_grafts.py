@@ -12,12 +12,14 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Place, Plan
+from das_jax.methods.classic import CLASSIC
+from das_jax.methods.contract import Cost, Learned, Moment, Place, Plan
 from das_jax.methods.cpt import CPT
 from das_jax.methods.gated_graft import GatedGraft
+from das_jax.methods.hard_attention import HATMemory
 from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.net import Net
-from das_jax.methods.settings.gates import CPTSettings, HATAdapterSettings
+from das_jax.methods.settings.gates import CLASSICSettings, CPTSettings, HATAdapterSettings
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -45,6 +47,7 @@ class Case(NamedTuple):
 CASES = [
     Case(HATAdapter, HATAdapterSettings(bottleneck=5)),
     Case(CPT, CPTSettings(attention=3, feed_forward=5)),
+    Case(CLASSIC, CLASSICSettings(bottleneck=5)),
 ]
 
 
@@ -213,3 +216,22 @@ def test_a_text_of_no_domain_gets_the_nearest(
     jax.tree.map(np.testing.assert_array_equal, view(1, 0.5, 0.5).params, second)
     assert "base" in view(0.4, 0.5, 0.7).params
     assert view(1, 0.5, 0.7).model == replace(model, graft=Adapter(5))
+
+
+def test_a_step_draws_some_of_the_earlier_domains(model: MaskedLM, masking: Masking) -> None:
+    """Each of them in time, never one twice, and never the current one."""
+    method = CLASSIC(model, masking, CLASSICSettings(bottleneck=5, views=2))
+    rows = {kind: jnp.arange(4.0)[:, None, None] for kind in method.units}
+    drawn = set()
+    for step in range(20):
+        moment = Moment(jnp.int32(3), jnp.int32(step), 20, jax.random.key(0))
+        first, *others = (
+            tuple(x.ravel().tolist())
+            for x in method.looked_at(HATMemory({}, rows), moment).values()
+        )
+        assert all(each == first for each in others)
+        drawn.add(first)
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    assert [plan_of(method, number).cost for number in range(4)] == [
+        Cost(forward=views) for views in (0, 1, 2, 2)
+    ]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.settings.gates import (
+    CLASSICSettings,
     CPTSettings,
     HardAttentionSettings,
     HATAdapterSettings,
@@ -34,6 +35,7 @@ from das_jax.methods.settings.whole_model import (
 MethodSettings = Annotated[
     AdapterSettings
     | BlockExpansionSettings
+    | CLASSICSettings
     | CPTSettings
     | DASSettings
     | DEMixSettings
@@ -52,6 +54,8 @@ MethodSettings = Annotated[
 
 def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
+    if isinstance(method, CLASSICSettings):
+        return "method.name classic mixes views by parameters that are new in every domain; set it to fresh"
     if isinstance(method, DASSettings) and method.soft_mask.apply_to == "gradient":
         key = "method.soft_mask.apply_to"
     elif isinstance(method, HardAttentionSettings) and method.apply_to == "gradient":

@@ -50,12 +50,30 @@ class GatedGraftSettings(HardAttentionSettings):
 
 
 @settings
-class HATAdapterSettings(GatedGraftSettings):
+class GatedAdapterSettings(GatedGraftSettings):
+    """What those have in common whose graft is Houlsby's adapter."""
+
+    bottleneck: Count = 64
+    """Features of the bottleneck."""
+
+
+@settings
+class HATAdapterSettings(GatedAdapterSettings):
     """One adapter for all domains (Houlsby et al., ICML 2019) with HAT's gates on its units."""
 
     name: Literal["hat_adapter"] = "hat_adapter"
-    bottleneck: Count = 64
-    """Features of the bottleneck."""
+
+
+@settings
+class CLASSICSettings(GatedAdapterSettings):
+    """`hat_adapter` and a contrast with what earlier domains' gates make of a text (Ke et al., EMNLP 2021)."""
+
+    name: Literal["classic"] = "classic"
+    temperature: PositiveFloat = 1.0
+    """Of the contrastive loss."""
+    views: Count | None = None
+    """Earlier domains whose view of a text takes part in a step, drawn anew for every step; all when absent.
+    Each costs a pass forward."""
 
 
 @settings
