@@ -4,6 +4,7 @@ from typing import Any
 
 from das_jax.errors import UserError
 from das_jax.methods.adapter import Adapter
+from das_jax.methods.bcl import BCL
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Method, Policy
@@ -24,6 +25,7 @@ from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
 from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.settings.gates import (
+    BCLSettings,
     CLASSICSettings,
     CPTSettings,
     HATAdapterSettings,
@@ -60,6 +62,7 @@ METHODS: dict[type, type[Method]] = {
     HATAdapterSettings: HATAdapter,
     CPTSettings: CPT,
     CLASSICSettings: CLASSIC,
+    BCLSettings: BCL,
     LoRASettings: LoRA,
 }
 

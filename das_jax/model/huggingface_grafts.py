@@ -17,9 +17,16 @@ from typing_extensions import TypedDict
 from das_jax.errors import UserError, shown
 from das_jax.files import read_json, replacing, write_json
 from das_jax.model.architecture import Architecture
-from das_jax.model.grafts import adapter_files, blocks_files, lora_files, plugins_files
+from das_jax.model.grafts import (
+    adapter_files,
+    blocks_files,
+    capsules_files,
+    lora_files,
+    plugins_files,
+)
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
+from das_jax.model.grafts.capsules import Capsules
 from das_jax.model.grafts.files import ABOUT_FILE, Base
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.grafts.lora import LoRA
@@ -33,6 +40,7 @@ from das_jax.model.units import Units
 KINDS: dict[str, tuple[type[Graft], Any]] = {
     "adapter": (Adapter, adapter_files),
     "blocks": (Blocks, blocks_files),
+    "capsules": (Capsules, capsules_files),
     "lora": (LoRA, lora_files),
     "plugins": (Plugins, plugins_files),
 }

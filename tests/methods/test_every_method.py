@@ -33,6 +33,7 @@ from tests.project import Project
 
 SMALL: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck": 4},
+    "bcl": {"bottleneck": 4, "features": 3},
     "block_expansion": {"every": 1},
     "classic": {"bottleneck": 4},
     "cpt": {"attention": 4, "feed_forward": 4},

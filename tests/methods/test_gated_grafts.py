@@ -12,6 +12,7 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.methods.bcl import BCL
 from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Cost, Learned, Moment, Place, Plan
 from das_jax.methods.cpt import CPT
@@ -19,7 +20,12 @@ from das_jax.methods.gated_graft import GatedGraft
 from das_jax.methods.hard_attention import HATMemory
 from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.net import Net
-from das_jax.methods.settings.gates import CLASSICSettings, CPTSettings, HATAdapterSettings
+from das_jax.methods.settings.gates import (
+    BCLSettings,
+    CLASSICSettings,
+    CPTSettings,
+    HATAdapterSettings,
+)
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -48,6 +54,7 @@ CASES = [
     Case(HATAdapter, HATAdapterSettings(bottleneck=5)),
     Case(CPT, CPTSettings(attention=3, feed_forward=5)),
     Case(CLASSIC, CLASSICSettings(bottleneck=5)),
+    Case(BCL, BCLSettings(bottleneck=5, features=4)),
 ]
 
 

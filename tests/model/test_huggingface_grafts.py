@@ -19,6 +19,7 @@ from das_jax.errors import UserError
 from das_jax.model import huggingface, huggingface_grafts
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
+from das_jax.model.grafts.capsules import Capsules
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import LoRA
 from das_jax.model.grafts.plugins import Plugins
@@ -38,6 +39,7 @@ GRAFTS = [
     ("roberta", LoRA(1, 0.5, ("attention_output", "intermediate"))),
     ("bert", Blocks(3)),
     ("roberta", Blocks(1)),
+    ("bert", Capsules(3, 4, 2)),
     ("roberta", Plugins(3, 5)),
 ]
 
@@ -169,7 +171,7 @@ def test_what_cannot_be_read_says_so(learn: Callable[[str, Graft], Learned]) -> 
         (
             about,
             {"graft": "prompt"},
-            "graft is prompt, where adapter, blocks, lora, plugins are known",
+            "graft is prompt, where adapter, blocks, capsules, lora, plugins are known",
         ),
         (about, {"base": None}, "is damaged"),
         (about, {"graft": "blocks", "settings": {"every": "x"}}, "settings.every: .*integer"),

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.settings.gates import (
+    BCLSettings,
     CLASSICSettings,
     CPTSettings,
     HardAttentionSettings,
@@ -34,6 +35,7 @@ from das_jax.methods.settings.whole_model import (
 
 MethodSettings = Annotated[
     AdapterSettings
+    | BCLSettings
     | BlockExpansionSettings
     | CLASSICSettings
     | CPTSettings

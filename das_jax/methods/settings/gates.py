@@ -89,3 +89,19 @@ class CPTSettings(GatedGraftSettings):
     """Features between the two layers of the plug-in beside the feed-forward layer."""
     output_activation: Literal["relu", "none"] = "relu"
     """What stands behind a plug-in's second layer: a relu, as published, or nothing."""
+
+
+@settings
+class BCLSettings(GatedGraftSettings):
+    """Adapters with capsules per domain that share knowledge, and HAT's gates (Ke et al., NAACL 2021)."""
+
+    name: Literal["bcl"] = "bcl"
+    regularisation: NonNegativeFloat = 0.0
+    """lambda of HAT's loss: MLM + lambda * share of the free units that are open; 0 in the published code."""
+    bottleneck: Count = 64
+    """Features of the bottleneck of what is a domain's own."""
+    features: Count = 100
+    """Features between a token and a domain's capsule."""
+    capsules: Literal["frozen", "shared"] = "frozen"
+    """Capsules of earlier domains stay as they are, or are trained on (published): what one domain learns
+    can then help an earlier one, or harm it."""
