@@ -16,6 +16,7 @@ from das_jax.methods.ewc import EWC
 from das_jax.methods.hat import HAT
 from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.independent import Independent
+from das_jax.methods.l2 import L2
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
@@ -42,6 +43,7 @@ from das_jax.methods.settings.whole_model import (
     DERppSettings,
     EWCSettings,
     IndependentSettings,
+    L2Settings,
     NaiveSettings,
     PoolSettings,
     ReplaySettings,
@@ -63,6 +65,7 @@ METHODS: dict[type, type[Method]] = {
     CPTSettings: CPT,
     CLASSICSettings: CLASSIC,
     BCLSettings: BCL,
+    L2Settings: L2,
     LoRASettings: LoRA,
 }
 

@@ -50,7 +50,7 @@ def check_method(
     In pytest, with `jax.config.update("jax_num_cpu_devices", 2)` in conftest.py:
 
         def test_it_is_the_same_on_two_devices():
-            check_method(L2, L2Settings())
+            check_method(Stay, StaySettings())
 
     Args:
       method_class: the method.

@@ -35,16 +35,16 @@ def executed(text: str, names: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def l2(monkeypatch: pytest.MonkeyPatch) -> Any:
-    names = executed("class L2Settings", {**vars(whole_model), **vars(every_method)})
-    monkeypatch.setattr(whole_model, "L2Settings", names["L2Settings"], raising=False)
-    return SimpleNamespace(**executed("class L2(Method)", names))
+def stay(monkeypatch: pytest.MonkeyPatch) -> Any:
+    names = executed("class StaySettings", {**vars(whole_model), **vars(every_method)})
+    monkeypatch.setattr(whole_model, "StaySettings", names["StaySettings"], raising=False)
+    return SimpleNamespace(**executed("class Stay(Method)", names))
 
 
 def test_the_method_pulls_towards_where_the_domain_began(
-    l2: Any, model: MaskedLM, params: Params, masking: Masking, batch: Batch
+    stay: Any, model: MaskedLM, params: Params, masking: Masking, batch: Batch
 ) -> None:
-    method = l2.L2(model, masking, l2.L2Settings(strength=0.5))
+    method = stay.Stay(model, masking, stay.StaySettings(strength=0.5))
     memory = method.begin(Learned(params, method.init(params)), None).memory
     moved = jax.tree.map(lambda x: x + 0.25, params)
     net, count = Net(model, moved), sum(x.size for x in jax.tree.leaves(params))
@@ -55,8 +55,8 @@ def test_the_method_pulls_towards_where_the_domain_began(
 
 
 @pytest.mark.slow
-def test_the_method_is_the_same_on_several_devices(l2: Any) -> None:
-    check_method(l2.L2, l2.L2Settings())
+def test_the_method_is_the_same_on_several_devices(stay: Any) -> None:
+    check_method(stay.Stay, stay.StaySettings())
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from das_jax.methods.settings.whole_model import (
     DERppSettings,
     EWCSettings,
     IndependentSettings,
+    L2Settings,
     NaiveSettings,
     PoolSettings,
     ReplaySettings,
@@ -46,6 +47,7 @@ MethodSettings = Annotated[
     | HATAdapterSettings
     | HATSettings
     | IndependentSettings
+    | L2Settings
     | LoRASettings
     | NaiveSettings
     | PoolSettings

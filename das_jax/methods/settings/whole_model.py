@@ -90,3 +90,19 @@ class EWCSettings:
     """Chunks on which the Fisher information of a domain is measured, one gradient each."""
     batch_size: BatchSize = 32
     """Chunks at a time there, over all devices."""
+
+
+@settings
+class L2Settings:
+    """L2, towards the previous model, or L2-SP, towards the first one (Li et al., ICML 2018)."""
+
+    name: Literal["l2"] = "l2"
+    anchor: Literal["previous", "start"] = "previous"
+    """Where parameters are pulled: to what the last domain left, from the second domain on; or to what the
+    first began with."""
+    strength: PositiveFloat | None = None
+    """lambda: the loss is MLM + lambda / 2 * sum of (theta - anchor)^2; when absent, 1 to the previous model
+    and 0.1 to the start."""
+    decoupled: bool = False
+    """Whether the pull is taken out of the loss, and lambda (theta - anchor) added to the update after Adam,
+    as weight decay is: Adam does not rescale it."""
