@@ -7,7 +7,11 @@ from pathlib import Path
 from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
-from das_jax.methods.settings.every_method import needs_fresh_moments, needs_one_state
+from das_jax.methods.settings.every_method import (
+    general_text,
+    needs_fresh_moments,
+    needs_one_state,
+)
 from das_jax.methods.settings.policies import AVERAGING_OPTIONS, AveragingSettings
 from das_jax.settings import read_by
 
@@ -140,7 +144,7 @@ def _check_trunk(config: Config, origin: Callable[[str], str]) -> None:
 def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
     training, policies = config.training, config.policies
     readers = {
-        "method.general": getattr(config.method, "general", None),
+        "method.general": general_text(config.method),
         "policies.general_share": policies.general_share,
     }
     for key, value in readers.items():

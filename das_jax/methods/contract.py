@@ -376,7 +376,12 @@ class Method:
         self, net: Net, hidden_BxTxD: jax.Array, masked: Masked, moment: Moment
     ) -> jax.Array:
         """The masked-LM loss of the global batch, nats per masked token, []."""
-        logits_BxMxV = net.logits(hidden_BxTxD, masked.positions)
+        return self.loss_of_logits(net, net.logits(hidden_BxTxD, masked.positions), masked, moment)
+
+    def loss_of_logits(
+        self, net: Net, logits_BxMxV: jax.Array, masked: Masked, moment: Moment
+    ) -> jax.Array:
+        """The same of the logits at the masked positions, where a method needs these for more."""
         losses_BxM = token_losses(logits_BxMxV, masked.labels)
         weights_BxM = masked.weights
         if moment.weigh is not None:

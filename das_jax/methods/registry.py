@@ -12,6 +12,7 @@ from das_jax.methods.cpt import CPT
 from das_jax.methods.das.das import DAS
 from das_jax.methods.demix import DEMix
 from das_jax.methods.derpp import DERpp
+from das_jax.methods.distill import Distill
 from das_jax.methods.ewc import EWC
 from das_jax.methods.hat import HAT
 from das_jax.methods.hat_adapter import HATAdapter
@@ -41,6 +42,7 @@ from das_jax.methods.settings.grafts import (
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.methods.settings.whole_model import (
     DERppSettings,
+    DistillSettings,
     EWCSettings,
     IndependentSettings,
     L2Settings,
@@ -56,6 +58,7 @@ METHODS: dict[type, type[Method]] = {
     PoolSettings: Pool,
     ReplaySettings: Replay,
     DERppSettings: DERpp,
+    DistillSettings: Distill,
     AdapterSettings: Adapter,
     BlockExpansionSettings: BlockExpansion,
     DEMixSettings: DEMix,

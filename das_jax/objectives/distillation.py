@@ -3,8 +3,31 @@
 import jax
 import jax.numpy as jnp
 
-from das_jax.objectives.collectives import global_sum
+from das_jax.objectives.divergence import softmax_kl
+from das_jax.objectives.masked_lm_loss import weighted_mean
 from das_jax.precision import at_least_float32
+
+
+def distillation_kl(
+    student_BxMxN: jax.Array,
+    teacher_BxMxN: jax.Array,
+    weights_BxM: jax.Array,
+    temperature: float = 1.0,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """temperature^2 KL(teacher || student) of softmaxes over the last axis, mean over the positions of the
+    global batch that count, nats, [] (Hinton et al., 2015; Li and Hoiem, Learning without Forgetting, ECCV
+    2016, eq. 2).
+
+    Args:
+      student_BxMxN: the model's hidden states or logits.
+      teacher_BxMxN: the teacher's; no gradient flows into them.
+      weights_BxM: 1 where a position counts.
+      temperature: divides both before the softmax.
+      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+    """
+    kl_BxM = softmax_kl(jax.lax.stop_gradient(teacher_BxMxN), student_BxMxN, temperature)
+    return temperature**2 * weighted_mean(kl_BxM, weights_BxM, axis_name)
 
 
 def hidden_mse(
@@ -25,5 +48,4 @@ def hidden_mse(
     """
     stored_BxMxD = jax.lax.stop_gradient(at_least_float32(stored_BxMxD))
     squares_BxM = jnp.square(at_least_float32(hidden_BxMxD) - stored_BxMxD).mean(axis=-1)
-    total = global_sum(jnp.sum(squares_BxM * weights_BxM), axis_name)
-    return total / jnp.maximum(global_sum(jnp.sum(weights_BxM), axis_name), 1)
+    return weighted_mean(squares_BxM, weights_BxM, axis_name)

@@ -5,7 +5,7 @@
 import jax
 import jax.numpy as jnp
 
-from das_jax.precision import at_least_float32
+from das_jax.objectives.divergence import softmax_kl
 
 
 def proxy_kl_per_example(
@@ -18,8 +18,6 @@ def proxy_kl_per_example(
       second_BxTxN: the same under another; the gradient flows through both.
       mask_BxT: true at real tokens.
     """
-    first_log = jax.nn.log_softmax(at_least_float32(first_BxTxN), axis=-1)
-    second_log = jax.nn.log_softmax(at_least_float32(second_BxTxN), axis=-1)
-    kl_BxT = jnp.sum(jnp.exp(first_log) * (first_log - second_log), axis=-1)
+    kl_BxT = softmax_kl(first_BxTxN, second_BxTxN)
     weight_BxT = mask_BxT.astype(kl_BxT.dtype)
     return jnp.sum(kl_BxT * weight_BxT, axis=-1) / jnp.maximum(jnp.sum(weight_BxT, axis=-1), 1)

@@ -26,6 +26,7 @@ from das_jax.methods.settings.grafts import (
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.methods.settings.whole_model import (
     DERppSettings,
+    DistillSettings,
     EWCSettings,
     IndependentSettings,
     L2Settings,
@@ -43,6 +44,7 @@ MethodSettings = Annotated[
     | DASSettings
     | DEMixSettings
     | DERppSettings
+    | DistillSettings
     | EWCSettings
     | HATAdapterSettings
     | HATSettings
@@ -79,3 +81,9 @@ def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str |
     if isinstance(method, HardAttentionSettings):
         return f"method.name {method.name} keeps the units of earlier domains as they were served"
     return None
+
+
+def general_text(method: MethodSettings) -> bool | float:
+    """How much general text a method is set to read; 0 or false for none."""
+    # A teacher of before the first domain needs no text.
+    return False if isinstance(method, DistillSettings) else getattr(method, "general", False)

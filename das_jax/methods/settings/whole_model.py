@@ -106,3 +106,28 @@ class L2Settings:
     decoupled: bool = False
     """Whether the pull is taken out of the loss, and lambda (theta - anchor) added to the update after Adam,
     as weight decay is: Adam does not rescale it."""
+
+
+def _unused_temperature(temperature: float, others: Mapping[str, Any]) -> str | None:
+    if temperature == 1 or others.get("on") != "mse":
+        return None
+    return "needs on: hidden or on: logits; a squared difference has no temperature"
+
+
+@settings
+class DistillSettings:
+    """Knowledge distillation from the previous model, and Learning without Forgetting (Li and Hoiem, ECCV
+    2016).
+    """
+
+    name: Literal["distill"] = "distill"
+    on: Literal["hidden", "logits", "mse"] = "hidden"
+    """What is to stay as it was: the softmax over the features of the last hidden state of the clean text;
+    the probabilities of the words at the masked positions; or those hidden states themselves, by their mean
+    squared difference."""
+    weight: PositiveFloat = 1.0
+    """Of the distance, beside the masked-LM loss."""
+    temperature: Annotated[PositiveFloat, refusing_beside(_unused_temperature)] = 1.0
+    """Divides what a softmax is taken of; its square multiplies the distance."""
+    general: bool = False
+    """Whether the model before the first domain is a teacher in that, too."""
