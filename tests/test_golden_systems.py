@@ -19,6 +19,7 @@ from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.policies.averaging import averaged, layer_shares
+from das_jax.methods.policies.ema import moved_towards
 from das_jax.methods.policies.rho1 import selected_weights
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.masked_lm_loss import (
@@ -190,6 +191,16 @@ def test_averaging_per_layer(system_case: Case) -> None:
     tensors = case.tensors(result)
     for name, value in case.named("average.result.").items():
         case.assert_close(tensors[name], value, 1e-5, name)
+
+
+@pytest.mark.parametrize("of", ["bert", "roberta"])
+def test_running_average(systems: Any, of: str) -> None:
+    arrays = systems(of).arrays("policies")
+    first, *others = arrays["ema.params"]
+    averages = [first]
+    for params in others:
+        averages.append(moved_towards({"x": averages[-1]}, {"x": params}, 1 - 0.9)["x"])
+    np.testing.assert_allclose(np.stack(averages), arrays["ema.average"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("of", ["bert", "roberta"])

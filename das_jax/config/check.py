@@ -130,11 +130,15 @@ def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) ->
 
 
 def _check_trunk(config: Config, origin: Callable[[str], str]) -> None:
-    training = config.training
+    training, ema = config.training, config.policies.ema
+    why = needs_one_state(config.method, config.policies)
+    if why and ema is not None and ema.trunk:
+        raise UserError(
+            f"{origin('policies.ema.trunk')}: policies.ema.trunk is true, so that a domain ends in two "
+            f"states, one to serve and one to go on from, but {why}; set it to false."
+        )
     branches = "trunk" in SCHEDULE_OPTIONS[training.schedule] and training.cooldown > 0
-    if not (branches and training.trunk):
-        return
-    if why := needs_one_state(config.method, config.policies):
+    if why and branches and training.trunk:
         raise UserError(
             f"{origin('training.schedule')}: training.schedule is {training.schedule}, which ends a domain "
             f"in two states, one to serve and one to go on from, but {why}; set training.trunk to false."
@@ -171,6 +175,11 @@ def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
         )
     if policies.averaging is not None:
         _check_averaging(policies.averaging, origin)
+    if policies.averaging is not None and policies.ema is not None:
+        raise UserError(
+            f"{origin('policies.ema')}: policies.ema and policies.averaging both say what a domain's steps "
+            "end in; leave one of them out."
+        )
     if training.second_moment == "carried" and (why := needs_fresh_moments(config.method)):
         raise UserError(
             f"{origin('training.second_moment')}: training.second_moment is carried, but {why}."

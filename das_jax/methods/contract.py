@@ -269,11 +269,14 @@ class SecondMoment(NamedTuple):
 class Transforms(NamedTuple):
     """What a method does to gradients before the optimizer, to updates after it (weight decay included),
     and to the trained parameters once they have moved.
+
+    `decay`, stateless, comes beside weight decay, before `update`; a policy may have one, too.
     """
 
     gradient: optax.GradientTransformation = optax.identity()
     update: optax.GradientTransformation = optax.identity()
     projection: Callable[[Params], Params] | None = None
+    decay: optax.GradientTransformation = optax.identity()
 
 
 class UpdateTrace(NamedTuple):
@@ -282,9 +285,9 @@ class UpdateTrace(NamedTuple):
     Attributes:
       params: the parameters before the step.
       gradients: the gradients before the method's own transformation.
-      finished: the updates after Adam and weight decay.
+      finished: the updates after Adam and all decay.
       masked: the same after the method's transformation; the learning rate scales these.
-      adamw: Adam and weight decay.
+      adamw: Adam and all decay.
       adamw_state: its state before the step.
     """
 
@@ -466,6 +469,13 @@ class Policy:
 
     name: ClassVar[str] = ""
 
+    @property
+    def branches(self) -> bool:
+        """Whether what it makes of the parameters at the end of a domain only serves, and the next domain
+        goes on from where the last step came to.
+        """
+        return False
+
     def check(self) -> None:
         """Called before anything is prepared; raises UserError if what the settings name cannot be used."""
 
@@ -492,6 +502,16 @@ class Policy:
     def weigh(self, memory: Memory) -> Weigh | None:
         """How much every prediction of a batch counts; may be traced."""
         return None
+
+    def decay(self, memory: Memory, plan: Plan) -> optax.GradientTransformation | None:
+        """What comes beside weight decay, before the method's own transformation of updates, which may take
+        it away from what it protects; stateless; may be traced.
+        """
+        return None
+
+    def after_step(self, memory: Memory, trained: Params, plan: Plan, moment: Moment) -> Memory:
+        """Its memory once the trained parameters have moved in a step; traced."""
+        return memory
 
     def end(
         self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment

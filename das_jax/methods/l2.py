@@ -52,7 +52,7 @@ class L2(Method):
 
     def transforms(self, memory: L2Memory, moment: Moment) -> Transforms:
         pull = quadratic_pull(1.0, memory.anchor.tree, self._strength * memory.pulls)
-        return Transforms(update=pull) if self.settings.decoupled else Transforms(gradient=pull)
+        return Transforms(decay=pull) if self.settings.decoupled else Transforms(gradient=pull)
 
     def observe(self, memory: L2Memory, trace: UpdateTrace) -> Metrics:
         strength = self._strength * memory.pulls

@@ -9,10 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from das_jax.methods.partition import Rules, merged, partition
+from das_jax.model.masked_lm import Params
+
 
 def placeholder(tree: Any) -> Any:
     """A tree of the same structure that holds nothing: 0, [], in the place of every array."""
     return jax.tree.map(lambda x: jnp.zeros((), x.dtype), tree)
+
+
+def only(params: Params, *rules: Rules) -> Params:
+    """The parameters that all rules choose, with placeholders for the others."""
+    for each in rules:
+        chosen, others = partition(params, each)
+        params = merged(chosen, placeholder(others))
+    return params
 
 
 def is_placeholder(tree: Any) -> bool:

@@ -21,6 +21,8 @@ from das_jax.methods.l2 import L2
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
+from das_jax.methods.policies.decay_to_start import DecayToStart
+from das_jax.methods.policies.ema import EMA
 from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
@@ -96,8 +98,12 @@ def policies_of(
     found: list[Policy] = []
     if settings.general_share:
         found.append(GeneralShare(method, settings.general_share))
+    if settings.decay_to_start:
+        found.append(DecayToStart(method, settings.decay_to_start))
     if settings.selection is not None:
         found.append(RHO1(method, settings.selection))
+    if settings.ema is not None:
+        found.append(EMA(method, settings.ema))
     if settings.averaging is not None:
         found.append(Averaging(method, settings.averaging, b2, carried, batch_size))
     for policy in found:

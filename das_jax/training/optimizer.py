@@ -169,7 +169,7 @@ adamw = AdamW
 
 @dataclass(frozen=True)
 class Optimizer:
-    """gradient piece -> Adam -> weight decay -> update piece -> learning rate.
+    """gradient piece -> Adam -> weight decay, other decay -> update piece -> learning rate.
 
     Attributes:
       adamw: Adam and decoupled weight decay, without the learning rate.
@@ -211,7 +211,8 @@ class Optimizer:
         masked_gradients, gradient_state = transforms.gradient.update(
             gradients, state.gradient, params
         )
-        finished, adamw_state = self.adamw.update(masked_gradients, state.adamw, params)
+        direction = self._with(transforms.decay)
+        finished, adamw_state = direction.update(masked_gradients, state.adamw, params)
         masked, update_state = transforms.update.update(finished, state.update, params)
         learning_rate = self.schedule(step)
         params_after = jax.tree.map(
@@ -219,9 +220,20 @@ class Optimizer:
         )
         if transforms.projection is not None:
             params_after = transforms.projection(params_after)
-        direction = optax.GradientTransformation(self.adamw.init, self.adamw.update)
         trace = UpdateTrace(params, gradients, finished, masked, direction, state.adamw)
         return params_after, OptimizerState(gradient_state, adamw_state, update_state), trace
+
+    def _with(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Adam and all decay."""
+
+        def update(
+            gradients: Params, state: optax.OptState, params: Params
+        ) -> tuple[Params, optax.OptState]:
+            updates, state = self.adamw.update(gradients, state, params)
+            decayed, _ = decay.update(updates, decay.init(params), params)
+            return decayed, state
+
+        return optax.GradientTransformation(self.adamw.init, update)  # type: ignore[arg-type]
 
 
 def domain_optimizer(

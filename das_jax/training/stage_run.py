@@ -36,7 +36,7 @@ from das_jax.training.saved import (
 from das_jax.training.serving import ChunkTexts, RunHistory
 from das_jax.training.stages import Carried, Stage, Trunk
 from das_jax.training.step import Recipe, TrainState, compile_train_step, first_state
-from das_jax.training.trunk import Keeper, branches_at
+from das_jax.training.trunk import Keeper, branches_at, trunk_at_end
 from das_jax.training.workspace import Workspace
 
 # Equal stages share one program.
@@ -186,6 +186,8 @@ class StageRun:
             return Carried(Learned(state.params, ()))
         sharding, method = self.workspace.sharding, self.method
         recipe = self.recipe
+        if trunk is None and self.following is not None:
+            trunk = trunk_at_end(state, recipe, self.following.recipe, self.carries)
         domain = self.domain(recipe.plan)
         second_moment = state.opt_state.second_moment
         learned = Learned(state.params, sharding.fetch_whole(state.memory), kept)

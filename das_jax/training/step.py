@@ -22,6 +22,7 @@ from das_jax.methods.contract import (
     Plan,
     Policy,
     SecondMoment,
+    Transforms,
 )
 from das_jax.methods.net import Net
 from das_jax.methods.partition import merged, partition
@@ -115,6 +116,21 @@ class Recipe:
         weigh = next((each for each in weighs if each is not None), None)
         return Moment(state.domain, state.step, self.steps, state.rng, weigh)
 
+    def transforms(self, state: TrainState) -> Transforms:
+        """The method's, with the policies' decay."""
+        own = self.method.transforms(state.memory, self.moment(state))
+        decays = [policy.decay(state.policies[policy.name], self.plan) for policy in self.policies]
+        found = [each for each in decays if each is not None]
+        return own._replace(decay=optax.chain(own.decay, *found)) if found else own
+
+    def after_step(self, state: TrainState, trained: Params) -> dict[str, Memory]:
+        """What each policy carries once the trained parameters have moved."""
+        moment = self.moment(state)
+        return {
+            policy.name: policy.after_step(state.policies[policy.name], trained, self.plan, moment)
+            for policy in self.policies
+        }
+
 
 def recipe(method: Method, optimizer: Optimizer, **others: Any) -> Recipe:
     """A recipe of a method on its own, which trains every parameter of its model."""
@@ -134,8 +150,8 @@ def init_state(
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, (), memory, rng, zero + domain, policies or {})  # type: ignore[arg-type]
     trained, _ = partition(params, recipe.plan.trains)
-    transforms = recipe.method.transforms(memory, recipe.moment(state))
-    return state._replace(opt_state=recipe.optimizer.init(trained, transforms, second_moment))
+    opt_state = recipe.optimizer.init(trained, recipe.transforms(state), second_moment)
+    return state._replace(opt_state=opt_state)
 
 
 def places_of(state: TrainState, sharding: Sharding) -> TrainState:
@@ -190,9 +206,8 @@ def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainSt
             trained = jax.lax.with_sharding_constraint(
                 trained, sharding.places("opt_state", trained)
             )
-        transforms = method.transforms(state.memory, recipe.moment(state))
         trained, opt_state, trace = optimizer.update(
-            gradients, state.opt_state, trained, transforms, state.step
+            gradients, state.opt_state, trained, recipe.transforms(state), state.step
         )
         params = merged(trained, frozen)
         metrics = {
@@ -203,7 +218,12 @@ def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainSt
             "parameter_norm": optax.tree.norm(params),
             **method.observe(state.memory, trace),
         }
-        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        state = state._replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            policies=recipe.after_step(state, trained),
+        )
         if sharding is not None:
             state = jax.lax.with_sharding_constraint(state, places_of(state, sharding))
             metrics = jax.lax.with_sharding_constraint(metrics, sharding.replicated)

@@ -49,6 +49,18 @@ def branches_at(recipe: Recipe, following: Recipe | None = None) -> int | None:
     return schedule.branches_at
 
 
+def trunk_at_end(
+    state: TrainState, recipe: Recipe, following: Recipe, carries: bool
+) -> Trunk | None:
+    """Of a stage that has taken all its steps and kept none on the way, if what a policy then makes of the
+    parameters only serves.
+    """
+    goes_on = following.plan.start != "base"
+    if not (goes_on and any(policy.branches for policy in recipe.policies)):
+        return None
+    return trunk_of(state, recipe.plan, carries)
+
+
 @dataclass
 class Keeper:
     """Keeps the trunk of a stage in training.

@@ -223,6 +223,17 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
             "every layer; leave one of them out.",
         ),
         (
+            ("--policies={averaging: {}, ema: {}}",),
+            "command line: policies.ema and policies.averaging both say what a domain's steps end in; leave "
+            "one of them out.",
+        ),
+        (
+            ("--method={name: hat}", "--policies.ema={trunk: true}"),
+            "command line: policies.ema.trunk is true, so that a domain ends in two states, one to serve and "
+            "one to go on from, but method.name hat keeps the units of earlier domains as they were served; "
+            "set it to false.",
+        ),
+        (
             ("--policies.selection={name: rho1, keep: 0.0004}",),
             "command line: policies.selection.keep must be a number >= 0.001 and <= 1, got 0.0004.",
         ),

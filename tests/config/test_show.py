@@ -72,6 +72,7 @@ def test_describe_lists_every_key_of_a_configuration():
             "general",
             "data.beam",
             "policies.averaging",
+            "policies.ema",
             "policies.selection",
             "evaluation.tasks.N.validation",
             "evaluation.tasks.N.sizes",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, settings
 
@@ -41,6 +41,19 @@ AVERAGING_OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 @settings
+class EMASettings:
+    """A domain ends in a running average of the parameters of its steps (Polyak and Juditsky, SIAM 1992)."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """What a step leaves of the average before it."""
+    warmup: bool = True
+    """Whether it is (1 + k) / (10 + k) at most in step k, from 0, so that the average of few steps is not
+    mostly what the domain began with."""
+    trunk: bool = False
+    """Whether the average serves only, and the next domain goes on from the parameters of the last step."""
+
+
+@settings
 class RHO1Settings:
     """RHO-1 (Lin et al., NeurIPS 2024): only the predictions count whose loss exceeds a reference's most."""
 
@@ -58,4 +71,8 @@ class PoliciesSettings:
     general_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of every batch that is general text."""
     averaging: AveragingSettings | None = None
+    decay_to_start: NonNegativeFloat = 0.0
+    """lambda: after Adam, lambda (theta - theta0) is added to every update, theta0 being the model before the
+    first domain; weight decay is the same towards 0."""
+    ema: EMASettings | None = None
     selection: RHO1Settings | None = None

@@ -17,6 +17,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Memory, SecondMoment
 from das_jax.methods.naive import Naive
 from das_jax.methods.policies.averaging import Averaging
+from das_jax.methods.policies.ema import EMA
 from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model import huggingface
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -154,6 +155,51 @@ def test_the_rule_is_the_same_for_parameters_in_parts(
 
 
 @pytest.mark.slow
+def test_an_average_serves_and_the_next_domain_goes_on_from_the_last_step(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With decay to the start, everything split, and stopped in each domain: the same bits."""
+    monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
+    found: list[tuple[str, Params]] = []
+    begin, end = EMA.begin, EMA.end
+
+    def began(policy: EMA, learned: Learned, memory: Any, *others: Any) -> Any:
+        found.append(("begins", jax.device_get(learned.params)))
+        return begin(policy, learned, memory, *others)
+
+    def ended(policy: EMA, learned: Learned, memory: Any, *others: Any) -> Any:
+        assert not memory.tree["embeddings"]["word"]["embedding"].sharding.is_fully_replicated
+        after, memory = end(policy, learned, memory, *others)
+        found.append(("last step", jax.device_get(learned.params)))
+        found.append(("average", jax.device_get(after.params)))
+        return after, memory
+
+    monkeypatch.setattr(EMA, "begin", began)
+    monkeypatch.setattr(EMA, "end", ended)
+    policies = "--policies={decay_to_start: 1, ema: {decay: 0.5, trunk: true}}"
+    whole, parts = (
+        configured(project, tmp_path / each, policies, "--mesh.state=parameters")
+        for each in ("whole", "parts")
+    )
+    run(whole)
+    _, last, average, second = (params for _, params in found[:4])
+    assert [what for what, _ in found] == 2 * ["begins", "last step", "average"]
+    jax.tree.map(np.testing.assert_array_equal, second, last)
+    jax.tree.map(np.testing.assert_array_equal, exported(tmp_path / "whole/01-papers"), average)
+    assert any(
+        np.any(one != other)
+        for one, other in zip(*map(jax.tree.leaves, (last, average)), strict=True)
+    )
+    for stage, step in (("papers", 4), ("reviews", 2)):
+        with monkeypatch.context() as patch:
+            stop_at(patch, stage, step)
+            with pytest.raises(Interrupted, match=f"{stage}: stopped at"):
+                run(parts)
+    run(parts)
+    assert left(tmp_path / "parts") == left(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_general_text_is_in_every_batch_and_the_reference_stays_as_it_was(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +253,8 @@ def planned(project: Project, tmp_path: Path, *overrides: str, devices: int = 1)
 def test_programs_of_policies_are_planned(project: Project, tmp_path: Path) -> None:
     """On eight devices; what is measured of two domains, and of the base model."""
     policies = (
-        "{averaging: {weights: fisher, prior: 16}, selection: {name: rho1}, general_share: 0.25}"
+        "{averaging: {weights: fisher, prior: 16}, selection: {name: rho1}, general_share: 0.25, "
+        "decay_to_start: 1}"
     )
     run = planned(project, tmp_path, f"--policies={policies}", devices=8)
     programs = {program.name: program for program in run.programs()}
@@ -230,6 +277,8 @@ def test_what_policies_carry_is_counted(project: Project, tmp_path: Path, monkey
 
     merge = found("--preset=merge", "--method.name=naive")
     assert (merge.memory, merge.flops, merge.forward) == (3 * 4 * numbers + 4, 1.0, 0.0)
+    anchored = found("--policies={decay_to_start: 1, ema: {}}")
+    assert (anchored.memory, anchored.flops) == (2 * 4 * numbers, 1.0)
     selection = found("--policies.selection={name: rho1}")
     assert (selection.memory, selection.forward) == (4 * numbers, 1)
     assert selection.flops == pytest.approx(4 / 3)
