@@ -10,6 +10,7 @@ from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Method, Policy
 from das_jax.methods.cpt import CPT
 from das_jax.methods.das.das import DAS
+from das_jax.methods.das.dga import DGA
 from das_jax.methods.demix import DEMix
 from das_jax.methods.derpp import DERpp
 from das_jax.methods.distill import Distill
@@ -35,6 +36,8 @@ from das_jax.methods.settings.gates import (
     HATAdapterSettings,
     HATSettings,
 )
+from das_jax.methods.settings.das import DASSettings, DGASettings
+from das_jax.methods.settings.gates import HATSettings
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,
@@ -55,6 +58,7 @@ from das_jax.methods.settings.whole_model import (
 
 METHODS: dict[type, type[Method]] = {
     DASSettings: DAS,
+    DGASettings: DGA,
     NaiveSettings: Naive,
     IndependentSettings: Independent,
     PoolSettings: Pool,

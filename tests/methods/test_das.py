@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Moment, UpdateTrace
+from das_jax.methods.contract import Learned, Moment, Place, Transforms, UpdateTrace
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.das import (
     DAS,
@@ -20,12 +21,17 @@ from das_jax.methods.das.das import (
     Keys,
     unmasked_update,
 )
+from das_jax.methods.das.dga import DGA
 from das_jax.methods.das.importance import GateGradientSums, ImportanceSettings
 from das_jax.methods.net import Net
+from das_jax.methods.settings.das import DGASettings
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
+from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import MaskedLM, Params
-from das_jax.model.units import Units, unit_shapes
+from das_jax.model.units import Units, full_units, unit_shapes
+from das_jax.objectives.contrastive import contrastive_loss
 from das_jax.training.optimizer import adamw
+from das_jax.training.sharding import make_sharding
 
 
 def random_units(model: MaskedLM, seed: int) -> Units:
@@ -198,3 +204,162 @@ def test_the_floor_softens_the_mask_and_not_the_gates(das: DAS, model: MaskedLM)
     bias = masked["layers"]["feed_forward"]["output"]["bias"]
     np.testing.assert_allclose(bias.mean(axis=-1), 0.9, rtol=1e-5)
     assert (1 - memory.importance.output).mean() < 0.7
+
+
+class Unmeasured(StillDomain):
+    """A domain of which nothing may be measured."""
+
+    def accumulate(self, function: Any, params: Params, rng: jax.Array, **sample: Any) -> Any:
+        raise AssertionError(f"{function.name} was measured")
+
+
+def test_importance_drawn_at_random_is_measured_of_nothing(
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+) -> None:
+    settings = DASSettings(importance=ImportanceSettings(source="random"))
+    method = DAS(model, masking, settings)
+    start = Learned(params, method.init(params))
+
+    def learned(seed: int, sharding: Any = None) -> list[Units]:
+        domain = Unmeasured(batch, 0, tmp_path)
+        domain.rng = jax.random.key(seed)
+        if sharding is not None:
+            domain.rng = sharding.replicate(domain.rng)
+        began = method.begin(start, domain)  # type: ignore[arg-type]
+        return [
+            each.memory.importance
+            for each in (began, method.end(start, domain), method.end(began, domain))  # type: ignore[arg-type]
+        ]
+
+    general, own, both = learned(0)
+    for kind in Units._fields:
+        values = np.asarray([getattr(each, kind) for each in (general, own, both)])
+        assert 0 <= values.min() < 0.2
+        # Of a uniform raw map, |z| is at most about the square root of 3.
+        assert 0.8 < values.max() < 0.97
+        assert np.abs(values[0] - values[1]).max() > 0.3
+        np.testing.assert_array_equal(values[2], np.maximum(values[0], values[1]))
+    other = learned(1)
+    assert all((a != b).mean() > 0.9 for a, b in zip(own, other[1], strict=True))
+    for again in (learned(0), learned(0, make_sharding(4))):
+        jax.tree.map(np.testing.assert_array_equal, again, [general, own, both])
+    assert not list(tmp_path.iterdir())
+    assert DAS.lost(settings, tmp_path, 0, tmp_path) == []
+
+
+def test_without_initialisation_the_first_domain_is_not_masked(
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+) -> None:
+    method = DAS(model, masking, DASSettings(importance=ImportanceSettings(general=False)))
+    start = Learned(params, method.init(params))
+    began = method.begin(start, Unmeasured(batch, 0, tmp_path))  # type: ignore[arg-type]
+    assert began is start
+    assert [each.name for each in DAS.measured(method.settings, 0)] == ["domain importance"]
+    update = method.transforms(began.memory, MOMENT).update
+    moved = jax.tree.map(lambda x: 1e-3 * x, params)
+    masked, _ = update.update(moved, update.init(moved))
+    jax.tree.map(np.testing.assert_array_equal, masked, moved)
+
+
+def test_without_a_mask_nothing_is_done_to_updates(das: DAS, params: Params) -> None:
+    settings = DASSettings(soft_mask=SoftMaskSettings(apply_to="none"))
+    method, memory = replace(das, settings=settings), DASMemory(random_units(das.model, 1))
+    assert method.transforms(memory, MOMENT) == Transforms()
+    trace: Any = None
+    assert method.observe(memory, trace) == {}
+    assert method.cost() == das.cost()
+
+
+def test_without_contrast_one_pass_is_made(das: DAS, params: Params, batch: Batch) -> None:
+    def program(weight: float) -> str:
+        settings = DASSettings(contrastive=ContrastiveSettings(weight=weight))
+        method = replace(das, settings=settings)
+        assert method.cost().full == (4 if weight else 1)
+
+        def loss(params: Params, importance: Units) -> jax.Array:
+            net = Net(method.model, params)
+            return method.loss(net, DASMemory(importance), batch, MOMENT)[0]
+
+        return str(jax.make_jaxpr(loss)(params, random_units(das.model, 2)))
+
+    assert [program(weight).count("= scan[") for weight in (0, 1)] == [1, 4]
+
+
+def test_which_units_make_which_view(
+    das: DAS, params: Params, batch: Batch, masking: Masking
+) -> None:
+    """The contrastive loss of views made by hand, without dropout."""
+    importance_, ones = random_units(das.model, 3), full_units(das.model.architecture, 1.0)
+    zeros = full_units(das.model.architecture, 0.0)
+    alone = Units(importance_.heads, zeros.intermediate, zeros.output)
+    free = jax.tree.map(lambda x: 1 - x, importance_)
+    complement = DASSettings(contrastive=ContrastiveSettings(views="complement"))
+    heads = DASSettings(importance=ImportanceSettings(kinds=("heads",)))
+    gated_heads = Units(importance_.heads, ones.intermediate, ones.output)
+    cases = {
+        "full": (DASSettings(), importance_, ones, importance_),
+        "complement": (complement, importance_, free, importance_),
+        "complement of nothing": (complement, zeros, ones, zeros),
+        "heads": (heads, alone, ones, gated_heads),
+    }
+    masked = masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(4)))
+    mask_BxT = das.model.mask(batch.tokens)
+
+    @jax.jit
+    def contrasts(params: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
+        net, found = Net(das.model, params), {}
+        for name, (settings, units, *gates) in cases.items():
+            method = replace(das, settings=settings)
+            parts = method.objective(net, DASMemory(units), batch.tokens, masked, MOMENT, None)[1]
+            view, owned = (
+                mean_pool(net.encode(batch.tokens, mask_BxT, None, each), mask_BxT)
+                for each in gates
+            )
+            found[name] = parts["contrastive"], contrastive_loss(view, view, owned, 0.05)
+        return found
+
+    found = contrasts(params)
+    for name, (actual, expected) in found.items():
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
+    values = [float(actual) for actual, _ in found.values()]
+    assert np.abs(np.subtract.outer(values, values) + np.eye(4)).min() > 1e-3
+
+
+def test_dga_knows_of_every_domain_what_the_base_model_does(
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+) -> None:
+    settings = DGASettings()
+    method = DGA(model, masking, settings)  # type: ignore[arg-type]
+    assert method.plan(Place(1, ("second",), (8,), 8)).start == "base"
+    earlier = DASMemory(full_units(model.architecture, 1.0))
+    second = StillDomain(batch, 1, tmp_path)
+    began = method.begin(Learned(params, earlier), second)  # type: ignore[arg-type]
+    raw = importance.raw_importance(
+        jax.jit(GateGradientSums(method, importance.PROXIES["hidden"]))(
+            params, batch, jax.random.fold_in(second.rng, 1)
+        )
+    )
+    found = began.memory.importance
+    np.testing.assert_allclose(found.heads, importance.normalise(raw.mean).heads, atol=1e-5)
+    assert not found.intermediate.any()
+    assert not found.output.any()
+    nothing = Unmeasured(batch, 1, tmp_path)
+    assert method.end(began, nothing) is began  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["importance.safetensors"]
+    assert [each.file for each in DGA.measured(settings, 1)] == ["importance.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "said"),
+    [
+        (ContrastiveSettings, {"anchor": "masked", "views": "complement"}, "needs anchor: clean"),
+        (SoftMaskSettings, {"apply_to": "none", "floor": 0.5}, "apply_to is none"),
+        (ImportanceSettings, {"general": False, "initial": "map"}, "general: false"),
+        (ImportanceSettings, {"kinds": ()}, "at least 1"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(
+    group: Any, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(pydantic.ValidationError, match=said):
+        group(**values)

@@ -14,7 +14,6 @@ from das_jax import stopping
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.methods.registry import METHODS
-from das_jax.methods.settings.das import ImportanceSettings
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.price import second_domain, usual_config
 from das_jax.planning.program import PlannedRun
@@ -39,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cpt": {"attention": 4, "feed_forward": 4},
     "das": {"importance": {"examples": 24, "batch_size": 8}},
     "derpp": {"buffer": 16},
+    "dga": {"importance": {"examples": 24, "batch_size": 8}},
     "ewc": {"examples": 16, "batch_size": 8},
     "hat_adapter": {"bottleneck": 4},
     "lora": {"r": 2},
@@ -47,20 +47,17 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings of those whose defaults are for large texts and models."""
 
 NAMES = [cls().name for cls in METHODS]
-RESUMED = [name for name in NAMES if name != "das"]
-"""`das` is killed at many more moments in tests/training/test_resume.py."""
-STEPS = [name for name in NAMES if name not in ("das", "independent", "pool")]
-"""Those with a step of their own: the latter two have that of `naive`, and `das` is tried in
-tests/training/test_method_check.py."""
+RESUMED = [name for name in NAMES if name not in ("das", "dga")]
+"""`das` is killed at many more moments in tests/training/test_resume.py, and `dga` is that with the start of
+`independent`."""
+STEPS = [name for name in NAMES if name not in ("das", "dga", "independent", "pool")]
+"""Those with a step of their own: the latter two have that of `naive`, and `das`, whose step `dga` has, is
+tried in tests/training/test_method_check.py."""
 
 
 def method_settings(name: str) -> Any:
     (cls,) = (cls for cls in METHODS if cls().name == name)
-    values = {
-        key: ImportanceSettings(**value) if isinstance(value, dict) else value
-        for key, value in SMALL.get(name, {}).items()
-    }
-    return cls(**values)
+    return cls(**SMALL.get(name, {}))
 
 
 def configured(project: Project, name: str, directory: Path) -> Config:

@@ -26,7 +26,7 @@ from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import Losses, RawImportance
 from das_jax.methods.net import Net
 from das_jax.methods.settings.das import ContrastiveSettings as ContrastiveSettings
-from das_jax.methods.settings.das import DASSettings
+from das_jax.methods.settings.das import DASSettings, ImportanceSettings
 from das_jax.methods.soft_mask import effective_mask, factors_of, soft_mask
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
@@ -69,12 +69,10 @@ class DAS(Method):
 
     @classmethod
     def lost(cls, settings: Any, directory: Path, index: int, base: Path) -> list[str]:
-        measured = index == 0 and settings.importance.initial is None
-        files = [importance.PROXIES[settings.importance.proxy].file] * measured
         found = []
-        for file in [*files, importance.MASKED_LM.file]:
+        for losses in cls.measured(settings, index):
             try:
-                importance_map.load_measured(directory / file, base)
+                importance_map.load_measured(directory / losses.file, base)
             except UserError as error:
                 reason = str(error).partition(";")[0]
                 found.append(
@@ -82,21 +80,40 @@ class DAS(Method):
                 )
         return found
 
+    @classmethod
+    def measured(cls, settings: Any, index: int) -> list[Losses]:
+        """What importance is measured of before and after a stage."""
+        settings = settings.importance
+        if settings.source == "random":
+            return []
+        general = index == 0 and settings.general and settings.initial is None
+        return [*[cls.proxy(settings)] * general, importance.MASKED_LM]
+
+    @classmethod
+    def proxy(cls, settings: ImportanceSettings) -> Losses:
+        """What general knowledge is measured by."""
+        return importance.PROXIES[settings.proxy]
+
     def init(self, params: Params) -> DASMemory:
         return DASMemory(full_units(self.model.architecture, 0.0))
 
     def begin(self, learned: Learned, domain: Domain) -> Learned:
-        """I^(0), the general knowledge, before the first domain: of the proxy KL, or from a file."""
-        if domain.index > 0:
+        """I^(0), the general knowledge, before the first domain."""
+        return learned if domain.index > 0 else self.learn_general(learned, domain)
+
+    def learn_general(self, learned: Learned, domain: Domain) -> Learned:
+        """I^(0): of the proxy KL, or from a file; 0 if it is not to be protected."""
+        settings = self.settings.importance
+        if not settings.general:
             return learned
-        initial = self.settings.importance.initial
-        if initial is not None:
+        if (initial := settings.initial) is not None:
             loaded = domain.read(
                 lambda: importance_map.load(initial, self.model.architecture).importance,
                 like=learned.memory.importance,
             )
+            loaded = importance.of_kinds(loaded, settings.kinds, 0.0)
             return learned._replace(memory=DASMemory(loaded))
-        proxy = importance.PROXIES[self.settings.importance.proxy]
+        proxy = self.proxy(settings)
         return self._learn_importance(proxy, learned, domain, "general knowledge")
 
     def end(self, learned: Learned, domain: Domain) -> Learned:
@@ -107,6 +124,11 @@ class DAS(Method):
         self, losses: Losses, learned: Learned, domain: Domain, of_what: str
     ) -> Learned:
         settings = self.settings.importance
+        if settings.source == "random":
+            rng = jax.random.fold_in(domain.rng, losses.number)
+            own = self._normalised(importance.drawn(self.model.architecture, rng))
+            domain.log(f"importance of {of_what}: drawn at random")
+            return learned._replace(memory=_with_own(learned.memory, own))
         raw = importance.measure(
             self, losses, learned.params, domain, settings, f"importance of {of_what}"
         )
@@ -117,10 +139,15 @@ class DAS(Method):
         )
         if warning:
             domain.log(f"warning: {warning}")
-        own = importance.normalise(raw.mean, settings.normalization)
-        accumulated = importance.accumulate(own, learned.memory.importance)
-        self._save_map(raw, own, accumulated, domain, losses)
-        return learned._replace(memory=DASMemory(accumulated))
+        own = self._normalised(raw.mean)
+        memory = _with_own(learned.memory, own)
+        self._save_map(raw, own, memory.importance, domain, losses)
+        return learned._replace(memory=memory)
+
+    def _normalised(self, raw: Units) -> Units:
+        settings = self.settings.importance
+        own = importance.normalise(raw, settings.normalization)
+        return importance.of_kinds(own, settings.kinds, 0.0)
 
     def _save_map(
         self, raw: RawImportance, own: Units, accumulated: Units, domain: Domain, losses: Losses
@@ -173,12 +200,16 @@ class DAS(Method):
         if settings.weight == 0:
             return masked_lm, {"masked_lm": masked_lm}
         rows = self._contrasted(tokens_BxT.shape[0], "a device")
+        owned = importance.of_kinds(memory.importance, self.settings.importance.kinds, 1.0)
+        free: Units | None = None
+        if settings.views == "complement":
+            free = jax.tree.map(lambda x: 1 - x, memory.importance)
         views = (
             hidden_BxTxD[rows]
             if settings.anchor == "masked"
-            else encode("view1", rows, tokens_BxT),
-            encode("view2", rows, tokens_BxT),
-            encode("gated", rows, tokens_BxT, memory.importance),
+            else encode("view1", rows, tokens_BxT, free),
+            encode("view2", rows, tokens_BxT, free),
+            encode("gated", rows, tokens_BxT, owned),
         )
         anchor, positive, previous = (mean_pool(view, mask_BxT[rows]) for view in views)
         contrastive = contrastive_loss(
@@ -206,11 +237,15 @@ class DAS(Method):
         return Cost(full=1 + (2 if settings.anchor == "masked" else 3) / settings.subsample)
 
     def transforms(self, memory: DASMemory, moment: Moment) -> Transforms:
+        if self.settings.soft_mask.apply_to == "none":
+            return Transforms()
         mask = soft_mask(self._protected(memory))
         return Transforms(**{self.settings.soft_mask.apply_to: mask})
 
     def observe(self, memory: DASMemory, trace: UpdateTrace) -> Metrics:
         """The effective mask: what is left of the movement, per kind of unit."""
+        if self.settings.soft_mask.apply_to == "none":
+            return {}
         if self.settings.soft_mask.apply_to == "update":
             ratios = effective_mask(trace.masked, trace.finished)
         else:
@@ -219,6 +254,10 @@ class DAS(Method):
 
     def _protected(self, memory: DASMemory) -> Units:
         return importance.with_floor(memory.importance, self.settings.soft_mask.floor)
+
+
+def _with_own(memory: DASMemory, own: Units) -> DASMemory:
+    return DASMemory(importance.accumulate(own, memory.importance))
 
 
 def unmasked_update(trace: UpdateTrace, protected: Units) -> Params:

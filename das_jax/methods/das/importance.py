@@ -1,6 +1,6 @@
 """How important each unit is to what the model knows (Ke et al., ICLR 2023, eq. 3-6)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from das_jax.methods.settings.das import ImportanceSettings, Normalization
 from das_jax.model.architecture import Architecture
 from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import Units, full_units
+from das_jax.model.units import Units, full_units, unit_shapes
 from das_jax.objectives.collectives import per_shard
 from das_jax.objectives.proxy_kl import proxy_kl_per_example
 
@@ -295,9 +295,26 @@ def normalise(raw: Units, normalization: Normalization = "paper") -> Units:
     return Units(*(NORMALIZATIONS[normalization](jnp.asarray(r)) for r in raw))
 
 
+def drawn(architecture: Architecture, rng: jax.Array) -> Units:
+    """A raw map that knows nothing, uniform in [0, 1], [L, U]."""
+    shapes = unit_shapes(architecture)
+    keys = jax.random.split(rng, len(shapes))
+    return Units(*map(jax.random.uniform, keys, shapes.values()))
+
+
 def accumulate(importance: Units, previous: Units) -> Units:
     """I^(<=t): the element-wise maximum of a domain's map and all before it (eq. 5)."""
     return jax.tree.map(jnp.maximum, importance, previous)
+
+
+def of_kinds(importance: Units, kinds: Collection[str], other: float) -> Units:
+    """The units of some kinds; all of the others hold `other`."""
+    return Units(
+        **{
+            kind: x if kind in kinds else jnp.full_like(x, other)
+            for kind, x in importance._asdict().items()
+        }
+    )
 
 
 def with_floor(importance: Units, floor: float) -> Units:

@@ -1,12 +1,35 @@
 """The settings of DAS."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import BatchSize, Count, InputPath, settings
+from das_jax.settings import BatchSize, Count, InputPath, refusing_beside, settings
 
 Normalization = Literal["paper", "one_sided", "rank"]
+Kinds = Annotated[
+    tuple[Literal["heads", "intermediate", "output"], ...],
+    Field(min_length=1),
+]
+
+
+def _views_without_a_gate(views: str, others: Mapping[str, Any]) -> str | None:
+    if views == "full" or others.get("anchor") != "masked":
+        return None
+    return "needs anchor: clean; the masked-LM pass, which learns with all units, has no gates"
+
+
+def _floor_of_no_mask(floor: float, others: Mapping[str, Any]) -> str | None:
+    if not floor or others.get("apply_to") != "none":
+        return None
+    return "needs a mask, and apply_to is none; leave one of them out"
+
+
+def _initial_of_nothing(initial: str, others: Mapping[str, Any]) -> str | None:
+    if others.get("general", True):
+        return None
+    return "is general knowledge, which general: false does not protect; leave one of them out"
 
 
 @settings
@@ -17,6 +40,9 @@ class ContrastiveSettings:
     anchor: Literal["clean", "masked"] = "clean"
     """The first view: the clean text under a dropout mask of its own (the paper), or the masked-LM
     pass, which saves one pass."""
+    views: Annotated[Literal["full", "complement"], refusing_beside(_views_without_a_gate)] = "full"
+    """What the two views of a text are made with that are drawn together: all units (the paper), or each as
+    far as no earlier knowledge owns it, 1 - I."""
     subsample: Count = 1
     """The views are made of every n-th example of a batch only, and contrasted with each other: 1 for all
     of them (the paper); with 4 and a masked anchor the encoder runs 1.5 times an example."""
@@ -24,14 +50,20 @@ class ContrastiveSettings:
 
 @settings
 class SoftMaskSettings:
-    apply_to: Literal["gradient", "update"] = "update"
-    """Scale the gradient before Adam (the paper) or the finished update, weight decay included."""
-    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    apply_to: Literal["gradient", "update", "none"] = "update"
+    """Scale the gradient before Adam (the paper) or the finished update, weight decay included; or nothing,
+    so that importance only gates a view."""
+    floor: Annotated[float, Field(ge=0, lt=1), refusing_beside(_floor_of_no_mask)] = 0.0
     """The least mean of 1 - I over the units of a layer and kind; 0 switches it off."""
 
 
 @settings
 class ImportanceSettings:
+    source: Literal["measured", "random"] = "measured"
+    """Random: a raw map is drawn, uniform in [0, 1], and nothing is measured, whatever examples, batch_size
+    and proxy are. To tell what measuring is good for."""
+    kinds: Kinds = ("heads", "intermediate", "output")
+    """The units that have importance; those of the other kinds are neither masked nor gated."""
     examples: Count = 10_000
     """Chunks sampled at random from the corpus for one map."""
     batch_size: BatchSize = 256
@@ -40,7 +72,9 @@ class ImportanceSettings:
     proxy: Literal["hidden", "vocabulary"] = "hidden"
     """The distribution of the proxy KL: softmax over the features of the last hidden state, or over the
     vocabulary of the LM head."""
-    initial: InputPath | None = None
+    general: bool = True
+    """Whether what the model knows before the first domain is protected, too."""
+    initial: Annotated[InputPath, refusing_beside(_initial_of_nothing)] | None = None
     """A map file to start from, in place of the proxy-KL map of the first domain."""
 
 
@@ -52,3 +86,20 @@ class DASSettings:
     contrastive: ContrastiveSettings = ContrastiveSettings()
     soft_mask: SoftMaskSettings = SoftMaskSettings()
     importance: ImportanceSettings = ImportanceSettings()
+
+
+@settings
+class DGAImportanceSettings(ImportanceSettings):
+    kinds: Kinds = ("heads",)
+    """The units that have importance, in the paper the attention heads; those of the other kinds are neither
+    masked nor gated."""
+
+
+@settings
+class DGASettings:
+    """DGA (Ke et al., EMNLP 2022): every domain from the base model, whose general knowledge is protected."""
+
+    name: Literal["dga"] = "dga"
+    contrastive: ContrastiveSettings = ContrastiveSettings()
+    soft_mask: SoftMaskSettings = SoftMaskSettings()
+    importance: DGAImportanceSettings = DGAImportanceSettings()

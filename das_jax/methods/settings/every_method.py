@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from das_jax.methods.settings.das import DASSettings
+from das_jax.methods.settings.das import DASSettings, DGASettings
 from das_jax.methods.settings.gates import (
     BCLSettings,
     CLASSICSettings,
@@ -45,6 +45,7 @@ MethodSettings = Annotated[
     | DEMixSettings
     | DERppSettings
     | DistillSettings
+    | DGASettings
     | EWCSettings
     | HATAdapterSettings
     | HATSettings
@@ -62,7 +63,7 @@ def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
     if isinstance(method, CLASSICSettings):
         return "method.name classic mixes views by parameters that are new in every domain; set it to fresh"
-    if isinstance(method, DASSettings) and method.soft_mask.apply_to == "gradient":
+    if isinstance(method, DASSettings | DGASettings) and method.soft_mask.apply_to == "gradient":
         key = "method.soft_mask.apply_to"
     elif isinstance(method, HardAttentionSettings) and method.apply_to == "gradient":
         key = "method.apply_to"
