@@ -23,6 +23,8 @@ from das_jax.model.masked_lm import Params
 from das_jax.objectives.masked_lm_loss import masked_lm_loss
 from tests.golden_case import Case
 
+PARALLEL = Adapter(form="parallel", scale=4.0)
+
 
 def computing(case: Case, graft: Graft) -> Callable[..., tuple[Any, Any, Params]]:
     """A function of all parameters and of some of them that are trained: the hidden state at real tokens, MLM
@@ -56,26 +58,27 @@ def stacked(arrays: Iterable[np.ndarray], case: Case) -> jax.Array:
     return jnp.asarray(np.stack(list(arrays)), case.dtype)
 
 
-def test_houlsby(system_case: Case) -> None:
+@pytest.mark.parametrize("graft", [Adapter(), Adapter(form="pfeiffer"), PARALLEL], ids=str)
+def test_adapters(system_case: Case, graft: Adapter) -> None:
     case, family = system_case, system_case.of("adapters")
+    graft = replace(graft, bottleneck=case.arguments["bottleneck"])
     layers = range(case.model.architecture.num_layers)
 
     def weights(site: str, part: str, kind: str) -> jax.Array:
-        name = f"houlsby.weights.layer.{{}}.{site}.{part}.{kind}"
+        name = f"{graft.form}.weights.layer.{{}}.{site}.{part}.{kind}"
         return stacked((family.arrays[name.format(layer)].T for layer in layers), case)
 
-    graft = Adapter(case.arguments["bottleneck"])
     tree = {
         site: {
             part: {"kernel": weights(site, part, "weight"), "bias": weights(site, part, "bias")}
             for part in ("down", "up")
         }
-        for site in Adapter.SITES
+        for site in graft.traits.sites
     }
     hidden, loss, gradient = computing(case, graft)(
-        {**case.params, "graft": tree}, "graft", "layers"
+        {**case.params, "graft": tree}, "graft", *(["layers"] if graft.traits.norms else [])
     )
-    assert_outputs(case, family, "houlsby.", hidden, loss)
+    assert_outputs(case, family, f"{graft.form}.", hidden, loss)
     tensors = {
         f"layer.{layer}.{site}.{part}.{'weight' if leaf == 'kernel' else leaf}": value[layer].T
         for site, parts in gradient["graft"].items()
@@ -83,7 +86,9 @@ def test_houlsby(system_case: Case) -> None:
         for leaf, value in leaves.items()
         for layer in layers
     }
-    family.assert_tensors_close(tensors, "houlsby.grad.")
+    family.assert_tensors_close(tensors, f"{graft.form}.grad.")
+    if not graft.traits.norms:
+        return
     norms = {
         name: value
         for name, value in case.tensors({**case.params, "layers": gradient["layers"]}).items()

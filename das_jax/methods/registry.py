@@ -5,6 +5,7 @@ from typing import Any
 from das_jax.errors import UserError
 from das_jax.methods.adapter import Adapter
 from das_jax.methods.bcl import BCL
+from das_jax.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Method, Policy
@@ -43,6 +44,8 @@ from das_jax.methods.settings.grafts import (
     BlockExpansionSettings,
     DEMixSettings,
     LoRASettings,
+    ParallelAdapterSettings,
+    PfeifferAdapterSettings,
 )
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.methods.settings.whole_model import (
@@ -66,6 +69,8 @@ METHODS: dict[type, type[Method]] = {
     DERppSettings: DERpp,
     DistillSettings: Distill,
     AdapterSettings: Adapter,
+    PfeifferAdapterSettings: PfeifferAdapter,
+    ParallelAdapterSettings: ParallelAdapter,
     BlockExpansionSettings: BlockExpansion,
     DEMixSettings: DEMix,
     EWCSettings: EWC,

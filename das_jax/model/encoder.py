@@ -74,10 +74,19 @@ def gated(x_BxTxUxX: jax.Array, gate_U: jax.Array | None) -> jax.Array:
 
 
 def grafted(
-    graft: Graft | None, params: Params | None, site: str, input: jax.Array, output: jax.Array
+    graft: Graft | None,
+    params: Params | None,
+    site: str,
+    input: jax.Array,
+    output: jax.Array,
+    normalise: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """What a graft makes of an output at a site; that output where there is no graft."""
-    return output if graft is None or params is None else graft.at(site, params, input, output)
+    if graft is None or params is None:
+        return output
+    if normalise is None:
+        return graft.at(site, params, input, output)
+    return graft.before_sum(site, params, input, output, normalise)
 
 
 def position_ids(architecture: Architecture, mask_BxT: jax.Array) -> jax.Array:
@@ -160,9 +169,9 @@ class Attention(nn.Module):
         output_BxTxD = at("attention_output", context_BxTxHxK, project(context_BxTxHxK))
         output_BxTxD = checkpoint_name(output_BxTxD, "attention_output")
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.attention_output)
-        output_BxTxD = at("attention", hidden_BxTxD, output_BxTxD)
-        sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
-        return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)
+        normalise = layer_norm(arch, self.dtype, "layer_norm")
+        output_BxTxD = at("attention", hidden_BxTxD, output_BxTxD, normalise)
+        return normalise(checkpoint_name(hidden_BxTxD + output_BxTxD, "sum"))
 
 
 class FeedForward(nn.Module):
@@ -192,9 +201,9 @@ class FeedForward(nn.Module):
         output_BxTxD = at("output", after_BxTxF, contract(after_BxTxF))
         output_BxTxD = gated(checkpoint_name(output_BxTxD, "output"), gate_D)
         output_BxTxD = dropout(output_BxTxD, arch.hidden_dropout, seeds.feed_forward)
-        output_BxTxD = at("feed_forward", hidden_BxTxD, output_BxTxD)
-        sum_BxTxD = checkpoint_name(hidden_BxTxD + output_BxTxD, "sum")
-        return layer_norm(arch, self.dtype, "layer_norm")(sum_BxTxD)
+        normalise = layer_norm(arch, self.dtype, "layer_norm")
+        output_BxTxD = at("feed_forward", hidden_BxTxD, output_BxTxD, normalise)
+        return normalise(checkpoint_name(hidden_BxTxD + output_BxTxD, "sum"))
 
 
 class EncoderLayer(nn.Module):

@@ -33,6 +33,8 @@ from tests.project import Project
 SMALL: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck": 4},
     "bcl": {"bottleneck": 4, "features": 3},
+    "adapter_parallel": {"bottleneck": 4},
+    "adapter_pfeiffer": {"bottleneck": 4},
     "block_expansion": {"every": 1},
     "classic": {"bottleneck": 4},
     "cpt": {"attention": 4, "feed_forward": 4},
@@ -53,6 +55,13 @@ RESUMED = [name for name in NAMES if name not in ("das", "dga")]
 STEPS = [name for name in NAMES if name not in ("das", "dga", "independent", "pool")]
 """Those with a step of their own: the latter two have that of `naive`, and `das`, whose step `dga` has, is
 tried in tests/training/test_method_check.py."""
+VARIANTS = ("adapter_parallel", "adapter_pfeiffer")
+"""Those that are `adapter` with another graft."""
+RESUMED = [name for name in NAMES if name not in ("das", *VARIANTS)]
+"""`das` is killed at many more moments in tests/training/test_resume.py."""
+STEPS = [name for name in NAMES if name not in ("das", "independent", "pool", *VARIANTS)]
+"""Those with a step of their own: `independent` and `pool` have that of `naive`, and `das` is tried in
+tests/training/test_method_check.py."""
 
 
 def method_settings(name: str) -> Any:

@@ -27,6 +27,14 @@ GRAFTS = {
 }
 
 
+STARTS = {
+    **GRAFTS,
+    "pfeiffer": Adapter(3, "pfeiffer"),
+    "parallel": Adapter(3, "parallel", 4.0),
+}
+"""Those that differ from one above in little else than in how they begin, too."""
+
+
 @pytest.fixture(params=GRAFTS)
 def graft(request: pytest.FixtureRequest) -> Graft:
     return GRAFTS[request.param]
@@ -54,13 +62,14 @@ def logits(model: MaskedLM, params: Params, batch: Batch) -> np.ndarray:
     return np.asarray(run(params))
 
 
+@pytest.mark.parametrize("graft", STARTS.values(), ids=STARTS)
 def test_at_the_start_the_model_is_what_it_was(
     model: MaskedLM, params: Params, batch: Batch, graft: Graft
 ) -> None:
     expected = logits(model, params, batch)
     actual = logits(*with_graft(model, params, graft), batch)
-    if isinstance(graft, Adapter):
-        # Its matrices are small, not 0: or U would keep D from learning.
+    if graft in (STARTS["adapter"], STARTS["pfeiffer"]):
+        # Their matrices are small, not 0: or U would keep D from learning.
         change = np.abs(actual - expected).max()
         assert 0 < change < 0.02
     else:
@@ -208,11 +217,22 @@ def test_lora_starts_as_the_paper_says(model: MaskedLM, params: Params) -> None:
         assert not np.any(own[site]["up"]["kernel"])
 
 
-def test_adapters_start_as_the_paper_says(model: MaskedLM, params: Params) -> None:
-    own = Adapter(200).init(model.architecture, jax.random.key(0), params)
-    for site in Adapter.SITES:
-        for part in ("down", "up"):
-            kernel = np.asarray(own[site][part]["kernel"])
-            assert np.abs(kernel).max() <= 2e-2
-            np.testing.assert_allclose(kernel.std(), 0.88e-2, rtol=0.03)  # Of a normal cut at 2.
-            assert not np.any(own[site][part]["bias"])
+@pytest.mark.parametrize("form", ["houlsby", "pfeiffer", "parallel"])
+def test_adapters_start_as_the_paper_says(model: MaskedLM, params: Params, form: Any) -> None:
+    graft = Adapter(200, form)
+    own = graft.init(model.architecture, jax.random.key(0), params)
+    assert tuple(own) == graft.traits.sites
+    bound = 1 / np.sqrt(model.architecture.hidden_size)
+    for site in own.values():
+        for part, values in site.items():
+            kernel = np.asarray(values["kernel"])
+            assert not np.any(values["bias"])
+            if form != "parallel":
+                assert np.abs(kernel).max() <= 2e-2
+                # Of a normal cut at two standard deviations.
+                np.testing.assert_allclose(kernel.std(), 0.88e-2, rtol=0.03)
+            elif part == "down":
+                assert np.abs(kernel).max() <= bound
+                np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
+            else:
+                assert not np.any(kernel)

@@ -34,6 +34,8 @@ TOKENS = np.array([[2, 5, 9, 3, 11, 12, 3], [2, 7, 3, 20, 3, 0, 0]])
 GRAFTS = [
     ("bert", Adapter(5)),
     ("xlm-roberta", Adapter(4)),
+    ("bert", Adapter(5, "pfeiffer")),
+    ("roberta", Adapter(4, "parallel", 1.5)),
     ("bert", LoRA(2, 3.0)),
     ("roberta", LoRA(3, 4.0, ("key", "output"))),
     ("roberta", LoRA(1, 0.5, ("attention_output", "intermediate"))),
@@ -78,7 +80,7 @@ def learn(stored: Callable[..., Path]) -> Callable[[str, Graft], Learned]:
         random = np.random.default_rng(3)
         own = graft.init(checkpoint.architecture, jax.random.key(0), checkpoint.params)
         trained = {"graft": own}
-        if isinstance(graft, Adapter):
+        if isinstance(graft, Adapter) and graft.traits.norms:
             trained["layers"] = {
                 sublayer: {"layer_norm": leaves["layer_norm"]}
                 for sublayer, leaves in checkpoint.params["layers"].items()
@@ -177,6 +179,7 @@ def test_what_cannot_be_read_says_so(learn: Callable[[str, Graft], Learned]) -> 
         (about, {"graft": "blocks", "settings": {"every": "x"}}, "settings.every: .*integer"),
         (about, {"graft": "blocks", "settings": {"every": 2}}, "`every` be one of 1, 3"),
         (about, {"graft": "adapter", "settings": {"bottleneck": 0}}, "give at least 1"),
+        (about, {"graft": "adapter", "settings": {"form": "x"}}, "settings.form: .*'houlsby'"),
     ):
         content = file.read_text()
         edited(file, **changes)

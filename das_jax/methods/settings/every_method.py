@@ -22,6 +22,8 @@ from das_jax.methods.settings.grafts import (
     BlockExpansionSettings,
     DEMixSettings,
     LoRASettings,
+    ParallelAdapterSettings,
+    PfeifferAdapterSettings,
 )
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.methods.settings.whole_model import (
@@ -53,6 +55,8 @@ MethodSettings = Annotated[
     | L2Settings
     | LoRASettings
     | NaiveSettings
+    | ParallelAdapterSettings
+    | PfeifferAdapterSettings
     | PoolSettings
     | ReplaySettings,
     Field(discriminator="name"),

@@ -36,6 +36,40 @@ class AdapterSettings:
 
 
 @settings
+class PfeifferAdapterSettings:
+    """Adapters behind the feed-forward sub-layer, through its LayerNorm (Pfeiffer et al., EACL 2021)."""
+
+    name: Literal["adapter_pfeiffer"] = "adapter_pfeiffer"
+    mode: Mode = "per_domain"
+    """An adapter for every domain, or one that is trained on."""
+    start: Start = None
+    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
+    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
+    bottleneck: Count = 48
+    """Features of the bottleneck."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
+class ParallelAdapterSettings:
+    """Adapters beside the feed-forward sub-layer (He et al., ICLR 2022)."""
+
+    name: Literal["adapter_parallel"] = "adapter_parallel"
+    mode: Mode = "per_domain"
+    """An adapter for every domain, or one that is trained on."""
+    start: Start = None
+    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
+    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
+    bottleneck: Count = 48
+    """Features of the bottleneck."""
+    scale: PositiveFloat = 4.0
+    """s: s (U relu(D x + b) + b') is added."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
 class LoRASettings:
     """Low-rank additions to projections (Hu et al., ICLR 2022)."""
 

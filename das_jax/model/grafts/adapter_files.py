@@ -1,7 +1,7 @@
-"""Houlsby adapters as the adapters library names them, and the LayerNorms trained with them."""
+"""Adapters as the adapters library names them, and the LayerNorms trained with Houlsby's."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,23 +39,55 @@ PARTS = {
     "adapter_up.bias": ("up", "bias"),
 }
 
-LOADER = f"""\
+LOADER = """\
 from safetensors.torch import load_file
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import {activation}, linear
 from transformers import AutoModelForMaskedLM
 
 def load(base, folder):
-    model = AutoModelForMaskedLM.from_pretrained(base).eval()
-    model.load_state_dict(load_file(f"{{folder}}/{NORMS_FILE}"), strict=False)
-    tensors = load_file(f"{{folder}}/{WEIGHTS_FILE}")
+    model = AutoModelForMaskedLM.from_pretrained(base).eval(){norms}
+    tensors = load_file(f"{{folder}}/{file}")
     def insert(place):
-        D, b, U, c = (tensors[f"{{place}}.adapters.{NAME}.{{part}}"] for part in {tuple(PARTS)!r})
-        adapter = lambda module, inputs, z: z + linear(gelu(linear(z, D, b)), U, c)
-        model.get_submodule(f"{{place}}.dropout").register_forward_hook(adapter)
+        D, b, U, c = (tensors[f"{{place}}.adapters.{name}.{{part}}"] for part in {parts!r})
+        module = model.get_submodule(place)
+        def forward(hidden, x):
+            y = module.dropout(module.dense(hidden))
+            added = linear({activation}(linear({reads}, D, b)), U, c)
+            return module.LayerNorm(y + {scale} * added + x)
+        module.forward = forward
     for place in {{name.split(".adapters.")[0] for name in tensors}}:
         insert(place)
     return model
 """
+
+NORMS_LOADER = f"""
+    model.load_state_dict(load_file(f"{{folder}}/{NORMS_FILE}"), strict=False)"""
+
+
+class Library(NamedTuple):
+    """A form of adapter there.
+
+    Attributes:
+      title: for people.
+      config: what `adapter_config.json` says of it alone.
+      reads: what the bottleneck reads, in the loader.
+    """
+
+    title: str
+    config: dict[str, Any]
+    reads: str
+
+
+LIBRARY = {
+    "houlsby": Library("Houlsby adapters", {}, "y"),
+    "pfeiffer": Library(
+        "Pfeiffer adapters", {"original_ln_before": True}, "module.LayerNorm(y + x)"
+    ),
+    "parallel": Library(
+        "Parallel adapters", {"is_parallel": True, "init_weights": "mam_adapter"}, "x"
+    ),
+}
+"""Its `double_seq_bn`, `seq_bn` and `par_bn`."""
 
 
 def tensor_name(architecture: Architecture, site: str, part: str) -> str:
@@ -65,16 +97,16 @@ def tensor_name(architecture: Architecture, site: str, part: str) -> str:
 
 
 def config_of(graft: Adapter, base: Base, architecture: Architecture) -> dict[str, Any]:
-    """`adapter_config.json` of the library, `double_seq_bn` with our activation and bottleneck."""
-    wide, narrow = architecture.hidden_size, graft.bottleneck
+    """`adapter_config.json` of the library, with our activation and bottleneck."""
+    wide, narrow, form = architecture.hidden_size, graft.bottleneck, graft.traits
     return {
         "config": {
             "architecture": None,
-            "mh_adapter": True,
-            "output_adapter": True,
+            "mh_adapter": "attention" in form.sites,
+            "output_adapter": "feed_forward" in form.sites,
             # The library floors the quotient, which must not fall below the bottleneck by rounding.
             "reduction_factor": wide / (narrow + 0.5) if wide % narrow else wide // narrow,
-            "non_linearity": graft.ACTIVATION,
+            "non_linearity": form.activation,
             "original_ln_before": False,
             "original_ln_after": True,
             "ln_before": False,
@@ -82,9 +114,10 @@ def config_of(graft: Adapter, base: Base, architecture: Architecture) -> dict[st
             "residual_before_ln": True,
             "adapter_residual_before_ln": False,
             "is_parallel": False,
-            "scaling": 1.0,
+            "scaling": graft.scale,
             "dropout": 0.0,
             "init_weights": "bert",
+            **LIBRARY[graft.form].config,
         },
         "hidden_size": wide,
         "model_name": base.name,
@@ -96,29 +129,41 @@ def config_of(graft: Adapter, base: Base, architecture: Architecture) -> dict[st
 def write(
     directory: Path, graft: Adapter, params: Params, base: Base, architecture: Architecture
 ) -> None:
-    """Writes configuration, adapters, LayerNorms and README into an empty directory."""
+    """Writes configuration, adapters, LayerNorms that were trained and README into an empty directory."""
+    form, library = graft.traits, LIBRARY[graft.form]
     tensors: Tensors = {
         tensor_name(architecture, site, part).format(layer): np.ascontiguousarray(value.T)
-        for site in graft.SITES
+        for site in form.sites
         for part, (matrix, leaf) in PARTS.items()
         for layer, value in enumerate(np.asarray(params["graft"][site][matrix][leaf]))
     }
     write_json(directory / CONFIG_FILE, config_of(graft, base, architecture))
     write_tensors(directory, WEIGHTS_FILE, tensors)
-    rows = norm_rows(architecture)
-    norms = stacked_tensors(params, rows, [row.name for row in rows])
-    write_tensors(directory, NORMS_FILE, norms)
-    title = (
-        "Houlsby adapters\n\nThe names are the adapters library's. It has no place for the LayerNorms that "
-        f"were trained with them, so that it\nalone does not give this model: they are in `{NORMS_FILE}`."
+    title = f"{library.title}\n\nThe names are the adapters library's."
+    if form.norms:
+        rows = norm_rows(architecture)
+        norms = stacked_tensors(params, rows, [row.name for row in rows])
+        write_tensors(directory, NORMS_FILE, norms)
+        title += (
+            " It has no place for the LayerNorms that were trained with them, so that it\nalone "
+            f"does not give this model: they are in `{NORMS_FILE}`."
+        )
+    loader = LOADER.format(
+        activation=form.activation,
+        norms=NORMS_LOADER if form.norms else "",
+        file=WEIGHTS_FILE,
+        name=NAME,
+        parts=tuple(PARTS),
+        reads=library.reads,
+        scale=graft.scale,
     )
-    write_readme(directory, title, LOADER, base)
+    write_readme(directory, title, loader, base)
 
 
 def read(
     directory: Path, settings: dict[str, Any], architecture: Architecture
 ) -> tuple[Adapter, Params]:
-    """Reads what `write` wrote: the graft, its parameters and the LayerNorms.
+    """Reads what `write` wrote: the graft, its parameters and the LayerNorms trained with it.
 
     Raises:
       UserError: a file is missing or damaged.
@@ -135,13 +180,15 @@ def read(
     }
     file = TensorsFile(directory / WEIGHTS_FILE)
     own: Params = {}
-    for site in Adapter.SITES:
+    for site in graft.traits.sites:
         own[site] = {"down": {}, "up": {}}
         for part, (matrix, leaf) in PARTS.items():
             name = tensor_name(architecture, site, part)
             each = [file.take(name.format(n), shapes[matrix, leaf]).T for n in layers]
             own[site][matrix][leaf] = np.stack(each)
     file.check_empty()
+    if not graft.traits.norms:
+        return graft, {"graft": own}
     rows, file = norm_rows(architecture), TensorsFile(directory / NORMS_FILE)
     norms = stacked_params(file, rows, [row.name for row in rows], len(layers))
     file.check_empty()

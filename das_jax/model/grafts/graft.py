@@ -62,6 +62,25 @@ class Graft:
         """
         return output
 
+    def before_sum(
+        self,
+        site: str,
+        params: Params,
+        input: jax.Array,
+        output: jax.Array,
+        normalise: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        """`at` before a residual sum, for a graft that reads through the LayerNorm of that sum.
+
+        Args:
+          site: attention or feed_forward.
+          params: this layer's part.
+          input: [B, T, D].
+          output: [B, T, D].
+          normalise: the layer's own LayerNorm, as it is trained or frozen.
+        """
+        return self.at(site, params, input, output)
+
     def block(
         self,
         layer: Callable[[Params, jax.Array], jax.Array],
