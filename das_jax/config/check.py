@@ -170,8 +170,8 @@ def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
     if policies.selection is not None and training.accumulate > 1:
         raise UserError(
             f"{origin('training.accumulate')}: training.accumulate is {training.accumulate}, but "
-            "policies.selection chooses among the predictions of a whole batch; make it 1, or leave "
-            "policies.selection out."
+            "policies.selection weighs the predictions of a whole batch against each other; make it 1, or "
+            "leave policies.selection out."
         )
     if policies.averaging is not None:
         _check_averaging(policies.averaging, origin)

@@ -26,6 +26,7 @@ from das_jax.methods.policies.averaging import Averaging
 from das_jax.methods.policies.decay_to_start import DecayToStart
 from das_jax.methods.policies.ema import EMA
 from das_jax.methods.policies.general_share import GeneralShare
+from das_jax.methods.policies.ir_dro import IRDRO
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
@@ -47,7 +48,7 @@ from das_jax.methods.settings.grafts import (
     ParallelAdapterSettings,
     PfeifferAdapterSettings,
 )
-from das_jax.methods.settings.policies import PoliciesSettings
+from das_jax.methods.settings.policies import IRDROSettings, PoliciesSettings, RHO1Settings
 from das_jax.methods.settings.whole_model import (
     DERppSettings,
     DistillSettings,
@@ -83,6 +84,8 @@ METHODS: dict[type, type[Method]] = {
     LoRASettings: LoRA,
 }
 
+SELECTIONS: dict[type, type[Policy]] = {RHO1Settings: RHO1, IRDROSettings: IRDRO}
+
 
 def method_class(settings: Any) -> type[Method]:
     """The class that the settings configure; the contract's own, plain training, if there are none."""
@@ -110,7 +113,7 @@ def policies_of(
     if settings.decay_to_start:
         found.append(DecayToStart(method, settings.decay_to_start))
     if settings.selection is not None:
-        found.append(RHO1(method, settings.selection))
+        found.append(SELECTIONS[type(settings.selection)](method, settings.selection))
     if settings.ema is not None:
         found.append(EMA(method, settings.ema))
     if settings.averaging is not None:

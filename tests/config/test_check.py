@@ -204,8 +204,18 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
         ),
         (
             ("--training.accumulate=2", "--policies.selection={name: rho1}"),
-            "command line: training.accumulate is 2, but policies.selection chooses among the predictions of "
-            "a whole batch; make it 1, or leave policies.selection out.",
+            "command line: training.accumulate is 2, but policies.selection weighs the predictions of a "
+            "whole batch against each other; make it 1, or leave policies.selection out.",
+        ),
+        (
+            ("--policies.selection={name: ir_dro, form: mid_ranking, temperature: 2}",),
+            "command line: policies.selection.temperature is of the form softmax, and "
+            "policies.selection.form is mid_ranking; leave it out.",
+        ),
+        (
+            ("--policies.selection={name: ir_dro, form: mid_ranking, keep: [0.5, 0.25]}",),
+            "command line: policies.selection.keep is [0.5, 0.25], which keeps nothing; the first share must "
+            "be below the second.",
         ),
         (
             ("--policies.averaging={alpha: 0.3}",),

@@ -1,11 +1,11 @@
 """The settings of what composes with any method."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, settings
+from das_jax.settings import BatchSize, Count, CountOrZero, InputPath, refusing_beside, settings
 
 
 @settings
@@ -64,6 +64,45 @@ class RHO1Settings:
     """A checkpoint of the same architecture; the model before the first domain when absent."""
 
 
+def _unused(form: str) -> Any:
+    """Refuses an option that is of another form than the one that is set."""
+    return refusing_beside(
+        lambda value, beside: (
+            f"is of the form {form}, and policies.selection.form is {beside['form']}; leave it out"
+            if beside.get("form", form) != form
+            else None
+        )
+    )
+
+
+def _ranks(keep: tuple[float, float], beside: Mapping[str, Any]) -> str | None:
+    if keep[0] < keep[1]:
+        return None
+    return f"is {list(keep)}, which keeps nothing; the first share must be below the second"
+
+
+@settings
+class IRDROSettings:
+    """IR-DRO (Chen et al., 2024): hard examples count more, as whole texts."""
+
+    name: Literal["ir_dro"] = "ir_dro"
+    form: Literal["softmax", "mid_ranking"] = "softmax"
+    """How an example's loss says what it counts: by a softmax over the batch, or equally where it is among
+    the moderately high ones, and not at all elsewhere."""
+    temperature: Annotated[PositiveFloat, _unused("softmax")] = 1.0
+    """Of the softmax; the higher, the more equally all examples count."""
+    keep: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0, le=1)]],
+        refusing_beside(_ranks),
+        _unused("mid_ranking"),
+    ] = (0.125, 0.25)
+    """The ranks that count, as shares of the batch from the highest loss down, in thousandths at the
+    finest."""
+
+
+Selection = Annotated[RHO1Settings | IRDROSettings, Field(discriminator="name")]
+
+
 @settings
 class PoliciesSettings:
     """What composes with any method."""
@@ -75,4 +114,4 @@ class PoliciesSettings:
     """lambda: after Adam, lambda (theta - theta0) is added to every update, theta0 being the model before the
     first domain; weight decay is the same towards 0."""
     ema: EMASettings | None = None
-    selection: RHO1Settings | None = None
+    selection: Selection | None = None
