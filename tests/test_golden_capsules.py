@@ -1,4 +1,4 @@
-"""B-CL's adapters against arrays made by an independent float64 implementation; see tests/golden/README.md."""
+"""B-CL's adapters against arrays of an independent float64 implementation; see tests/golden/README.md."""
 
 from typing import Any
 

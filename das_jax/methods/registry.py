@@ -3,9 +3,8 @@
 from typing import Any
 
 from das_jax.errors import UserError
-from das_jax.methods.adapter import Adapter
-from das_jax.methods.bcl import BCL
 from das_jax.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
+from das_jax.methods.bcl import BCL
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Method, Policy
@@ -30,7 +29,7 @@ from das_jax.methods.policies.ir_dro import IRDRO
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
-from das_jax.methods.settings.das import DASSettings
+from das_jax.methods.settings.das import DASSettings, DGASettings
 from das_jax.methods.settings.gates import (
     BCLSettings,
     CLASSICSettings,
@@ -38,8 +37,6 @@ from das_jax.methods.settings.gates import (
     HATAdapterSettings,
     HATSettings,
 )
-from das_jax.methods.settings.das import DASSettings, DGASettings
-from das_jax.methods.settings.gates import HATSettings
 from das_jax.methods.settings.grafts import (
     AdapterSettings,
     BlockExpansionSettings,

@@ -233,7 +233,7 @@ class Optimizer:
             decayed, _ = decay.update(updates, decay.init(params), params)
             return decayed, state
 
-        return optax.GradientTransformation(self.adamw.init, update)  # type: ignore[arg-type]
+        return optax.GradientTransformation(self.adamw.init, update)
 
 
 def domain_optimizer(

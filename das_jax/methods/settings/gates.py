@@ -66,7 +66,7 @@ class HATAdapterSettings(GatedAdapterSettings):
 
 @settings
 class CLASSICSettings(GatedAdapterSettings):
-    """`hat_adapter` and a contrast with what earlier domains' gates make of a text (Ke et al., EMNLP 2021)."""
+    """`hat_adapter` and a contrast with what earlier domains' gates make of it (Ke et al., EMNLP 2021)."""
 
     name: Literal["classic"] = "classic"
     temperature: PositiveFloat = 1.0

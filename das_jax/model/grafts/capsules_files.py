@@ -60,8 +60,8 @@ def write(
     """Writes the adapters and README into an empty directory."""
     write_layers(directory, WEIGHTS_FILE, params["graft"])
     title = (
-        "Adapters with capsules\n\nThey stand behind both sub-layers of the base, of one domain and all before "
-        "it, which no plain model\nof transformers expresses; the domain's gates are in their matrices."
+        "Adapters with capsules\n\nThey stand behind both sub-layers of the base, of one domain and all "
+        "before it, which no plain\nmodel of transformers expresses; the domain's gates are in their matrices."
     )
     write_readme(directory, title, LOADER, base)
 
