@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dga": {"importance": {"examples": 24, "batch_size": 8}},
     "ewc": {"examples": 16, "batch_size": 8},
     "hat_adapter": {"bottleneck": 4},
+    "independent": {"merge": {"name": "ties"}},
     "lora": {"r": 2},
     "replay": {"share": 0.25, "buffer": 16},
 }

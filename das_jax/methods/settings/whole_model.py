@@ -15,11 +15,44 @@ class NaiveSettings:
     name: Literal["naive"] = "naive"
 
 
+def _only_for(name: str, usual: Any) -> Any:
+    """Refuses another value than the usual one where models are merged without it."""
+
+    def unused(value: Any, others: Mapping[str, Any]) -> str | None:
+        if value == usual or name in (others.get("name"), others.get("then")):
+            return None
+        return f"needs name: {name}" + (" or then: ties" if name == "ties" else "")
+
+    return refusing_beside(unused)
+
+
+@settings
+class MergeSettings:
+    """One model of several with one beginning, without training; tau = theta - theta0 of each is its task
+    vector.
+    """
+
+    name: Literal["linear", "ties", "dare"]
+    """linear (Ilharco et al., ICLR 2023): theta0 + lambda * the sum of all tau. ties (Yadav et al., NeurIPS
+    2023): of the largest entries of each, the mean of those that have the sign of their sum. dare (Yu et al.,
+    ICML 2024): entries are dropped at random, then either."""
+    factor: PositiveFloat | None = None
+    """lambda; when absent 0.4 where task vectors are added up, and 1 where signs are elected."""
+    drop: Annotated[float, Field(gt=0, lt=1), _only_for("dare", 0.9)] = 0.9
+    """The share of the entries that dare drops; the others grow to 1 / (1 - drop)."""
+    then: Annotated[Literal["linear", "ties"], _only_for("dare", "linear")] = "linear"
+    """What dare does with the others."""
+    keep: Annotated[float, Field(gt=0, le=1), _only_for("ties", 0.2)] = 0.2
+    """The share of a task vector's entries that ties keeps."""
+
+
 @settings
 class IndependentSettings:
     """A model of its own for every domain, each learned from the base model."""
 
     name: Literal["independent"] = "independent"
+    merge: MergeSettings | None = None
+    """Merges the models of all domains so far into one, which serves them all."""
 
 
 @settings
