@@ -19,6 +19,7 @@ from das_jax.methods.hat import HAT, HATSettings
 from das_jax.methods.net import Net
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.plain import plain_params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import Sharding, make_sharding
@@ -272,13 +273,28 @@ def test_domains_keep_their_gates_and_share_the_newest_parameters(
 
 
 def test_the_whole_network_serves_if_it_is_to(
-    model: MaskedLM, masking: Masking, params: Params
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch
 ) -> None:
+    """One model, the last, for all texts, and plain as it is."""
     method = HAT(model, masking, HATSettings(serve="all"))
     learned = Learned({**params, "graft": {"embedding": random_embedding(model, 1)}}, None)
     net = method.net(learned, method.plan(Place(0, ("first",), (8,))))
     assert net.gates is None
     assert without_graft(net.params) == params
+    exported = plain_params(net.model, net.params, net.gates)
+    assert exported == params
+    open_gates = Net(model, params, full_units(model.architecture, 1.0))
+    np.testing.assert_array_equal(logits(net, batch), logits(open_gates, batch))
+
+    class History:
+        domains = (("first",), ("second",))
+
+        def net(self, stage: int) -> str:
+            return f"net {stage}"
+
+    history: Any = History()
+    for domain in ("first", "second", "unknown", None):
+        assert method.view(history, domain, history) == "net -1"
 
 
 @pytest.mark.parametrize(
