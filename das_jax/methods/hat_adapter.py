@@ -20,7 +20,7 @@ class HATAdapter(GatedGraft):
     paper = "Serra et al., ICML 2018; Houlsby et al., ICML 2019"
 
     def grafted(self, stage: int) -> Adapter:
-        return Adapter(self.settings.bottleneck)
+        return Adapter(self.settings.bottleneck, "houlsby_alone")
 
     def leaves(self, graft: Graft) -> Leaves:
         return tuple(leaf for site in SITES for leaf in net_leaves(site))

@@ -50,18 +50,18 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings of those whose defaults are for large texts and models."""
 
 NAMES = [cls().name for cls in METHODS]
-RESUMED = [name for name in NAMES if name not in ("das", "dga")]
-"""`das` is killed at many more moments in tests/training/test_resume.py, and `dga` is that with the start of
-`independent`."""
-STEPS = [name for name in NAMES if name not in ("das", "dga", "independent", "pool")]
-"""Those with a step of their own: the latter two have that of `naive`, and `das`, whose step `dga` has, is
-tried in tests/training/test_method_check.py."""
 VARIANTS = ("adapter_parallel", "adapter_pfeiffer")
 """Those that are `adapter` with another graft."""
-RESUMED = [name for name in NAMES if name not in ("das", *VARIANTS)]
-"""`das` is killed at many more moments in tests/training/test_resume.py."""
-STEPS = [name for name in NAMES if name not in ("das", "independent", "pool", *VARIANTS)]
-"""Those with a step of their own: `independent` and `pool` have that of `naive`, and `das` is tried in
+RESUMED = [name for name in NAMES if name not in ("das", "dga", *VARIANTS, "hat_adapter", "cpt")]
+"""`das` is killed at many more moments in tests/training/test_resume.py, `dga` is that with the start of
+`independent`, and `classic` carries all that `hat_adapter` and `cpt` do."""
+STEPS = [
+    name
+    for name in NAMES
+    if name not in ("das", "dga", "independent", "pool", *VARIANTS, "hat_adapter")
+]
+"""Those with a step of their own: `independent` and `pool` have that of `naive`, `hat_adapter` that of
+`classic` in its first domain, and `das`, whose step `dga` has, is tried in
 tests/training/test_method_check.py."""
 
 

@@ -222,7 +222,7 @@ def test_a_text_of_no_domain_gets_the_nearest(
     second = method.net(learned, plan_of(method, 1)).params
     jax.tree.map(np.testing.assert_array_equal, view(1, 0.5, 0.5).params, second)
     assert "base" in view(0.4, 0.5, 0.7).params
-    assert view(1, 0.5, 0.7).model == replace(model, graft=Adapter(5))
+    assert view(1, 0.5, 0.7).model == replace(model, graft=Adapter(5, "houlsby_alone"))
 
 
 def test_a_step_draws_some_of_the_earlier_domains(model: MaskedLM, masking: Masking) -> None:

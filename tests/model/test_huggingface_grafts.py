@@ -34,6 +34,7 @@ TOKENS = np.array([[2, 5, 9, 3, 11, 12, 3], [2, 7, 3, 20, 3, 0, 0]])
 GRAFTS = [
     ("bert", Adapter(5)),
     ("xlm-roberta", Adapter(4)),
+    ("roberta", Adapter(4, "houlsby_alone")),
     ("bert", Adapter(5, "pfeiffer")),
     ("roberta", Adapter(4, "parallel", 1.5)),
     ("bert", LoRA(2, 3.0)),

@@ -62,6 +62,9 @@ FORMS = {
     "houlsby": Form(
         ("attention", "feed_forward"), "gelu", lambda input, output, normalise: output, norms=True
     ),
+    "houlsby_alone": Form(
+        ("attention", "feed_forward"), "gelu", lambda input, output, normalise: output
+    ),
     "pfeiffer": Form(
         ("feed_forward",), "relu", lambda input, output, normalise: normalise(input + output)
     ),
@@ -76,7 +79,8 @@ class Adapter(Graft):
     """y + scale (U f(D z + b) + b') in place of a sub-layer's output y, before its residual sum.
 
     z is y itself (`houlsby`), the layer's LayerNorm of that sum (`pfeiffer`), or what the sub-layer read
-    (`parallel`). Houlsby's paper trains the layers' LayerNorms too; they stay where they are, in `layers/`.
+    (`parallel`). Houlsby's paper trains the layers' LayerNorms too; they stay where they are, in `layers/`,
+    and as they are with `houlsby_alone`.
 
     Attributes:
       bottleneck: features between D and U.
@@ -85,7 +89,7 @@ class Adapter(Graft):
     """
 
     bottleneck: int = 64
-    form: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
+    form: Literal["houlsby", "houlsby_alone", "pfeiffer", "parallel"] = "houlsby"
     scale: float = 1.0
 
     @property

@@ -80,6 +80,7 @@ class Library(NamedTuple):
 
 LIBRARY = {
     "houlsby": Library("Houlsby adapters", {}, "y"),
+    "houlsby_alone": Library("Houlsby adapters", {}, "y"),
     "pfeiffer": Library(
         "Pfeiffer adapters", {"original_ln_before": True}, "module.LayerNorm(y + x)"
     ),

@@ -61,8 +61,7 @@ def write(
     write_layers(directory, WEIGHTS_FILE, params["graft"])
     title = (
         "Adapters with capsules\n\nThey stand behind both sub-layers of the base, of one domain and all "
-        "before it, which no plain\nmodel of transformers expresses; the domain's gates are in their "
-        "matrices."
+        "before it, which no plain\nmodel of transformers expresses; the domain's gates are in the matrices."
     )
     write_readme(directory, title, LOADER, base)
 
