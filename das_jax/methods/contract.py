@@ -32,6 +32,13 @@ structure stays the same, its shapes may grow."""
 Metrics = dict[str, jax.Array]
 
 
+LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
+"""((loss, its parts by name), the gradients of what is trained)."""
+
+GradientsAt = Callable[[Params], LossAndGradients]
+"""What a step computes, at any values of what is trained: of the same batch, with the same random numbers."""
+
+
 @struct.dataclass
 class Split:
     """A part of the memory that lives split as the optimizer's state does, such as an array per parameter.
@@ -508,6 +515,16 @@ class Policy:
         it away from what it protects; stateless; may be traced.
         """
         return None
+
+    def gradients(self, at: GradientsAt, trained: Params, step: jax.Array) -> LossAndGradients:
+        """The loss and the gradients that a step goes by; traced.
+
+        Args:
+          at: gives them; all arrays are whole, and over all devices.
+          trained: the trained parameters.
+          step: steps taken in this stage, [] int32.
+        """
+        return at(trained)
 
     def after_step(self, memory: Memory, trained: Params, plan: Plan, moment: Moment) -> Memory:
         """Its memory once the trained parameters have moved in a step; traced."""

@@ -27,6 +27,7 @@ from das_jax.methods.policies.ema import EMA
 from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.ir_dro import IRDRO
 from das_jax.methods.policies.rho1 import RHO1
+from das_jax.methods.policies.sharpness import Sharpness
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
 from das_jax.methods.settings.das import DASSettings, DGASettings
@@ -111,6 +112,8 @@ def policies_of(
         found.append(DecayToStart(method, settings.decay_to_start))
     if settings.selection is not None:
         found.append(SELECTIONS[type(settings.selection)](method, settings.selection))
+    if settings.sharpness is not None:
+        found.append(Sharpness(method, settings.sharpness))
     if settings.ema is not None:
         found.append(EMA(method, settings.ema))
     if settings.averaging is not None:

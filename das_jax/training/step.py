@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import (
     Cost,
+    GradientsAt,
+    LossAndGradients,
     Memory,
     Method,
     Metrics,
@@ -78,7 +80,6 @@ EXCHANGES = frozenset(
 """The primitives that tell a device of others."""
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
 Bind = Callable[[MaskedLM, Params], Net]
 
 
@@ -109,6 +110,12 @@ class Recipe:
         for policy in self.policies:
             cost = policy.cost(cost)
         return cost
+
+    def gradients(self, at: GradientsAt, trained: Params, step: jax.Array) -> LossAndGradients:
+        """What a step goes by, as the policies say."""
+        for policy in self.policies:
+            at = partial(policy.gradients, at, step=step)
+        return at(trained)
 
     def moment(self, state: TrainState) -> Moment:
         """Where in the run a step is, and what the policies say of it."""
@@ -196,11 +203,15 @@ def make_train_step(recipe: Recipe, sharding: Sharding | None = None) -> TrainSt
     method, plan, optimizer = recipe.method, recipe.plan, recipe.optimizer
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if sharding is None:
-            (loss, parts), gradients = loss_and_gradients(recipe, state, batch)
-        else:
-            (loss, parts), gradients = _sharded(recipe, sharding, state)(state, batch)
         trained, frozen = partition(state.params, plan.trains)
+
+        def at(trained: Params) -> LossAndGradients:
+            there = state._replace(params=merged(trained, frozen))
+            if sharding is None:
+                return loss_and_gradients(recipe, there, batch)
+            return _sharded(recipe, sharding, there)(there, batch)
+
+        (loss, parts), gradients = recipe.gradients(at, trained, state.step)
         if sharding is not None:
             # A device updates the parameters whose optimizer state it holds.
             trained = jax.lax.with_sharding_constraint(

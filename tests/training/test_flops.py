@@ -15,12 +15,15 @@ from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, ContrastiveSettings, DASSettings
 from das_jax.methods.naive import Naive, NaiveSettings
 from das_jax.methods.net import Net
+from das_jax.methods.policies.sharpness import Sharpness
+from das_jax.methods.settings.policies import SharpnessSettings
 from das_jax.model.flops import encoder_flops
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.planning.architectures import KNOWN
 from das_jax.training.flops import train_step_flops
+from das_jax.training.muon import ITERATIONS, Muon
 from das_jax.training.optimizer import Optimizer
-from das_jax.training.step import Recipe, recipe
+from das_jax.training.step import Recipe, init_state, loss_and_gradients, recipe
 
 BASE = KNOWN["FacebookAI/roberta-base"]
 
@@ -80,6 +83,42 @@ def test_importance_as_xla_counts(losses: importance.Losses) -> None:
     counted = gradients.lower(params, _batch(), jax.random.key(0)).cost_analysis()["flops"]
     formula = BATCH * importance.GateGradientSums(method, losses).flops(LENGTH)
     assert counted == pytest.approx(formula, rel=CLOSE)
+
+
+def test_a_sharpness_aware_step_as_xla_counts() -> None:
+    method = Naive(MaskedLM(ONE_LAYER), MASKING, NaiveSettings())
+    policies = tuple(Sharpness(method, SharpnessSettings(every=every)) for every in (1, 4))
+    plain = train_step_flops(_recipe(method), BATCH, LENGTH)
+    both, sometimes = (
+        dataclasses.replace(_recipe(method), policies=(policy,)) for policy in policies
+    )
+    assert train_step_flops(sometimes, BATCH, LENGTH) == pytest.approx(1.25 * plain)
+
+    def gradients(params: Params, batch: Batch, rng: jax.Array) -> Any:
+        state = init_state(both, params, (), rng, policies={"sharpness": ()})
+
+        def at(params: Params) -> Any:
+            return loss_and_gradients(both, state._replace(params=params), batch)
+
+        return both.gradients(at, params, state.step)
+
+    params = jax.eval_shape(method.model.init, jax.random.key(0))
+    lowered = jax.jit(gradients).lower(params, _batch(), jax.random.key(0))
+    formula = train_step_flops(both, BATCH, LENGTH)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(formula, rel=CLOSE)
+
+
+def test_muons_products_as_xla_counts() -> None:
+    """Of one turn of its loop; of the matrices of the layers, and of no other parameter."""
+    model, muon = MaskedLM(ONE_LAYER), Muon(0.95, 0.2, 0.9, 0.999, 1e-8, 0.0)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    lowered = jax.jit(muon.update).lower(params, jax.eval_shape(muon.init, params), params)
+    formula = muon.flops(params)
+    assert ITERATIONS * lowered.cost_analysis()["flops"] == pytest.approx(formula, rel=CLOSE)
+    method = Naive(model, MASKING, NaiveSettings())
+    plain, made = _recipe(method), recipe(method, Optimizer(muon, lambda step: 1.0))
+    steps = [train_step_flops(each, BATCH, LENGTH) for each in (plain, made)]
+    assert steps[1] - steps[0] == formula
 
 
 def _count_step(method: Method) -> float:

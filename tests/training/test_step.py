@@ -19,6 +19,7 @@ from das_jax.methods.contract import (
     Metrics,
     Moment,
     Plan,
+    Policy,
     Split,
     Transforms,
     UpdateTrace,
@@ -26,10 +27,14 @@ from das_jax.methods.contract import (
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
+from das_jax.methods.policies.sharpness import Sharpness
+from das_jax.methods.settings.policies import SharpnessSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.objectives.collectives import global_mean, global_sum
 from das_jax.training import sharding as sharding_module
+from das_jax.training.direction import Direction
+from das_jax.training.muon import Muon
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import Gather, Sharding, State, make_sharding
 from das_jax.training.step import (
@@ -61,13 +66,16 @@ def learn(
     sharding: Sharding,
     accumulate: int = 1,
     steps: int = 2,
+    direction: Direction = adamw(0.9, 0.999, 1e-4, 0.01),  # noqa: B008
+    policies: tuple[Policy, ...] = (),
 ) -> Run:
     """A few steps, dropout on, in which every example is another one each time."""
     # Adam turns rounding noise around zero into steps unless epsilon is larger than the noise.
-    optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.01), lambda step: 1e-2)
+    optimizer = Optimizer(direction, lambda step: 1e-2)
     params, rng = method.model.init(jax.random.key(0)), sharding.replicate(jax.random.key(3))
-    made = recipe(method, optimizer, accumulate=accumulate)
-    state = first_state(made, sharding, params, memory, rng)
+    made = recipe(method, optimizer, accumulate=accumulate, policies=policies)
+    carried: dict[str, Memory] = {policy.name: () for policy in policies}
+    state = first_state(made, sharding, params, memory, rng, policies=carried)
     step = compile_train_step(made, sharding)
     rows = []
     for _ in range(steps):
@@ -256,6 +264,63 @@ def test_micro_batches_of_das_are_masked_once_and_do_not_depend_on_the_mesh(
     assert_same(four, one)
     for kind in Units._fields:
         assert one[0][0][f"effective_mask/{kind}"] == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_muon_and_sharpness_do_not_depend_on_the_mesh(
+    model: MaskedLM, masking: Masking, batch: Batch
+) -> None:
+    """Matrices are turned whole, however they are split, and the gradient's norm is that of all of it."""
+    method = Naive(model, masking, None, "data")
+    how: dict[str, Any] = {
+        "direction": Muon(0.95, 0.2, 0.9, 0.999, 1e-4, 0.01),
+        "policies": (Sharpness(method, SharpnessSettings(rho=0.5, every=2)),),
+    }
+    one = learn(method, (), batch, make_sharding(1), **how)
+    assert_same(learn(method, (), batch, make_sharding(8, "parameters"), **how), one)
+
+
+class Noisy(Method):
+    """|n w|^2, where every example draws an n of its own."""
+
+    def loss(
+        self, net: Net, memory: Any, batch: Batch, moment: Moment
+    ) -> tuple[jax.Array, Metrics]:
+        n_B = jax.vmap(jax.random.normal)(batch.example_keys(moment.rng))
+        noise, w = jnp.sum(jnp.square(n_B)), net.params["lm_head"]["bias"]
+        loss = global_sum(noise * jnp.sum(jnp.square(w)), self.axis_name)
+        return loss, {"noise": global_sum(noise, self.axis_name)}
+
+
+@pytest.mark.parametrize(("devices", "state"), [(1, "replicated"), (4, "parameters")])
+def test_a_sharpness_aware_step_goes_by_the_gradient_uphill(
+    model: MaskedLM, masking: Masking, batch: Batch, devices: int, state: State
+) -> None:
+    """At w + rho g / |g|, with the same noise there, of the mean over micro-batches; every other step."""
+    method, w = Noisy(model, masking, None, "data"), np.arange(16.0)
+    sharding, rho = make_sharding(devices, state), 2.0
+    policy = Sharpness(method, SharpnessSettings(rho=rho, every=2))
+    made = Recipe(
+        *(method, Plan(model, trains=(("lm_head/.*", True), (".*", False)))),
+        Optimizer(optax.identity(), lambda step: 1.0),
+        policies=(policy,),
+        accumulate=2,
+    )
+    params = vector(w) | {"embeddings": {"layer_norm": {"bias": jnp.full(4, 1e3)}}}
+    rng = sharding.replicate(jax.random.key(3))
+    before = first_state(made, sharding, params, (), rng, policies={"sharpness": ()})
+    step = compile_train_step(made, sharding)
+    for uphill in (True, False):
+        w = sharding.fetch(before.params)["lm_head"]["bias"]
+        before, metrics = step(before, sharding.shard_batch(batch, 2))
+        noise = float(metrics["noise"])
+        assert float(metrics["loss"]) == pytest.approx(noise * np.sum(w**2), rel=1e-5)
+        gradient = 2 * noise * w
+        if uphill:
+            gradient = 2 * noise * (w + rho * w / np.linalg.norm(w))
+        after = sharding.fetch(before.params)
+        np.testing.assert_allclose(after["lm_head"]["bias"], w - gradient, rtol=1e-5)
+        np.testing.assert_array_equal(after["embeddings"]["layer_norm"]["bias"], 1e3)
 
 
 class Quadratic(Method):

@@ -56,7 +56,7 @@ class EMA(Policy):
         return jnp.maximum(share, 9 / (10 + step)) if self.settings.warmup else share
 
     def end(
-        self, learned: Learned, memory: Split, domain: Domain, second_moment: SecondMoment
+        self, learned: Learned, memory: Split, domain: Domain, second_moment: SecondMoment | None
     ) -> tuple[Learned, Split]:
         average, _ = partition(memory.tree, domain.plan.trains)
         _, others = partition(learned.params, domain.plan.trains)

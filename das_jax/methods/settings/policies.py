@@ -104,6 +104,17 @@ Selection = Annotated[RHO1Settings | IRDROSettings, Field(discriminator="name")]
 
 
 @settings
+class SharpnessSettings:
+    """Sharpness-aware minimisation (Foret et al., ICLR 2021): the gradient of the worst point nearby."""
+
+    rho: PositiveFloat = 0.05
+    """How far away that point is: the norm of all trained parameters' displacement together."""
+    every: Count = 1
+    """Every n-th step is such a step, from the first on; the others are plain. It takes all passes
+    twice."""
+
+
+@settings
 class PoliciesSettings:
     """What composes with any method."""
 
@@ -115,3 +126,4 @@ class PoliciesSettings:
     first domain; weight decay is the same towards 0."""
     ema: EMASettings | None = None
     selection: Selection | None = None
+    sharpness: SharpnessSettings | None = None
