@@ -173,6 +173,13 @@ def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
             "policies.selection weighs the predictions of a whole batch against each other; make it 1, or "
             "leave policies.selection out."
         )
+    if getattr(policies.masking, "one_per_chunk", False) and training.accumulate > 1:
+        # A micro-batch counts by its predictions, and here the draw says how many they are.
+        raise UserError(
+            f"{origin('training.accumulate')}: training.accumulate is {training.accumulate}, but with "
+            "policies.masking.one_per_chunk nobody knows beforehand how many predictions a micro-batch has; "
+            "make it 1, or leave policies.masking.one_per_chunk out."
+        )
     if policies.averaging is not None:
         _check_averaging(policies.averaging, origin)
     if policies.averaging is not None and policies.ema is not None:

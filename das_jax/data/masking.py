@@ -29,6 +29,21 @@ class Masked(NamedTuple):
         return self.tokens.at[rows_Bx1, self.positions].set(self.labels.astype(self.tokens.dtype))
 
 
+class Places(NamedTuple):
+    """What is predicted of a text.
+
+    Attributes:
+      positions: [M] where.
+      counts: [M] whether a prediction counts.
+      alike: [M] the number of the draw that says what becomes of a position: the same for those that share
+        their fate; None if every one has its own.
+    """
+
+    positions: jax.Array
+    counts: jax.Array
+    alike: jax.Array | None = None
+
+
 @dataclass(frozen=True)
 class Masking:
     """15 % of the tokens are predicted: 80 % of them replaced by the mask token, 10 % by a random one,
@@ -55,38 +70,45 @@ class Masking:
 
     def num_predictions(self, tokens_BxT: jax.Array) -> jax.Array:
         """How many of an example's masked positions count, [B]: the text decides it, not the draw."""
-        maskable_B = jnp.sum(~self._special(tokens_BxT), axis=-1)
+        maskable_B = jnp.sum(~self.untouched(tokens_BxT), axis=-1)
         wanted_B = jnp.round(maskable_B * self.rate).clip(1)
         return jnp.minimum(jnp.minimum(wanted_B, maskable_B), self.num_masked(tokens_BxT.shape[-1]))
 
-    def _special(self, tokens_X: jax.Array) -> jax.Array:
-        return jnp.isin(tokens_X, jnp.asarray(self.special_tokens, tokens_X.dtype))
+    def untouched(self, tokens_BxT: jax.Array) -> jax.Array:
+        """True at what is never masked, [B, T]: special tokens."""
+        return jnp.isin(tokens_BxT, jnp.asarray(self.special_tokens, tokens_BxT.dtype))
 
     def corrupt(self, tokens_BxT: jax.Array, keys_B: jax.Array) -> Masked:
         """Draws a corruption for every example from its key."""
         return jax.vmap(self._corrupt_example)(tokens_BxT, keys_B)
 
     def _corrupt_example(self, tokens_T: jax.Array, key: jax.Array) -> Masked:
-        length = tokens_T.shape[0]
-        num_masked = self.num_masked(length)
-        order_key, action_key, token_key = jax.random.split(key, 3)
-        special_T = self._special(tokens_T)
-        score_T = jnp.where(special_T, -1.0, jax.random.uniform(order_key, (length,)))
-        _, positions_M = jax.lax.top_k(score_T, num_masked)
-
-        # Special tokens have the lowest scores, so they come after all that count.
-        counts_M = jnp.arange(num_masked) < self.num_predictions(tokens_T)
-        labels_M = tokens_T[positions_M]
+        num_masked = self.num_masked(tokens_T.shape[0])
+        place_key, action_key, token_key = jax.random.split(key, 3)
+        places = self.places(tokens_T, place_key)
+        labels_M = tokens_T[places.positions]
 
         action_M = jax.random.uniform(action_key, (num_masked,))
+        if places.alike is not None:
+            action_M = action_M[places.alike]
         random_M = jax.random.randint(token_key, (num_masked,), 0, self.vocab_size, tokens_T.dtype)
         replaced_M = jnp.where(
             action_M < 0.8, self.mask_token, jnp.where(action_M < 0.9, random_M, labels_M)
         )
-        replaced_M = jnp.where(counts_M, replaced_M, labels_M)
+        replaced_M = jnp.where(places.counts, replaced_M, labels_M)
         return Masked(
-            tokens=tokens_T.at[positions_M].set(replaced_M.astype(tokens_T.dtype)),
-            positions=positions_M,
+            tokens=tokens_T.at[places.positions].set(replaced_M.astype(tokens_T.dtype)),
+            positions=places.positions,
             labels=labels_M,
-            weights=counts_M.astype(jnp.float32),
+            weights=places.counts.astype(jnp.float32),
         )
+
+    def places(self, tokens_T: jax.Array, key: jax.Array) -> Places:
+        """Draws what is predicted of a text: single tokens, all equally likely."""
+        num_masked = self.num_masked(tokens_T.shape[0])
+        scores_T = jnp.where(
+            self.untouched(tokens_T), -1.0, jax.random.uniform(key, tokens_T.shape)
+        )
+        _, positions_M = jax.lax.top_k(scores_T, num_masked)
+        # Special tokens have the lowest scores, so they come after all that count.
+        return Places(positions_M, jnp.arange(num_masked) < self.num_predictions(tokens_T))

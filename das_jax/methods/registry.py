@@ -1,7 +1,12 @@
 """Every method: its settings and its class."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from das_jax.data.masking import Masking
+from das_jax.data.salient_masking import SalientMasking
+from das_jax.data.span_masking import SpanMasking
 from das_jax.errors import UserError
 from das_jax.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from das_jax.methods.bcl import BCL
@@ -46,7 +51,12 @@ from das_jax.methods.settings.grafts import (
     ParallelAdapterSettings,
     PfeifferAdapterSettings,
 )
-from das_jax.methods.settings.policies import IRDROSettings, PoliciesSettings, RHO1Settings
+from das_jax.methods.settings.policies import (
+    IRDROSettings,
+    PoliciesSettings,
+    RHO1Settings,
+    SpansSettings,
+)
 from das_jax.methods.settings.whole_model import (
     DERppSettings,
     DistillSettings,
@@ -88,6 +98,23 @@ SELECTIONS: dict[type, type[Policy]] = {RHO1Settings: RHO1, IRDROSettings: IRDRO
 def method_class(settings: Any) -> type[Method]:
     """The class that the settings configure; the contract's own, plain training, if there are none."""
     return Method if settings is None else METHODS[type(settings)]
+
+
+def masking_of(settings: PoliciesSettings, plain: Masking, marks: Callable[[], bytes]) -> Masking:
+    """What the domains are learned with.
+
+    Args:
+      settings: of all policies.
+      plain: what held-out text is measured with, and general text is learned with before the first domain.
+      marks: makes those of the vocabulary, if they are needed; see `data.word_marks`.
+    """
+    if (chosen := settings.masking) is None:
+        return plain
+    usual = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    usual |= {"p": chosen.p, "longest": chosen.max, "per_span": chosen.per == "span"}
+    if isinstance(chosen, SpansSettings):
+        return SpanMasking(**usual, marks=marks())
+    return SalientMasking(**usual, marks=marks(), one_per_chunk=chosen.one_per_chunk)
 
 
 def policies_of(

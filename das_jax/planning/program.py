@@ -15,7 +15,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Method
-from das_jax.methods.registry import method_class
+from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model.architecture import Architecture
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
@@ -220,13 +220,17 @@ class PlannedRun:
         """The method on the model as a TPU runs it."""
         config = self.config
         model = make_model(self.architecture, config, "tpu")
-        # Which ids are special changes no shape; without the tokenizer these do as well as any.
+        # Which ids are special, and which continue a word, changes no shape; without the tokenizer these do
+        # as well as any.
         masking = Masking(
             mask_token=4,
             special_tokens=(0, 1, 2, 3, 4),
             vocab_size=self.architecture.vocab_size,
             rate=config.training.mask_rate,
         )
+        if settings is not None:
+            size = self.architecture.vocab_size
+            masking = masking_of(config.policies, masking, lambda: bytes(size))
         return method_class(settings)(model, masking, settings, self.sharding.batch)
 
     def state(self, learning: Learning) -> TrainState:

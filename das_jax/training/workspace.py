@@ -12,11 +12,13 @@ from das_jax.config.schema import Config, CorpusSettings, GeneralSettings
 from das_jax.data import corpus, demo
 from das_jax.data.corpus import Corpus
 from das_jax.data.masking import Masking
+from das_jax.data.salient_masking import SalientMasking
 from das_jax.data.settings import Source
 from das_jax.data.tokenization import USUAL_UNKNOWN
+from das_jax.data.word_marks import is_cased, word_marks
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
-from das_jax.methods.registry import method_class
+from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
@@ -62,6 +64,7 @@ class Workspace:
 
     @functools.cached_property
     def masking(self) -> Masking:
+        """What is measured, and what the warm-up learns: the same whatever the policies."""
         return Masking(
             mask_token=self.tokenizer.mask_token_id,
             special_tokens=tuple(sorted(self.tokenizer.all_special_ids)),
@@ -69,9 +72,22 @@ class Workspace:
             rate=self.config.training.mask_rate,
         )
 
+    @functools.cached_property
+    def learning_masking(self) -> Masking:
+        """What the domains learn."""
+        policies = self.config.policies
+        masking = masking_of(policies, self.masking, lambda: word_marks(self.tokenizer))
+        if isinstance(masking, SalientMasking) and not is_cased(masking.marks):
+            self.console.log(
+                f"the vocabulary of {self.config.model.path} has no capitals, so policies.masking finds "
+                "numbers and dates, and no names"
+            )
+        return masking
+
     def method(self, settings: MethodSettings | None) -> Method:
         """The method that the settings configure, on this model and mesh."""
-        return method_class(settings)(self.model, self.masking, settings, self.sharding.batch)
+        masking = self.masking if settings is None else self.learning_masking
+        return method_class(settings)(self.model, masking, settings, self.sharding.batch)
 
     def corpus(self, name: str, source: Source) -> Corpus:
         """Prepares a corpus, or finds it prepared."""

@@ -218,6 +218,12 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
             "be below the second.",
         ),
         (
+            ("--training.accumulate=2", "--policies.masking={name: salient, one_per_chunk: true}"),
+            "command line: training.accumulate is 2, but with policies.masking.one_per_chunk nobody knows "
+            "beforehand how many predictions a micro-batch has; make it 1, or leave "
+            "policies.masking.one_per_chunk out.",
+        ),
+        (
             ("--policies.averaging={alpha: 0.3}",),
             "command line: policies.averaging.alpha is 0.3, which the weights moments do not use; leave it "
             "out, or set policies.averaging.weights to uniform.",

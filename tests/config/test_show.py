@@ -74,6 +74,7 @@ def test_describe_lists_every_key_of_a_configuration():
             "data.beam",
             "policies.averaging",
             "policies.ema",
+            "policies.masking",
             "policies.selection",
             "evaluation.tasks.N.validation",
             "evaluation.tasks.N.sizes",

@@ -100,6 +100,42 @@ class IRDROSettings:
     finest."""
 
 
+_Chance = Annotated[float, Field(gt=0, lt=1)]
+_Words = Annotated[int, Field(ge=1, le=512)]
+
+
+@settings
+class SpansSettings:
+    """Spans of whole words are predicted (SpanBERT; Joshi et al., TACL 2020)."""
+
+    name: Literal["spans"] = "spans"
+    p: _Chance = 0.2
+    """The chance of a span's end after each word; lengths have the chances p (1 - p)^(words - 1)."""
+    max: _Words = 10
+    """The most words of a span."""
+    per: Literal["span", "token"] = "span"
+    """What is masked, replaced by other tokens or kept at one go."""
+
+
+@settings
+class SalientSettings:
+    """Spans that name something are predicted first: dates, numbers, capitalised names (after REALM; Guu et
+    al., ICML 2020).
+    """
+
+    name: Literal["salient"] = "salient"
+    p: _Chance = 0.2
+    """The chance of the end of another span, with which texts are filled up, after each word."""
+    max: _Words = 10
+    """The most words of a span."""
+    per: Literal["span", "token"] = "span"
+    """What is masked, replaced by other tokens or kept at one go."""
+    one_per_chunk: bool = False
+    """Whether one span of every chunk is predicted and nothing else."""
+
+
+MaskingSettings = Annotated[SpansSettings | SalientSettings, Field(discriminator="name")]
+
 Selection = Annotated[RHO1Settings | IRDROSettings, Field(discriminator="name")]
 
 
@@ -127,3 +163,4 @@ class PoliciesSettings:
     ema: EMASettings | None = None
     selection: Selection | None = None
     sharpness: SharpnessSettings | None = None
+    masking: MaskingSettings | None = None

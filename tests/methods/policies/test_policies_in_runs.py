@@ -13,6 +13,8 @@ import pytest
 
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
+from das_jax.data.masking import Masking
+from das_jax.data.salient_masking import SalientMasking
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Memory, SecondMoment
 from das_jax.methods.naive import Naive
@@ -26,11 +28,13 @@ from das_jax.planning import price
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.program import PlannedRun
 from das_jax.training import sharding as sharding_module
+from das_jax.training.console import Console
 from das_jax.training.interruption import Interrupted
 from das_jax.training.recipe import check_carried
 from das_jax.training.sharding import make_sharding
 from das_jax.training.stage_run import StageRun
 from das_jax.training.stages import stages_of
+from das_jax.training.workspace import open_workspace
 from tests.methods.test_every_method import left, run, stop_at
 from tests.project import Project
 
@@ -229,6 +233,22 @@ def test_general_text_is_in_every_batch_and_the_reference_stays_as_it_was(
     jax.tree.map(np.testing.assert_array_equal, finished[-1]["selection"].tree, base)
 
 
+def test_domains_learn_spans_and_all_is_measured_alike(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm-up, which runs share, and held-out text do not follow the policy."""
+    said: list[str] = []
+    monkeypatch.setattr(Console, "log", lambda console, sentence: said.append(sentence))
+    policy = "--policies.masking={name: salient, max: 4, per: token}"
+    workspace = open_workspace(configured(project, tmp_path, policy), Console(quiet=True))
+    learned = workspace.method(workspace.config.method).masking
+    assert isinstance(learned, SalientMasking)
+    assert (learned.longest, learned.per_span, learned.one_per_chunk) == (4, False, False)
+    assert len(learned.marks) == len(workspace.tokenizer)
+    assert type(workspace.method(None).masking) is type(workspace.masking) is Masking
+    assert len([each for each in said if "has no capitals" in each]) == 1
+
+
 @pytest.mark.slow
 def test_a_policy_that_carries_nothing_goes_on_like_any_other(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,7 +274,7 @@ def test_programs_of_policies_are_planned(project: Project, tmp_path: Path) -> N
     """On eight devices; what is measured of two domains, and of the base model."""
     policies = (
         "{averaging: {weights: fisher, prior: 16}, selection: {name: rho1}, general_share: 0.25, "
-        "decay_to_start: 1}"
+        "decay_to_start: 1, masking: {name: salient}}"
     )
     run = planned(project, tmp_path, f"--policies={policies}", devices=8)
     programs = {program.name: program for program in run.programs()}
