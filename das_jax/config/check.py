@@ -1,16 +1,18 @@
 """Impossible combinations of settings that are each possible."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from das_jax.config.schema import SCHEDULE_OPTIONS, Config, TrainingSettings
+from das_jax.config.schema import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
 from das_jax.methods.settings.every_method import (
     general_text,
     needs_fresh_moments,
     needs_one_state,
+    needs_two_moments,
 )
 from das_jax.methods.settings.policies import AVERAGING_OPTIONS, AveragingSettings
 from das_jax.settings import read_by
@@ -25,13 +27,15 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
     Raises:
       UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
-        a domain that is not learned, a schedule with another's options or longer than a domain, a method or
-        a policy that lacks what it needs, or a file of the method's or of a policy's that does not exist.
+        a domain that is not learned, a schedule or an optimizer with another's options, a schedule longer
+        than a domain, a method or a policy that lacks what it needs, or a file of the method's or of a
+        policy's that does not exist.
     """
     _check_seeds(config, origin)
     _check_domains(config, origin)
     _check_tasks(config, origin)
     _check_schedule(config.training, origin)
+    _check_optimizer(config, origin)
     _check_trunk(config, origin)
     _check_policies(config, origin)
     files = read_by(config.method, "method."), read_by(config.policies, "policies.")
@@ -106,18 +110,37 @@ def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
         names[task.name] = key
 
 
-def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) -> None:
-    schedule, usual = training.schedule, TrainingSettings()
-    used = SCHEDULE_OPTIONS[schedule]
-    for option in dict.fromkeys(each for options in SCHEDULE_OPTIONS.values() for each in options):
-        value = getattr(training, option)
-        if option not in used and value != getattr(usual, option):
-            takes = [name for name, options in SCHEDULE_OPTIONS.items() if option in options]
-            key = f"training.{option}"
+def _check_options(
+    group: Any,
+    prefix: str,
+    choice: str,
+    options: Mapping[str, tuple[str, ...]],
+    origin: Callable[[str], str],
+) -> None:
+    """Raises UserError for an option of what was not chosen.
+
+    Args:
+      group: the settings.
+      prefix: of their keys.
+      choice: the setting that is chosen.
+      options: what each choice reads of the group.
+      origin: where the value of a dotted key came from.
+    """
+    chosen, usual = getattr(group, choice), type(group)()
+    for option in dict.fromkeys(each for several in options.values() for each in several):
+        value = getattr(group, option)
+        if option not in options[chosen] and value != getattr(usual, option):
+            takes = [name for name, several in options.items() if option in several]
+            key, do = f"{prefix}.{option}", "do" if choice.endswith("s") else "does"
             raise UserError(
-                f"{origin(key)}: {key} is {str(value).lower()}, which the schedule {schedule} does not use; "
-                f"leave it out, or set training.schedule to {' or '.join(takes)}."
+                f"{origin(key)}: {key} is {str(value).lower()}, which the {choice} {chosen} {do} not use; "
+                f"leave it out, or set {prefix}.{choice} to {' or '.join(takes)}."
             )
+
+
+def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) -> None:
+    _check_options(training, "training", "schedule", SCHEDULE_OPTIONS, origin)
+    used = SCHEDULE_OPTIONS[training.schedule]
     parts = [each for each in ("warmup", "settling", "cooldown") if each in ("warmup", *used)]
     total = sum(getattr(training, part) for part in parts)
     if total > 1 + 1e-9:
@@ -126,6 +149,25 @@ def _check_schedule(training: TrainingSettings, origin: Callable[[str], str]) ->
         raise UserError(
             f"{origin(f'training.{key}')}: {names} together take {total:g} of a domain's steps; make it 1 at "
             "most."
+        )
+
+
+def _check_optimizer(config: Config, origin: Callable[[str], str]) -> None:
+    training, averaging = config.training, config.policies.averaging
+    _check_options(training, "training", "optimizer", OPTIMIZER_OPTIONS, origin)
+    if training.optimizer == "adamw":
+        return
+    place = origin("training.optimizer")
+    if needs := needs_two_moments(config.method):
+        raise UserError(
+            f"{place}: training.optimizer is {training.optimizer}, but {needs}, which needs Adam's two "
+            "moments; set it to adamw, or the other to update."
+        )
+    if averaging is not None and averaging.weights == "moments":
+        raise UserError(
+            f"{place}: training.optimizer is {training.optimizer}, which has no second moment of every "
+            "parameter, but policies.averaging.weights is moments; set it to adamw, or the other to fisher "
+            "or uniform."
         )
 
 
@@ -194,16 +236,8 @@ def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
 
 
 def _check_averaging(averaging: AveragingSettings, origin: Callable[[str], str]) -> None:
-    used, usual = AVERAGING_OPTIONS[averaging.weights], AveragingSettings()
-    for option in dict.fromkeys(each for options in AVERAGING_OPTIONS.values() for each in options):
-        value = getattr(averaging, option)
-        if option not in used and value != getattr(usual, option):
-            takes = [name for name, options in AVERAGING_OPTIONS.items() if option in options]
-            key = f"policies.averaging.{option}"
-            raise UserError(
-                f"{origin(key)}: {key} is {value}, which the weights {averaging.weights} do not use; leave "
-                f"it out, or set policies.averaging.weights to {' or '.join(takes)}."
-            )
+    _check_options(averaging, "policies.averaging", "weights", AVERAGING_OPTIONS, origin)
+    usual = AveragingSettings()
     if averaging.layers is not None and averaging.alpha != usual.alpha:
         raise UserError(
             f"{origin('policies.averaging.alpha')}: policies.averaging.alpha is {averaging.alpha}, but "

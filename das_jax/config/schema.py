@@ -26,6 +26,16 @@ SCHEDULE_OPTIONS: Mapping[str, tuple[str, ...]] = {
 }
 """What each schedule reads of `training`, besides its learning rate and warm-up."""
 
+OPTIMIZER_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "adamw": ("eps", "second_moment"),
+    "lion": (),
+    "muon": ("eps", "momentum", "rms"),
+}
+"""What each optimizer reads of `training`, besides `b1`, `b2` and its weight decay."""
+
+B2: Mapping[str, float] = {"adamw": 0.999, "lion": 0.99, "muon": 0.999}
+"""`training.b2`, when absent."""
+
 
 @settings
 class ModelSettings:
@@ -117,14 +127,23 @@ class TrainingSettings:
     floor: Share = 0.1
     """The lowest rate, as a share of the rate it falls from: of `learning_rate` with `rewarmed`, of the
     constant one with `infinite`."""
+    optimizer: Literal["adamw", "lion", "muon"] = "adamw"
+    """AdamW; Lion, which moves every element by the learning rate (give it a tenth to a third of AdamW's); or
+    Muon, which makes the momenta of the layers' matrices orthogonal and leaves all else to AdamW. The warm-up
+    on general text is always AdamW's."""
     b1: Share = 0.9
-    """AdamW's decay of the mean of the gradients."""
-    b2: Share = 0.999
-    """AdamW's decay of the mean of their squares."""
+    """AdamW's decay of the mean of the gradients; with Lion, how much of its direction is momentum."""
+    b2: Share | None = None
+    """AdamW's decay of the mean of their squares, 0.999 when absent; with Lion that of its momentum, 0.99."""
     eps: PositiveFloat = 1e-8
     """What AdamW adds to the denominator."""
+    momentum: Share = 0.95
+    """Muon's decay of the mean of the gradients of matrices."""
+    rms: PositiveFloat = 0.2
+    """The root mean square of Muon's direction for a matrix; 0.2 is about AdamW's, so that the learning rates
+    of AdamW serve."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled decay."""
+    """Decoupled decay: the share of a parameter that a learning rate of 1 would take away in a step."""
     second_moment: Literal["fresh", "carried"] = "fresh"
     """What a domain begins with as AdamW's mean of the squared gradients and its count of steps: nothing, or
     what the domain before it left. The mean of the gradients always begins afresh."""

@@ -275,7 +275,8 @@ class SecondMoment(NamedTuple):
 
 class Transforms(NamedTuple):
     """What a method does to gradients before the optimizer, to updates after it (weight decay included),
-    and to the trained parameters once they have moved.
+    to the trained parameters once they have moved, and to what Adam's first moment alone knows of the
+    gradients: its second moment then keeps their true size, so that its division undoes nothing.
 
     `decay`, stateless, comes beside weight decay, before `update`; a policy may have one, too.
     """
@@ -284,6 +285,7 @@ class Transforms(NamedTuple):
     update: optax.GradientTransformation = optax.identity()
     projection: Callable[[Params], Params] | None = None
     decay: optax.GradientTransformation = optax.identity()
+    first_moment: optax.GradientTransformation | None = None
 
 
 class UpdateTrace(NamedTuple):
@@ -294,8 +296,9 @@ class UpdateTrace(NamedTuple):
       gradients: the gradients before the method's own transformation.
       finished: the updates after Adam and all decay.
       masked: the same after the method's transformation; the learning rate scales these.
-      adamw: Adam and all decay.
+      adamw: Adam and all decay, whatever optimizer stands in Adam's place.
       adamw_state: its state before the step.
+      first_moment: the state of the method's transformation for the first moment, after the step.
     """
 
     params: Params
@@ -304,6 +307,7 @@ class UpdateTrace(NamedTuple):
     masked: Params
     adamw: optax.GradientTransformation
     adamw_state: optax.OptState
+    first_moment: optax.OptState = ()
 
 
 @dataclass(frozen=True)
@@ -531,7 +535,9 @@ class Policy:
         return memory
 
     def end(
-        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment
+        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment | None
     ) -> tuple[Learned, Memory]:
-        """Called after a domain has been trained on, before the method's own `end`."""
+        """Called after a domain has been trained on, before the method's own `end`; with Adam's second
+        moment, if the optimizer keeps one of every parameter.
+        """
         return learned, memory

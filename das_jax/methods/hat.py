@@ -45,8 +45,8 @@ class HAT(HardAttention):
         return net._replace(gates=Units(**gates))
 
     def plan(self, place: Place) -> Plan:
-        """What no gate protects is frozen after the first domain; the mask on the gradient alone cannot do
-        that, as weight decay goes on, and is left as the paper has it.
+        """What no gate protects is frozen after the first domain; a mask on gradients alone cannot do that,
+        as weight decay goes on, and is left as the paper has it.
         """
         trains = EVERYTHING
         if not place.first and self.settings.apply_to == "update":

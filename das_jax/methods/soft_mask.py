@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,17 @@ from das_jax.model.units import Owner, Rules, along, parameter_paths
 
 TINY = 1e-30
 
+OVERLAP_DECAY = 0.99
+"""Of the mean of the overlap over steps: it remembers about a hundred of them."""
+
 
 def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransformation:
     """Scales what comes in by 1 - I of the unit that owns each parameter; parameters without an owner pass.
 
     Before the optimizer it scales the gradient, as the paper writes it; but Adam divides by the
     gradient's own scale and nearly undoes it. After the optimizer, weight decay included, it scales
-    the movement itself.
+    the movement itself. On the gradient of Adam's first moment alone it scales the movement but for weight
+    decay, as the second moment still holds the gradient's true size.
 
     It needs nothing else of das_jax. Importance is any object or dict that holds one array per kind of
     unit, and a table of rules says which axes of a parameter those arrays lie along. Importance is checked
@@ -90,6 +94,74 @@ def soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransform
             x if factor is None else x * factor for x, factor in zip(leaves, factors, strict=True)
         ]
         return jax.tree.unflatten(treedef, scaled), state
+
+    return optax.GradientTransformation(init, update)
+
+
+class Overlap(NamedTuple):
+    """How much of the gradients fell on what is protected, so far.
+
+    Attributes:
+      steps: how many there were, [] int32.
+      total: the decayed sum of their overlaps, [].
+    """
+
+    steps: jax.Array
+    total: jax.Array
+
+    @property
+    def strength(self) -> jax.Array:
+        """The decayed mean, in [0, 1], []; 0 before the first step."""
+        mean = self.total / jnp.maximum(1 - OVERLAP_DECAY**self.steps, TINY)
+        return jnp.clip(jnp.where(self.steps > 0, mean, 0.0), 0.0, 1.0)
+
+
+def adaptive_soft_mask(importance: Any, rules: Rules = OWNERS) -> optax.GradientTransformation:
+    """`soft_mask` as strong as the gradients' overlap with what is protected.
+
+    In step t, with the gradient g of the parameters that units own, and I of those units,
+
+        c_t = norm(I g) / norm(g)           the overlap, in [0, 1]
+        s_t = mean of c_1 .. c_t, decayed   the strength, its bias corrected
+        g'  = (1 - s_t I) g
+
+    Where I is 0 or 1, c is the cosine of the angle between g and its part on protected units. Gradients that
+    leave those alone are hardly masked; those that fall on nothing else get the whole mask. As s < 1 nothing
+    is closed altogether, even where I = 1.
+
+    arXiv 2604.22407 has an "overlap-aware adaptive strength"; only its abstract was at hand, so the formula
+    is ours.
+
+    Args:
+      importance: I, as for `soft_mask`.
+      rules: who owns what.
+
+    Returns:
+      A gradient transformation whose state is an `Overlap`.
+    """
+    kinds = sorted({owner.kind for _, owner in rules if owner is not None})
+
+    def init(params: optax.Params) -> Overlap:
+        soft_mask(importance, rules).init(params)
+        return Overlap(jnp.zeros((), jnp.int32), jnp.zeros(()))
+
+    def update(
+        updates: optax.Updates, state: Overlap, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Overlap]:
+        del params
+        factors = factors_of(updates, importance, rules)
+        owned = [
+            (x, 1 - factor)
+            for x, factor in zip(jax.tree.leaves(updates), factors, strict=True)
+            if factor is not None
+        ]
+        protected = optax.tree.norm([x * own for x, own in owned])
+        overlap = protected / jnp.maximum(optax.tree.norm([x for x, _ in owned]), TINY)
+        total = OVERLAP_DECAY * state.total + (1 - OVERLAP_DECAY) * overlap
+        state = Overlap(optax.safe_increment(state.steps), total)
+        scaled = {kind: state.strength * _importance_of(kind, importance) for kind in kinds}
+        masked, _ = soft_mask(scaled, rules).update(updates, optax.EmptyState())
+        return masked, state
 
     return optax.GradientTransformation(init, update)
 

@@ -58,10 +58,16 @@ class Leaf(NamedTuple):
         return "->" in self.axes
 
     @property
+    def one_way(self) -> tuple[str, str]:
+        """The letters of one layer's inputs, and those of its outputs, of a projection."""
+        inputs, outputs = self.axes.lstrip(STACKS).split("->")
+        return inputs, outputs
+
+    @property
     def tensor_axes(self) -> tuple[str, ...]:
         """The axes at HuggingFace, [out, in] of a projection; `HK` is H and K as one axis."""
         if self.projects:
-            inputs, outputs = self.axes.lstrip(STACKS).split("->")
+            inputs, outputs = self.one_way
             return outputs, inputs
         return tuple(re.findall("[A-Z]K?", self.one))
 

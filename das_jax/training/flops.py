@@ -2,7 +2,8 @@
 
 A pass forward has every product of the encoder once; a pass forward and backward has it three times, or
 twice if no gradients of weights are wanted. What a program computes again to save memory is not useful, nor
-is a logit where nothing is predicted.
+is a logit where nothing is predicted. An optimizer's own products, such as Muon's, count once a step: devices
+that hold the whole state all compute the same.
 """
 
 import jax
@@ -10,6 +11,7 @@ import jax
 from das_jax.methods.partition import EVERYTHING, partition
 from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.leaves import WORDS, claimed
+from das_jax.training.muon import Muon
 from das_jax.training.step import Recipe
 
 
@@ -29,7 +31,17 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
     forward = encoder + graft
     full = 3 * forward - frozen_layers
     head = 3 * lm_head_flops(model.architecture, masked) - frozen_head
-    return round((cost.full * full + cost.heads * head + cost.forward * forward) * batch_size)
+    passes = round((cost.full * full + cost.heads * head + cost.forward * forward) * batch_size)
+    return passes + _optimizer_flops(recipe)
+
+
+def _optimizer_flops(recipe: Recipe) -> int:
+    direction = recipe.optimizer.adamw
+    if not isinstance(direction, Muon):
+        return 0
+    shapes = jax.eval_shape(recipe.plan.model.init, jax.random.key(0))
+    trained, _ = partition(shapes, recipe.plan.trains)
+    return direction.flops(trained)
 
 
 def _of_frozen(recipe: Recipe, length: int, masked: int) -> tuple[int, int]:

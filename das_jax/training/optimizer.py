@@ -1,19 +1,25 @@
-"""AdamW between the method's two pieces, and the learning rate of a domain."""
+"""The optimizer between the method's pieces, and the learning rate of a domain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from das_jax.config.schema import SCHEDULE_OPTIONS, TrainingSettings
+from das_jax.config.schema import B2, SCHEDULE_OPTIONS, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.contract import SecondMoment, Transforms, UpdateTrace
 from das_jax.methods.partition import EVERYTHING, Rules
+from das_jax.model.leaves import LEAVES, Leaves
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import claims, parameter_paths
+from das_jax.model.units import parameter_paths
+from das_jax.training.adamw import AdamW as AdamW
+from das_jax.training.adamw import CarryingAdamState, second_moment_of
+from das_jax.training.adamw import adamw as adamw
+from das_jax.training.direction import Direction
+from das_jax.training.lion import Lion
+from das_jax.training.muon import Muon
 from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -27,61 +33,28 @@ SCHEDULES: dict[str, type[Schedule]] = {
 """What `training.schedule` names; the options of each are in `SCHEDULE_OPTIONS`."""
 
 
-class CarryingAdamState(NamedTuple):
-    """Of `scale_by_carrying_adam`.
+class OptimizerState(NamedTuple):
+    """Of an `Optimizer`.
 
     Attributes:
-      steps: of this domain, [].
-      mu: the decayed sum of the gradients of this domain.
-      nu: the decayed sum of the squared gradients, of this domain and those before it.
-      all_steps: of all of them, [].
+      gradient: of what the method does to gradients.
+      adamw: of Adam and weight decay, or of whatever stands in their place.
+      update: of what the method does to updates.
+      first_moment: of what it does to the gradients of the first moment alone.
     """
 
-    steps: jax.Array
-    mu: Params
-    nu: Params
-    all_steps: jax.Array
-
-
-class OptimizerState(NamedTuple):
     gradient: optax.OptState
     adamw: optax.OptState
     update: optax.OptState
+    first_moment: optax.OptState = ()
 
     @property
-    def second_moment(self) -> SecondMoment:
-        """What the next domain may begin with; see `carry`."""
-        adam = self.adamw[0]
-        steps = adam.all_steps if isinstance(adam, CarryingAdamState) else adam.count
-        return SecondMoment(adam.nu, steps)
-
-
-def scale_by_carrying_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, whose second moment may go on from that of another domain; see `carry`.
-
-    Each moment counts its own steps: the bias of the first is that of this domain's alone.
-    """
-
-    def init(params: Params) -> CarryingAdamState:
-        zero = jnp.zeros((), jnp.int32)
-        zeros = optax.tree.zeros_like(params)
-        return CarryingAdamState(zero, zeros, zeros, zero)
-
-    def update(
-        updates: Params, state: CarryingAdamState, params: Params | None = None
-    ) -> tuple[Params, CarryingAdamState]:
-        del params
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
-        steps, all_steps = state.steps + 1, state.all_steps + 1
-        direction = jax.tree.map(
-            lambda m, v: m / (jnp.sqrt(v) + eps),
-            optax.tree.bias_correction(mu, b1, steps),
-            optax.tree.bias_correction(nu, b2, all_steps),
-        )
-        return direction, CarryingAdamState(steps, mu, nu, all_steps)
-
-    return optax.GradientTransformation(init, update)
+    def second_moment(self) -> SecondMoment | None:
+        """What the next domain may begin with, see `carry`; None of an optimizer without one."""
+        scaling = self.adamw[0]
+        if isinstance(scaling, optax.ScaleByAdamState | CarryingAdamState):
+            return second_moment_of(scaling)
+        return None
 
 
 def carry(second_moment: SecondMoment, state: OptimizerState) -> OptimizerState:
@@ -111,68 +84,15 @@ def carry(second_moment: SecondMoment, state: OptimizerState) -> OptimizerState:
     return state._replace(adamw=(adam, *rest))
 
 
-class Direction(Protocol):
-    """What turns gradients into a direction: `AdamW`, or any optax transformation."""
-
-    @property
-    def init(self) -> Callable[[Params], optax.OptState]: ...
-    @property
-    def update(self) -> Callable[[Params, Any, Params], tuple[Params, Any]]: ...
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """Adam's direction plus decoupled weight decay, without the learning rate (Loshchilov and Hutter, ICLR
-    2019). A value: equal numbers are equal optimizers, which share compiled programs.
-
-    Attributes:
-      b1, b2, eps, weight_decay: as in `optax.adamw`.
-      decays: which parameters weight decay pulls; a rule must match every one.
-      second_moment: whether the second moment may be `carry`'s.
-    """
-
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    decays: Rules = EVERYTHING
-    second_moment: Literal["fresh", "carried"] = "fresh"
-
-    def init(self, params: Params) -> optax.OptState:
-        return self._transformation.init(params)
-
-    def update(
-        self, gradients: Params, state: optax.OptState, params: Params
-    ) -> tuple[Params, optax.OptState]:
-        return self._transformation.update(gradients, state, params)
-
-    @property
-    def _transformation(self) -> optax.GradientTransformation:
-        adam = optax.scale_by_adam if self.second_moment == "fresh" else scale_by_carrying_adam
-        decay = optax.identity()
-        if self.weight_decay:
-            mask = None if self.decays == EVERYTHING else self._pulled
-            decay = optax.add_decayed_weights(self.weight_decay, mask)
-        return optax.chain(adam(b1=self.b1, b2=self.b2, eps=self.eps), decay)
-
-    def _pulled(self, params: Params) -> Any:
-        """Whether weight decay pulls it, for every parameter."""
-        pulled = claims(
-            params, self.decays, "no rule of Plan.decays claims the parameter {!r}; add one"
-        )
-        return jax.tree.unflatten(jax.tree.structure(params), pulled)
-
-
-adamw = AdamW
-"""As optax spells it."""
-
-
 @dataclass(frozen=True)
 class Optimizer:
     """gradient piece -> Adam -> weight decay, other decay -> update piece -> learning rate.
 
+    A first-moment piece stands beside that: what it makes of the gradients goes into Adam's first moment,
+    and its second still knows of the gradients as they came.
+
     Attributes:
-      adamw: Adam and decoupled weight decay, without the learning rate.
+      adamw: Adam and decoupled weight decay, or what stands in their place, without the learning rate.
       schedule: the learning rate of a step, counted from 0.
     """
 
@@ -196,6 +116,7 @@ class Optimizer:
             transforms.gradient.init(params),
             self.adamw.init(params),
             transforms.update.init(params),
+            () if transforms.first_moment is None else transforms.first_moment.init(params),
         )
         return state if carried is None else carry(carried, state)
 
@@ -211,8 +132,13 @@ class Optimizer:
         masked_gradients, gradient_state = transforms.gradient.update(
             gradients, state.gradient, params
         )
+        of_first, first_state = {}, state.first_moment
+        if transforms.first_moment is not None:
+            of_first["first_moment"], first_state = transforms.first_moment.update(
+                masked_gradients, state.first_moment, params
+            )
         direction = self._with(transforms.decay)
-        finished, adamw_state = direction.update(masked_gradients, state.adamw, params)
+        finished, adamw_state = direction.update(masked_gradients, state.adamw, params, **of_first)
         masked, update_state = transforms.update.update(finished, state.update, params)
         learning_rate = self.schedule(step)
         params_after = jax.tree.map(
@@ -220,20 +146,49 @@ class Optimizer:
         )
         if transforms.projection is not None:
             params_after = transforms.projection(params_after)
-        trace = UpdateTrace(params, gradients, finished, masked, direction, state.adamw)
-        return params_after, OptimizerState(gradient_state, adamw_state, update_state), trace
+        trace = UpdateTrace(
+            params, gradients, finished, masked, direction, state.adamw, first_state
+        )
+        after = OptimizerState(gradient_state, adamw_state, update_state, first_state)
+        return params_after, after, trace
 
-    def _with(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    def _with(self, decay: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
         """Adam and all decay."""
 
         def update(
-            gradients: Params, state: optax.OptState, params: Params
+            gradients: Params, state: optax.OptState, params: Params, **of_first: Params
         ) -> tuple[Params, optax.OptState]:
-            updates, state = self.adamw.update(gradients, state, params)
+            updates, state = self.adamw.update(gradients, state, params, **of_first)
             decayed, _ = decay.update(updates, decay.init(params), params)
             return decayed, state
 
-        return optax.GradientTransformation(self.adamw.init, update)
+        return optax.GradientTransformationExtraArgs(self.adamw.init, update)
+
+
+def decay_of_squares(settings: TrainingSettings) -> float:
+    """b2, of the settings or the optimizer's usual one."""
+    return B2[settings.optimizer] if settings.b2 is None else settings.b2
+
+
+def direction_of(
+    settings: TrainingSettings, decays: Rules = EVERYTHING, leaves: Leaves = LEAVES
+) -> Direction:
+    """The optimizer that the settings name, without its learning rate.
+
+    Args:
+      settings: of the run.
+      decays: which parameters weight decay pulls.
+      leaves: the table that claims every parameter.
+    """
+    b1, b2, eps = settings.b1, decay_of_squares(settings), settings.eps
+    decay = settings.weight_decay
+    match settings.optimizer:
+        case "lion":
+            return Lion(b1, b2, decay, decays)
+        case "muon":
+            return Muon(settings.momentum, settings.rms, b1, b2, eps, decay, decays, leaves)
+        case "adamw":
+            return AdamW(b1, b2, eps, decay, decays, settings.second_moment)
 
 
 def domain_optimizer(
@@ -243,6 +198,7 @@ def domain_optimizer(
     first: bool = True,
     learning_rate: float | None = None,
     decays: Rules = EVERYTHING,
+    leaves: Leaves = LEAVES,
 ) -> Optimizer:
     """The optimizer of a domain.
 
@@ -252,15 +208,11 @@ def domain_optimizer(
       first: whether it goes on from no other domain.
       learning_rate: the highest; None for that of the settings.
       decays: which parameters weight decay pulls.
+      leaves: the table that claims every parameter.
     """
     peak = settings.learning_rate if learning_rate is None else learning_rate
     options = {name: getattr(settings, name) for name in SCHEDULE_OPTIONS[settings.schedule]}
     schedule = SCHEDULES[settings.schedule](peak, steps, settings.warmup, **options)
     return Optimizer(
-        AdamW(
-            *(settings.b1, settings.b2, settings.eps, settings.weight_decay),
-            decays=decays,
-            second_moment=settings.second_moment,
-        ),
-        schedule if first else schedule.of_later_domains(),
+        direction_of(settings, decays, leaves), schedule if first else schedule.of_later_domains()
     )

@@ -11,9 +11,10 @@ from das_jax.data.streams import GENERAL, OWN, check_streams
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method, Place, Plan, Policy
 from das_jax.methods.partition import partition
+from das_jax.methods.policies.averaging import leaves_with
 from das_jax.methods.registry import policies_of
 from das_jax.model.units import shapes_by_path
-from das_jax.training.optimizer import domain_optimizer
+from das_jax.training.optimizer import decay_of_squares, domain_optimizer
 from das_jax.training.sharding import Sharding, check_divisible
 from das_jax.training.stages import Stage
 from das_jax.training.step import Recipe
@@ -29,7 +30,7 @@ def policies_for(config: Config, method: Method) -> tuple[Policy, ...]:
     return policies_of(
         config.policies,
         method,
-        b2=training.b2,
+        b2=decay_of_squares(training),
         carried=training.second_moment == "carried",
         batch_size=training.batch_size,
     )
@@ -45,7 +46,9 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
     policies: tuple[Policy, ...] = ()
     if stage.warms_up:
         # The base model is the same for all that is compared, and ends like one that was pretrained.
-        training = dataclasses.replace(training, schedule="linear", second_moment="fresh")
+        training = dataclasses.replace(
+            training, optimizer="adamw", schedule="linear", second_moment="fresh"
+        )
     else:
         policies = policies_for(config, method)
         for policy in policies:
@@ -57,6 +60,7 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
         first=place.first or plan.start == "base",
         learning_rate=plan.learning_rate,
         decays=plan.decays,
+        leaves=leaves_with(plan.model),
     )
     return Recipe(method, plan, optimizer, stage.steps, policies, config.training.accumulate)
 

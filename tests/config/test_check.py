@@ -269,3 +269,58 @@ def test_a_policy_that_lacks_what_it_needs_is_refused(load, overrides, sentence)
     with pytest.raises(UserError) as caught:
         load(*overrides)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ("--training={optimizer: lion, eps: 1e-6}",),
+            "command line: training.eps is 1e-06, which the optimizer lion does not use; leave it out, or "
+            "set training.optimizer to adamw or muon.",
+        ),
+        (
+            ("--training={momentum: 0.9}",),
+            "command line: training.momentum is 0.9, which the optimizer adamw does not use; leave it out, "
+            "or set training.optimizer to muon.",
+        ),
+        (
+            ("--training={optimizer: muon, second_moment: carried}",),
+            "command line: training.second_moment is carried, which the optimizer muon does not use; leave "
+            "it out, or set training.optimizer to adamw.",
+        ),
+        (
+            ("--training.optimizer=muon", "--policies.averaging={}"),
+            "command line: training.optimizer is muon, which has no second moment of every parameter, but "
+            "policies.averaging.weights is moments; set it to adamw, or the other to fisher or uniform.",
+        ),
+        (
+            ("--training.optimizer=lion", "--method.soft_mask.apply_to=first_moment"),
+            "command line: training.optimizer is lion, but method.soft_mask.apply_to is first_moment, which "
+            "needs Adam's two moments; set it to adamw, or the other to update.",
+        ),
+        (
+            ("--training.optimizer=muon", "--method={name: hat, apply_to: first_moment}"),
+            "command line: training.optimizer is muon, but method.apply_to is first_moment, which needs "
+            "Adam's two moments; set it to adamw, or the other to update.",
+        ),
+        (
+            ("--method.soft_mask.adapt=true",),
+            "command line: method.soft_mask.adapt needs apply_to: first_moment; the other masks have one "
+            "strength.",
+        ),
+    ],
+)
+def test_an_optimizer_is_given_what_it_uses(load, overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        load(*overrides)
+    assert str(caught.value) == sentence
+
+
+def test_what_masks_the_first_moment_carries_the_second(load):
+    """It knows of true gradients alone; and other optimizers merge by what is not Adam's."""
+    load(
+        "--method.soft_mask={apply_to: first_moment, adapt: true}",
+        "--training.second_moment=carried",
+    )
+    load("--training.optimizer=lion", "--policies.averaging={weights: fisher}")

@@ -11,7 +11,7 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import Learned, Moment, Place, Transforms, UpdateTrace
+from das_jax.methods.contract import Learned, Moment, Place, Transforms
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.das import (
     DAS,
@@ -19,18 +19,20 @@ from das_jax.methods.das.das import (
     DASMemory,
     DASSettings,
     Keys,
-    unmasked_update,
 )
 from das_jax.methods.das.dga import DGA
 from das_jax.methods.das.importance import GateGradientSums, ImportanceSettings
 from das_jax.methods.net import Net
 from das_jax.methods.settings.das import DGASettings
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
+from das_jax.methods.unmasked import unmasked_update
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, unit_shapes
 from das_jax.objectives.contrastive import contrastive_loss
-from das_jax.training.optimizer import adamw
+from das_jax.training.lion import Lion
+from das_jax.training.muon import Muon
+from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import make_sharding
 
 
@@ -42,34 +44,59 @@ def random_units(model: MaskedLM, seed: int) -> Units:
     return Units(*(value.at[0, 0].set(1.0) for value in values))
 
 
-def test_the_unmasked_update_is_that_of_a_second_adam(model: MaskedLM, params: Params) -> None:
-    """Dividing Adam's masked moments by the mask gives back what a shadow optimizer would hold."""
-    protected = random_units(model, 1)
-    mask, optimizer = soft_mask(protected), adamw(0.9, 0.999, 1e-8, 0.01)
-    masked_state = shadow_state = optimizer.init(params)
+ADAM = adamw(0.9, 0.999, 1e-8, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("direction", "apply_to"),
+    [
+        (ADAM, "gradient"),
+        (ADAM, "first_moment"),
+        (Lion(0.9, 0.99, 0.01), "gradient"),
+        (Muon(0.95, 0.2, 0.9, 0.999, 1e-8, 0.01), "gradient"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
+)
+def test_the_unmasked_update_is_that_of_a_second_optimizer(
+    model: MaskedLM, params: Params, direction: Any, apply_to: str
+) -> None:
+    """Dividing masked moments by the mask gives back what a shadow optimizer would hold."""
+    protected, optimizer = random_units(model, 1), Optimizer(direction, lambda step: 0.0)
+    if isinstance(direction, Muon):
+        # A matrix that lacks columns would be turned otherwise than the whole one.
+        protected = jax.tree.map(lambda x: jnp.minimum(x, 0.95), protected)
+    transforms = Transforms(**{apply_to: soft_mask(protected)})
+    masked_state = optimizer.init(params, transforms)
+    shadow_state = optimizer.init(params, Transforms())
 
     @jax.jit
     def step(key: jax.Array, masked_state: Any, shadow_state: Any) -> Any:
         gradients = jax.tree.map(lambda x: 1e-2 * jax.random.normal(key, x.shape), params)
-        masked_gradients, _ = mask.update(gradients, mask.init(params))
-        masked, next_state = optimizer.update(masked_gradients, masked_state, params)
-        trace = UpdateTrace(params, gradients, masked, masked, optimizer, masked_state)
-        expected, shadow_state = optimizer.update(gradients, shadow_state, params)
-        return masked, unmasked_update(trace, protected), expected, next_state, shadow_state
+        _, masked_state, trace = optimizer.update(
+            gradients, masked_state, params, transforms, jnp.int32(0)
+        )
+        _, shadow_state, shadow = optimizer.update(
+            gradients, shadow_state, params, Transforms(), jnp.int32(0)
+        )
+        unmasked = unmasked_update(trace, protected, of_second=apply_to == "gradient")
+        return (trace.masked, unmasked, shadow.masked), masked_state, shadow_state
 
     for key in jax.random.split(jax.random.key(0), 4):
-        masked, actual, expected, masked_state, shadow_state = step(key, masked_state, shadow_state)
-    kernels = [
-        tree["layers"]["feed_forward"]["intermediate"]["kernel"]
-        for tree in (masked, actual, expected)
-    ]
-    open_units = np.asarray(protected.intermediate) < 1
-    for layer in range(2):
-        own = open_units[layer]
-        got, wanted = (np.asarray(kernel[layer])[:, own] for kernel in kernels[1:])
-        np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=1e-4)
-    # Where nothing of Adam's moments is left, the masked update stands in.
-    np.testing.assert_array_equal(kernels[1][0][:, 0], kernels[0][0][:, 0])
+        updates, masked_state, shadow_state = step(key, masked_state, shadow_state)
+    masked, actual, expected = (
+        np.asarray(tree["layers"]["feed_forward"]["intermediate"]["kernel"]) for tree in updates
+    )
+    opening = 1 - np.asarray(protected.intermediate)
+    whole = jnp.broadcast_to(opening[:, None], masked.shape) > 0
+    closed = ~np.asarray(whole)
+    # Where nothing of the moments is left, the masked update stands in: there only weight decay moves.
+    np.testing.assert_array_equal(actual[closed], masked[closed])
+    decay = 0.01 * np.asarray(params["layers"]["feed_forward"]["intermediate"]["kernel"])
+    np.testing.assert_allclose(actual[~closed], expected[~closed], rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(masked[closed], decay[closed], atol=1e-7)
+    if apply_to == "first_moment":
+        wanted = (expected - decay) * opening[:, None]
+        np.testing.assert_allclose(masked - decay, wanted, rtol=2e-3, atol=1e-4)
 
 
 @dataclass

@@ -8,7 +8,12 @@ import optax
 import pytest
 
 from das_jax.methods import soft_mask as module
-from das_jax.methods.soft_mask import effective_mask, soft_mask
+from das_jax.methods.soft_mask import (
+    OVERLAP_DECAY,
+    adaptive_soft_mask,
+    effective_mask,
+    soft_mask,
+)
 from das_jax.model.leaves import OWNERS, owners_of
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Owner, full_units, unit_shapes
@@ -81,6 +86,32 @@ def test_adam_undoes_a_mask_on_the_gradient_but_not_one_on_the_update() -> None:
     np.testing.assert_allclose(before[:3] / before[0], 1, atol=0.15)
     assert before[3] == 0
     np.testing.assert_allclose(after / after[0], factors, atol=0.06)
+
+
+def test_an_adaptive_mask_is_as_strong_as_the_overlap() -> None:
+    rules = [("w", Owner("rows", (0,))), ("free", None)]
+    mask = adaptive_soft_mask({"rows": np.array([0.0, 1.0])}, rules)
+
+    def update(w: list[float], state: Any) -> tuple[np.ndarray, Any]:
+        gradients = {"w": jnp.array(w)[:, None], "free": jnp.full(3, 100.0)}
+        masked, state = mask.update(gradients, state)
+        np.testing.assert_array_equal(masked["free"], 100)
+        return masked["w"][:, 0], state
+
+    start = mask.init({"w": jnp.ones((2, 1)), "free": jnp.ones(3)})
+    assert start.strength == 0
+    # All on what is free; all on what is protected; at an angle whose cosine is 0.8; nowhere.
+    for w, expected in (
+        ([2.0, 0.0], [2.0, 0.0]),
+        ([0.0, 2.0], [0.0, 0.0]),
+        ([3.0, 4.0], [3.0, 0.8]),
+        ([0.0, 0.0], [0.0, 0.0]),
+    ):
+        np.testing.assert_allclose(update(w, start)[0], expected, atol=1e-5)
+    masked, state = update([3.0, 4.0], update([0.0, 2.0], start)[1])
+    mean = (OVERLAP_DECAY * 1.0 + 0.8) / (OVERLAP_DECAY + 1)
+    np.testing.assert_allclose(state.strength, mean, rtol=1e-5)
+    np.testing.assert_allclose(masked, [3.0, 4 * (1 - mean)], rtol=1e-4)
 
 
 def test_effective_mask_is_one_without_a_mask_and_the_factor_with_a_constant_one(

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
+from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.planning import plan_report
 from das_jax.planning.architectures import find_architecture
 from das_jax.planning.compiled import TooLarge, compile_program
@@ -162,6 +163,24 @@ def test_what_is_split_takes_less_memory(steps: dict[str, Step]) -> None:
     moments = 2 * 4 * PARAMETERS * 7 / 8
     assert steps["optimizer"].peak < steps["replicated"].peak - moments / 2
     assert steps["parameters"].peak < steps["optimizer"].peak
+
+
+@compiler
+@pytest.mark.slow
+def test_muon_shares_its_products_where_the_state_is_split(config: Config, planned: Plan) -> None:
+    """All but the products of small square matrices; a device with the whole state does all of them."""
+    split = dataclasses.replace(
+        config,
+        method=NaiveSettings(),
+        mesh=dataclasses.replace(config.mesh, state="optimizer"),
+        training=dataclasses.replace(config.training, optimizer="muon"),
+    )
+    sharding = shard_over(planned.topology, split)
+    program = next(PlannedRun(split, find_architecture(split), sharding).programs())
+    compiled = compile_program(program.name, program.lower())
+    cost = estimate(compiled.module, planned.topology.chip, sharding.num_shards)
+    useful = program.flops / sharding.num_shards
+    assert useful <= cost.flops <= 1.5 * useful
 
 
 @compiler

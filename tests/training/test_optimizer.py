@@ -10,7 +10,10 @@ import torch
 from das_jax.config.schema import TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.contract import Transforms
+from das_jax.model.masked_lm import Params
 from das_jax.model.units import parameter_paths
+from das_jax.training.lion import Lion
+from das_jax.training.muon import COEFFICIENTS, ITERATIONS, Muon
 from das_jax.training.optimizer import Optimizer, OptimizerState, adamw, carry, domain_optimizer
 from das_jax.training.schedules import Linear
 
@@ -69,6 +72,88 @@ def test_half_the_update_is_half_the_movement_and_half_the_gradient_is_not() -> 
     np.testing.assert_allclose(learned(optimizer, half) - np.arange(5), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("second_moment", ["fresh", "carried"])
+def test_a_piece_of_the_first_moment_alone_is_the_movement_but_for_the_decay(
+    second_moment: str,
+) -> None:
+    """Adam's direction is in proportion to its first moment: a constant factor there is what it says."""
+    plain = Optimizer(adamw(0.9, 0.999, 1e-12, 0.0, second_moment=second_moment), lambda step: 0.1)
+    whole = learned(plain) - np.arange(5)
+    quarter = learned(plain, Transforms(first_moment=optax.scale(0.25))) - np.arange(5)
+    np.testing.assert_allclose(quarter, whole / 4, atol=1e-6)
+    both = Transforms(gradient=optax.scale(100.0), first_moment=optax.scale(0.25))
+    np.testing.assert_allclose(learned(plain, both) - np.arange(5), whole / 4, atol=1e-6)
+    decaying = Optimizer(adamw(0.9, 0.999, 1e-8, 0.5), lambda step: 0.1)
+    nothing = Transforms(first_moment=optax.set_to_zero())
+    np.testing.assert_allclose(learned(decaying, nothing), np.arange(5) * 0.95**6, rtol=1e-5)
+
+
+def test_it_is_lion_by_hand() -> None:
+    found = learned(Optimizer(Lion(0.9, 0.99, 0.3), Linear(0.1, 6, 0.5)))
+    w, m = np.arange(5.0), np.zeros(5)
+    for step, gradient in enumerate(GRADIENTS.astype(np.float64)):
+        u = np.sign(0.9 * m + 0.1 * gradient)
+        m = 0.99 * m + 0.01 * gradient
+        w = w - float(Linear(0.1, 6, 0.5)(step)) * (u + 0.3 * w)
+    np.testing.assert_allclose(found, w, rtol=1e-5)
+    with pytest.raises(TypeError, match="first_moment"):
+        learned(
+            Optimizer(Lion(0.9, 0.99, 0.0), lambda step: 0.1),
+            Transforms(first_moment=optax.identity()),
+        )
+
+
+def orthogonalised(x: np.ndarray) -> np.ndarray:
+    """Of one matrix, through its singular values."""
+    a, b, c = COEFFICIENTS
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    s /= np.linalg.norm(s)
+    for _ in range(ITERATIONS):
+        s = a * s + b * s**3 + c * s**5
+    return (u * s) @ v
+
+
+def test_muon_turns_the_matrices_of_layers_and_leaves_all_else_to_adam(params: Params) -> None:
+    """Heads are rows or columns of one matrix, as they stand before or after the arrow; layers are apart."""
+    steps = [
+        jax.tree.map(lambda x, key=key: jax.random.normal(key, x.shape), params)
+        for key in jax.random.split(jax.random.key(1), 2)
+    ]
+    muon, adam = Muon(0.9, 0.2, 0.9, 0.999, 1e-8, 0.5), adamw(0.9, 0.999, 1e-8, 0.5)
+    states = muon.init(params), adam.init(params)
+    update = jax.jit(
+        lambda gradients, a, b: (
+            muon.update(gradients, a, params),
+            adam.update(gradients, b, params),
+        )
+    )
+    for gradients in steps:
+        (found, of_muon), (by_adam, of_adam) = update(gradients, *states)
+        states = of_muon, of_adam
+    shapes = {
+        "layers/attention/query/kernel": (2, 16, 16),
+        "layers/attention/key/kernel": (2, 16, 16),
+        "layers/attention/value/kernel": (2, 16, 16),
+        "layers/attention/output/kernel": (2, 16, 16),
+        "layers/feed_forward/intermediate/kernel": (2, 16, 24),
+        "layers/feed_forward/output/kernel": (2, 24, 16),
+    }
+    assert parameter_paths(of_muon[0].mu) == sorted(shapes)
+    trees = params, *steps, found, by_adam
+    for path, *arrays in zip(parameter_paths(params), *map(jax.tree.leaves, trees), strict=True):
+        before, first, second, moved, adams = (np.asarray(x, np.float64) for x in arrays)
+        if path not in shapes:
+            np.testing.assert_array_equal(moved, adams, path)
+            continue
+        mean = 0.1 * (0.9 * first + second)
+        ahead = 0.9 * mean / (1 - 0.9**3) + 0.1 * second / (1 - 0.9**2)
+        for layer, x in enumerate(ahead.reshape(shapes[path])):
+            wanted = 0.2 * np.sqrt(max(x.shape)) * orthogonalised(x)
+            got = moved[layer].reshape(x.shape) - 0.5 * before[layer].reshape(x.shape)
+            np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=path)
+            assert np.sqrt(np.mean(got**2)) == pytest.approx(0.2, rel=0.25), path
+
+
 def test_equal_settings_are_equal_optimizers() -> None:
     """Compiled steps are kept by the optimizer: equal ones must share a step, unequal ones must not."""
 
@@ -87,11 +172,16 @@ def test_equal_settings_are_equal_optimizers() -> None:
         made(first=False, **infinite),
         made(trunk=False, **infinite),
         made(second_moment="carried"),
+        made(optimizer="lion"),
+        made(optimizer="lion", b2=0.999),
+        made(optimizer="muon"),
+        made(optimizer="muon", rms=0.1),
         domain_optimizer(TrainingSettings(), 10, learning_rate=0.5),
         domain_optimizer(TrainingSettings(), 10, decays=(("b", True), (".*", False))),
     ]
     assert len({*unequal}) == len(unequal)
-    assert {*unequal} == {*unequal, made(), made(steps=10, b1=0.9), made(first=False)}
+    usual = made(steps=10, b1=0.9, b2=0.999), made(optimizer="lion", b2=0.99)
+    assert {*unequal} == {*unequal, made(), *usual, made(first=False)}
 
 
 def test_weight_decay_pulls_what_its_rules_say() -> None:

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
@@ -27,7 +25,8 @@ from das_jax.methods.das.importance import Losses, RawImportance
 from das_jax.methods.net import Net
 from das_jax.methods.settings.das import ContrastiveSettings as ContrastiveSettings
 from das_jax.methods.settings.das import DASSettings, ImportanceSettings
-from das_jax.methods.soft_mask import effective_mask, factors_of, soft_mask
+from das_jax.methods.soft_mask import adaptive_soft_mask, effective_mask, soft_mask
+from das_jax.methods.unmasked import unmasked_update
 from das_jax.model.heads import mean_pool
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, full_units
@@ -237,20 +236,29 @@ class DAS(Method):
         return Cost(full=1 + (2 if settings.anchor == "masked" else 3) / settings.subsample)
 
     def transforms(self, memory: DASMemory, moment: Moment) -> Transforms:
-        if self.settings.soft_mask.apply_to == "none":
+        settings = self.settings.soft_mask
+        if settings.apply_to == "none":
             return Transforms()
-        mask = soft_mask(self._protected(memory))
-        return Transforms(**{self.settings.soft_mask.apply_to: mask})
+        mask = adaptive_soft_mask if settings.adapt else soft_mask
+        return Transforms(**{settings.apply_to: mask(self._protected(memory))})
 
     def observe(self, memory: DASMemory, trace: UpdateTrace) -> Metrics:
-        """The effective mask: what is left of the movement, per kind of unit."""
-        if self.settings.soft_mask.apply_to == "none":
+        """The effective mask: what is left of the movement, per kind of unit; and how strong the mask is, if
+        that is adapted.
+        """
+        settings, metrics = self.settings.soft_mask, {}
+        if settings.apply_to == "none":
             return {}
-        if self.settings.soft_mask.apply_to == "update":
-            ratios = effective_mask(trace.masked, trace.finished)
-        else:
-            ratios = effective_mask(trace.masked, unmasked_update(trace, self._protected(memory)))
-        return {f"effective_mask/{kind}": ratio for kind, ratio in ratios.items()}
+        protected = self._protected(memory)
+        if settings.adapt:
+            strength = metrics["mask_strength"] = trace.first_moment.strength
+            # Exact but for what the strength changed while the first moment remembers.
+            protected = jax.tree.map(lambda importance: strength * importance, protected)
+        unmasked = trace.finished
+        if settings.apply_to != "update":
+            unmasked = unmasked_update(trace, protected, of_second=settings.apply_to == "gradient")
+        ratios = effective_mask(trace.masked, unmasked)
+        return metrics | {f"effective_mask/{kind}": ratio for kind, ratio in ratios.items()}
 
     def _protected(self, memory: DASMemory) -> Units:
         return importance.with_floor(memory.importance, self.settings.soft_mask.floor)
@@ -258,33 +266,3 @@ class DAS(Method):
 
 def _with_own(memory: DASMemory, own: Units) -> DASMemory:
     return DASMemory(importance.accumulate(own, memory.importance))
-
-
-def unmasked_update(trace: UpdateTrace, protected: Units) -> Params:
-    """The update that Adam would have made without a mask on its gradients.
-
-    The mask is constant in a domain and the optimizer's state starts afresh with it, so Adam's moments
-    are the unmasked ones times 1 - I and its square, and dividing gives those back: no second
-    optimizer is kept. Where 1 - I is zero they are lost; there the update is taken to be the masked
-    one, so those units count in neither norm.
-    """
-    factors = factors_of(trace.params, protected)
-    treedef = jax.tree.structure(trace.params)
-
-    def divided(moments: Params, power: int) -> Params:
-        pairs = zip(jax.tree.leaves(moments), factors, strict=True)
-        return jax.tree.unflatten(
-            treedef,
-            [
-                m if f is None else jnp.where(f > 0, m / jnp.where(f > 0, f, 1) ** power, 0)
-                for m, f in pairs
-            ],
-        )
-
-    moments = optax.tree.get(trace.adamw_state, "mu"), optax.tree.get(trace.adamw_state, "nu")
-    state = optax.tree.set(trace.adamw_state, mu=divided(moments[0], 1), nu=divided(moments[1], 2))
-    unmasked, _ = trace.adamw.update(trace.gradients, state, trace.params)
-    pairs = zip(jax.tree.leaves(unmasked), jax.tree.leaves(trace.masked), factors, strict=True)
-    return jax.tree.unflatten(
-        treedef, [u if f is None else jnp.where(f > 0, u, m) for u, m, f in pairs]
-    )

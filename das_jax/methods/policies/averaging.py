@@ -26,7 +26,7 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
-from das_jax.methods.partition import merged, partition
+from das_jax.methods.partition import Rules, merged, partition
 from das_jax.methods.settings.policies import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import MaskedLM, Params
@@ -262,7 +262,7 @@ class Averaging(Policy):
         return AveragingMemory(Split(learned.params), earlier, start)
 
     def end(
-        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment
+        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment | None
     ) -> tuple[Learned, Memory]:
         trains = domain.plan.trains
         if not self._weighs:
@@ -277,17 +277,23 @@ class Averaging(Policy):
         )
         if self.settings.weights == "fisher":
             weights = self._fisher(learned.params, domain, self.settings.examples)
-        elif memory.start is None:
-            steps = second_moment.steps
-            weights = jax.tree.map(lambda v: v / (1 - self.b2**steps), second_moment.nu)
         else:
-            start, _ = partition(memory.start.tree.nu, trains)
-            steps = second_moment.steps - memory.start.tree.steps
-            weights = _of_stage(second_moment.nu, start, self.b2, steps)
+            weights = self._of_moments(second_moment, memory.start, trains)
         how = self.settings.c, self.settings.per, leaves_with(domain.plan.model)
         params, total = _merge(before[0], after[0], weights, earlier[0], *how)
         learned = learned._replace(params=merged(params, after[1]))
         return learned, memory._replace(earlier=Split(merged(total, earlier[1])))
+
+    def _of_moments(
+        self, second_moment: SecondMoment | None, start: Split | None, trains: Rules
+    ) -> Params:
+        """Adam's second moment of the stage that ends, its bias corrected."""
+        assert second_moment is not None  # Other optimizers are refused with the configuration.
+        nu, steps = second_moment
+        if start is None:
+            return jax.tree.map(lambda v: v / (1 - self.b2**steps), nu)
+        before, _ = partition(start.tree.nu, trains)
+        return _of_stage(nu, before, self.b2, steps - start.tree.steps)
 
     def _shares(self, params: Params, leaves: Leaves) -> Params | float:
         """Of a uniform average."""

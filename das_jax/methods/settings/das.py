@@ -48,11 +48,21 @@ class ContrastiveSettings:
     of them (the paper); with 4 and a masked anchor the encoder runs 1.5 times an example."""
 
 
+def _unfit_adapt(adapt: bool, others: Mapping[str, Any]) -> str | None:
+    if not adapt or others.get("apply_to") == "first_moment":
+        return None
+    return "needs apply_to: first_moment; the other masks have one strength"
+
+
 @settings
 class SoftMaskSettings:
-    apply_to: Literal["gradient", "update", "none"] = "update"
-    """Scale the gradient before Adam (the paper) or the finished update, weight decay included; or nothing,
+    apply_to: Literal["gradient", "update", "first_moment", "none"] = "update"
+    """Scale the gradient before Adam (the paper); the finished update, weight decay included; the gradient
+    that Adam's first moment sees, while its second sees the true one (weight decay is not masked); or nothing,
     so that importance only gates a view."""
+    adapt: Annotated[bool, refusing_beside(_unfit_adapt)] = False
+    """Whether the mask of `first_moment` is only as strong as the gradients' overlap with what it protects:
+    1 - s I, where s is the mean of norm(I gradient) / norm(gradient) over about a hundred steps."""
     floor: Annotated[float, Field(ge=0, lt=1), refusing_beside(_floor_of_no_mask)] = 0.0
     """The least mean of 1 - I over the units of a layer and kind; 0 switches it off."""
 

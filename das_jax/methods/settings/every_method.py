@@ -63,20 +63,32 @@ MethodSettings = Annotated[
 ]
 
 
+def _mask(method: MethodSettings) -> tuple[str, str]:
+    """The key that says where a mask acts, and what it says."""
+    if isinstance(method, DASSettings | DGASettings):
+        return "method.soft_mask.apply_to", method.soft_mask.apply_to
+    if isinstance(method, HardAttentionSettings):
+        return "method.apply_to", method.apply_to
+    return "", ""
+
+
 def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
     if isinstance(method, CLASSICSettings):
         return "method.name classic mixes views by parameters that are new in every domain; set it to fresh"
-    if isinstance(method, DASSettings | DGASettings) and method.soft_mask.apply_to == "gradient":
-        key = "method.soft_mask.apply_to"
-    elif isinstance(method, HardAttentionSettings) and method.apply_to == "gradient":
-        key = "method.apply_to"
-    else:
+    key, where = _mask(method)
+    if where != "gradient":
         return None
     return (
         f"with {key}: gradient it holds gradients that other domains' masks scaled; set one to fresh, or the "
         "other to update"
     )
+
+
+def needs_two_moments(method: MethodSettings) -> str | None:
+    """The key and value that only an optimizer with a first and a second moment can have; None if none."""
+    key, where = _mask(method)
+    return f"{key} is first_moment" if where == "first_moment" else None
 
 
 def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str | None:

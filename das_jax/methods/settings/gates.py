@@ -22,8 +22,9 @@ class HardAttentionSettings:
     init: Literal["normal", "open"] = "normal"
     """e at the start of a domain: normal (the paper), which leaves half of the units open at the end if
     nothing moves it, or its absolute value, which leaves all of them."""
-    apply_to: Literal["gradient", "update"] = "update"
-    """Scale the gradient before Adam (the paper) or the finished update, weight decay included."""
+    apply_to: Literal["gradient", "update", "first_moment"] = "update"
+    """Scale the gradient before Adam (the paper); the finished update, weight decay included; or the gradient
+    that Adam's first moment sees, while its second sees the true one (weight decay is not masked)."""
     clip: PositiveFloat = 6.0
     """e stays within -clip and clip."""
 
