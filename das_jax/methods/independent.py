@@ -2,6 +2,8 @@
 (Don't Stop Pretraining, ACL 2020); or all of them merged into one (`merging.py`).
 """
 
+import functools
+
 from das_jax.methods.contract import (
     Domain,
     History,
@@ -60,13 +62,17 @@ class Independent(Method):
         return own_or_nearest(history, domain, texts)
 
 
+def _params_of(history: History, stage: int) -> Params:
+    return history.learned(stage).params
+
+
 def _merged(settings: MergeSettings, params: Params, domain: Domain) -> Params:
     """The model of a domain and those of all before it in one; these are read one after the other."""
     history = domain.history
     base = domain.read(lambda: history.base().params, like=params)
     total, earlier = None, len(history.domains)
     for number in range(earlier):
-        left = domain.read(lambda number=number: history.learned(number).params, like=params)
+        left = domain.read(functools.partial(_params_of, history, number), like=params)
         total = added(settings, total, base, left, domain.seed, number)
     total = added(settings, total, base, params, domain.seed, earlier)
     return merged_model(settings, total, base)

@@ -58,8 +58,8 @@ def _unfit_adapt(adapt: bool, others: Mapping[str, Any]) -> str | None:
 class SoftMaskSettings:
     apply_to: Literal["gradient", "update", "first_moment", "none"] = "update"
     """Scale the gradient before Adam (the paper); the finished update, weight decay included; the gradient
-    that Adam's first moment sees, while its second sees the true one (weight decay is not masked); or nothing,
-    so that importance only gates a view."""
+    that Adam's first moment sees, while its second sees the true one (weight decay is not masked); or
+    nothing, so that importance only gates a view."""
     adapt: Annotated[bool, refusing_beside(_unfit_adapt)] = False
     """Whether the mask of `first_moment` is only as strong as the gradients' overlap with what it protects:
     1 - s I, where s is the mean of norm(I gradient) / norm(gradient) over about a hundred steps."""
