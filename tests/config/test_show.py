@@ -76,6 +76,7 @@ def test_describe_lists_every_key_of_a_configuration():
             "policies.ema",
             "policies.masking",
             "policies.selection",
+            "policies.sharpness",
             "evaluation.tasks.N.validation",
             "evaluation.tasks.N.sizes",
         }  # null, and described by what it would hold

@@ -39,6 +39,8 @@ from das_jax.methods.settings.whole_model import (
 
 MethodSettings = Annotated[
     AdapterSettings
+    | ParallelAdapterSettings
+    | PfeifferAdapterSettings
     | BCLSettings
     | BlockExpansionSettings
     | CLASSICSettings
@@ -46,17 +48,15 @@ MethodSettings = Annotated[
     | DASSettings
     | DEMixSettings
     | DERppSettings
-    | DistillSettings
     | DGASettings
+    | DistillSettings
     | EWCSettings
-    | HATAdapterSettings
     | HATSettings
+    | HATAdapterSettings
     | IndependentSettings
     | L2Settings
     | LoRASettings
     | NaiveSettings
-    | ParallelAdapterSettings
-    | PfeifferAdapterSettings
     | PoolSettings
     | ReplaySettings,
     Field(discriminator="name"),
