@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import file_digest, sha256
 from io import TextIOWrapper
 from pathlib import Path
@@ -185,19 +185,24 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
     yield "".join(paragraph)
 
 
-def jsonl(pattern: str, field: str) -> Iterator[str]:
-    """Documents of JSONL files: the text in one field of each line's object.
+def jsonl(pattern: str, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSONL files that have certain fields, each with its place.
+
+    Args:
+        pattern: A path or a glob.
+        fields: The fields by the settings that name them.
 
     Raises:
-        UserError: As `jsonl_records`, or a line where the field is missing or not a text.
+        UserError: As `jsonl_records`, or a field is missing in a line.
     """
     for where, record in jsonl_records(pattern):
-        if field not in record:
-            raise UserError(
-                f"{where}, has no field {field!r}: it has {quoted(record)}; "
-                "set `field` of this source."
-            )
-        yield checked_text(record[field], field, where)
+        for setting, field in fields.items():
+            if field not in record:
+                raise UserError(
+                    f"{where}, has no field {field!r}: it has {quoted(record)}; "
+                    f"set `{setting}` of this source."
+                )
+        yield where, record
 
 
 def jsonl_records(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -299,26 +304,34 @@ def _header(names: list[str], where: str) -> list[str]:
     return names
 
 
-def parquet(pattern: str, field: str) -> Iterator[str]:
-    """Documents of Parquet files: the text in one column.
+def parquet(pattern: str, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Some columns of the rows of Parquet files, each row with its place.
+
+    Args:
+        pattern: A path or a glob.
+        fields: The columns by the settings that name them.
 
     Raises:
-        UserError: No such file, a damaged one, no such column, or a value that is not a text.
+        UserError: No such file, a damaged one, no such column, or a text that is not UTF-8.
     """
+    wanted = list(dict.fromkeys(fields.values()))
     for path in matching(pattern):
         try:
             with opened_raw(path) as stream, _parquet_file(path, stream) as table:
                 columns = table.schema_arrow.names
-                if field not in columns:
-                    raise UserError(
-                        f"{path} has no column {field!r}: it has {quoted(columns)}; "
-                        "set `field` of this source."
-                    )
+                for setting, field in fields.items():
+                    if field not in columns:
+                        raise UserError(
+                            f"{path} has no column {field!r}: it has {quoted(columns)}; "
+                            f"set `{setting}` of this source."
+                        )
                 row = 0
-                for batch in table.iter_batches(batch_size=256, columns=[field]):
-                    for value in batch.column(0):
+                for batch in table.iter_batches(batch_size=256, columns=wanted):
+                    for values in zip(*(batch.column(name) for name in wanted), strict=True):
                         row += 1
-                        yield _parquet_text(value, field, f"{path}, row {row}")
+                        where = f"{path}, row {row}"
+                        found = (_parquet_value(value, where) for value in values)
+                        yield where, dict(zip(wanted, found, strict=True))
         except (*DAMAGED, pa.ArrowException) as error:
             raise _damaged(path, error) from error
 
@@ -377,9 +390,9 @@ def quoted(names: Iterable[object]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
-def _parquet_text(value: pa.Scalar, field: str, where: str) -> str:
+def _parquet_value(value: pa.Scalar, where: str) -> Any:
     try:
-        return checked_text(value.as_py(), field, where)
+        return value.as_py()
     except UnicodeDecodeError as error:
         raise _undecodable(where, error) from error
 

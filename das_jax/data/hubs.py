@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import file_digest, sha256
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
@@ -11,24 +11,32 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from das_jax.data.files import checked_text, quoted
+from das_jax.data.files import quoted
 from das_jax.errors import UserError
 
 
-def tfds_documents(name: str, split: str, field: str, data_dir: str | None) -> Iterator[str]:
-    """Documents of a TFDS dataset: the text in one field.
+def tfds_fields(
+    name: str, split: str, fields: Mapping[str, str], data_dir: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The examples of a TFDS dataset that has certain fields, each with its place.
+
+    Args:
+        name: As in `tfds.load`.
+        split: Of the dataset.
+        fields: The fields by the settings that name them.
+        data_dir: Where datasets are prepared.
 
     Raises:
-        UserError: As `tfds_records`, or there is no such field, or it holds no text.
+        UserError: As `tfds_records`, or there is no such field.
     """
     features = _tfds_builder(name, split, data_dir).info.features or {}
-    if field not in features:
-        raise UserError(
-            f"The TFDS dataset {name} has no field {field!r}: it has {quoted(features)}; "
-            "set `field` of this source."
-        )
-    for where, record in tfds_records(name, split, data_dir):
-        yield checked_text(record[field], field, where)
+    for setting, field in fields.items():
+        if field not in features:
+            raise UserError(
+                f"The TFDS dataset {name} has no field {field!r}: it has {quoted(features)}; "
+                f"set `{setting}` of this source."
+            )
+    yield from tfds_records(name, split, data_dir)
 
 
 def tfds_records(
@@ -137,19 +145,28 @@ def _tfds_builder(name: str, split: str, data_dir: str | None) -> tfds.core.Data
     return builder
 
 
-def huggingface_documents(name: str, config: str | None, split: str, field: str) -> Iterator[str]:
-    """Documents of a HuggingFace dataset: the text in one field.
+def huggingface_fields(
+    name: str, config: str | None, split: str, fields: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The examples of a HuggingFace dataset that have certain fields, each with its place.
+
+    Args:
+        name: On the hub, or a directory.
+        config: Of the dataset, if it has several.
+        split: Of the dataset.
+        fields: The fields by the settings that name them.
 
     Raises:
-        UserError: As `huggingface_records`, or there is no such field, or it holds no text.
+        UserError: As `huggingface_records`, or there is no such field.
     """
     for where, record in huggingface_records(name, config, split):
-        if field not in record:
-            raise UserError(
-                f"{where}: there is no field {field!r}, only {quoted(record)}; "
-                "set `field` of this source."
-            )
-        yield checked_text(record[field], field, where)
+        for setting, field in fields.items():
+            if field not in record:
+                raise UserError(
+                    f"{where}: there is no field {field!r}, only {quoted(record)}; "
+                    f"set `{setting}` of this source."
+                )
+        yield where, record
 
 
 def huggingface_records(

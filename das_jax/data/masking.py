@@ -6,6 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from das_jax.data.prefix_places import in_prefix
+from das_jax.data.time_prefix import PrefixTokens
+
 
 class Masked(NamedTuple):
     """Corrupted text and what is to be predicted of it.
@@ -57,12 +60,14 @@ class Masking:
       special_tokens: ids that are never masked, padding among them.
       vocab_size: random replacements are drawn below it.
       rate: the share of the maskable tokens that is predicted.
+      prefix: what tells the time of texts, if any are dated; it is never masked.
     """
 
     mask_token: int
     special_tokens: tuple[int, ...]
     vocab_size: int
     rate: float = 0.15
+    prefix: PrefixTokens | None = None
 
     def num_masked(self, length: int) -> int:
         """M, the masked positions of a full example of `length` tokens."""
@@ -75,8 +80,11 @@ class Masking:
         return jnp.minimum(jnp.minimum(wanted_B, maskable_B), self.num_masked(tokens_BxT.shape[-1]))
 
     def untouched(self, tokens_BxT: jax.Array) -> jax.Array:
-        """True at what is never masked, [B, T]: special tokens."""
-        return jnp.isin(tokens_BxT, jnp.asarray(self.special_tokens, tokens_BxT.dtype))
+        """True at what is never masked, [B, T]: special tokens and time prefixes."""
+        special_BxT = jnp.isin(tokens_BxT, jnp.asarray(self.special_tokens, tokens_BxT.dtype))
+        if self.prefix is None:
+            return special_BxT
+        return special_BxT | in_prefix(tokens_BxT, special_BxT, self.prefix)
 
     def corrupt(self, tokens_BxT: jax.Array, keys_B: jax.Array) -> Masked:
         """Draws a corruption for every example from its key."""

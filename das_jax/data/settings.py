@@ -4,11 +4,12 @@ Apart from the modules that do what they say, so that a configuration is checked
 heavy.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from das_jax.settings import AnyPath, BatchSize, Count, Length, Name, settings
+from das_jax.settings import AnyPath, BatchSize, Count, Length, Name, refusing_beside, settings
 
 Quoting = Literal["auto", "quoted", "none"]
 """Of a table's fields; `auto` is none where tabs stand between them and quoted elsewhere."""
@@ -32,6 +33,9 @@ class JSONLSource:
     kind: Literal["jsonl"]
     path: AnyPath
     field: str = "text"
+    date: str | None = None
+    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
+    masked. Null is no date; see docs/text.md."""
 
 
 @settings
@@ -39,6 +43,9 @@ class ParquetSource:
     kind: Literal["parquet"]
     path: AnyPath
     field: str = "text"
+    date: str | None = None
+    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
+    masked. Null is no date; see docs/text.md."""
 
 
 @settings
@@ -49,6 +56,9 @@ class TFDSSource:
     split: str = "train"
     field: str = "text"
     data_dir: AnyPath | None = None
+    date: str | None = None
+    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
+    masked. Null is no date; see docs/text.md."""
 
 
 @settings
@@ -58,6 +68,9 @@ class HuggingFaceSource:
     config: str | None = None
     split: str = "train"
     field: str = "text"
+    date: str | None = None
+    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
+    masked. Null is no date; see docs/text.md."""
 
 
 @settings
@@ -66,10 +79,50 @@ class DemoSource:
     name: Literal["news", "acl", "reviews", "tweets", "drugs"]
 
 
+RecordSource = Annotated[
+    JSONLSource | ParquetSource | TFDSSource | HuggingFaceSource, Field(discriminator="kind")
+]
+"""A source whose documents have fields beside the text."""
+
+
+def _dated_in_vain(old: RecordSource, beside: Mapping[str, Any]) -> str | None:
+    if old.date is None:
+        return None
+    return "has a date, but what is given is the text of the new dump; set new.date"
+
+
+@settings
+class SnapshotsSource:
+    """Two dumps of the same documents; see docs/text.md."""
+
+    kind: Literal["snapshots"]
+    old: Annotated[RecordSource, refusing_beside(_dated_in_vain)]
+    """The earlier dump."""
+    new: RecordSource
+    """The later dump."""
+    id: str = "id"
+    """The field, of both, that says which document is which."""
+    what: Literal["changed", "unchanged"] = "changed"
+    """The sentences that the old dump lacks and the documents that it has not, or the sentences that both
+    have."""
+
+
 Source = Annotated[
-    TextSource | JSONLSource | ParquetSource | TFDSSource | HuggingFaceSource | DemoSource,
+    TextSource
+    | JSONLSource
+    | ParquetSource
+    | TFDSSource
+    | HuggingFaceSource
+    | DemoSource
+    | SnapshotsSource,
     Field(discriminator="kind"),
 ]
+
+
+def is_dated(source: Source) -> bool:
+    """Whether a source's texts begin with their dates."""
+    dated = source.new if isinstance(source, SnapshotsSource) else source
+    return getattr(dated, "date", None) is not None
 
 
 @settings
@@ -146,6 +199,8 @@ class TaskSettings:
     """The rows on which the best epoch is chosen. Without them the last epoch counts, as in the paper."""
     text: str = "text"
     """The column of the text."""
+    date: str | None = None
+    """The column of the date, if texts are to begin with their year, as those of sources with a `date` do."""
     pair: str | None = None
     """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence."""
     label: str = "label"

@@ -1,4 +1,4 @@
-"""Raw text: files, JSONL, Parquet, TFDS, HuggingFace datasets, the demo."""
+"""Raw text: files, JSONL, Parquet, TFDS, HuggingFace datasets, the demo, differences of snapshots."""
 
 import json
 from collections.abc import Iterator
@@ -7,12 +7,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, assert_never
 
-from das_jax.data import demo, files, hubs
+from das_jax.data import demo, files, hubs, records, snapshots
 from das_jax.data.settings import (
     DemoSource,
     HuggingFaceSource,
     JSONLSource,
     ParquetSource,
+    SnapshotsSource,
     Source,
     TextSource,
     TFDSSource,
@@ -42,18 +43,14 @@ def _read(source: Source, cache_dir: Path) -> Iterator[str]:
     match source:
         case TextSource():
             return files.text(source.path, source.documents)
-        case JSONLSource():
-            return files.jsonl(source.path, source.field)
-        case ParquetSource():
-            return files.parquet(source.path, source.field)
-        case TFDSSource():
-            return hubs.tfds_documents(source.name, source.split, source.field, source.data_dir)
-        case HuggingFaceSource():
-            return hubs.huggingface_documents(
-                source.name, source.config, source.split, source.field
-            )
+        case JSONLSource() | ParquetSource() | TFDSSource() | HuggingFaceSource():
+            # A blank text with a date is blank.
+            read = records.documents(source)
+            return (each.prefix + each.text for each in read if each.text.strip())
         case DemoSource():
             return demo.texts(source.name, cache_dir)
+        case SnapshotsSource():
+            return snapshots.documents(source, Path(cache_dir))
         case _:
             assert_never(source)
 
@@ -97,6 +94,10 @@ def fingerprint(source: Source) -> str:
             content = hubs.huggingface_fingerprint(source.name, source.config)
         case DemoSource():
             content = demo.ASSETS[demo.TEXTS[source.name]].sha256
+        case SnapshotsSource():
+            both = fingerprint(source.old), fingerprint(source.new)
+            parts = [source.kind, source.id, source.what, *both]
+            return sha256(json.dumps(parts).encode()).hexdigest()
         case _:
             assert_never(source)
     return identity(source, content)
@@ -108,9 +109,13 @@ def identity(settings: Any, *content: str) -> str:
     """
     elsewhere = ("path", "data_dir", "quoting")
     reading = {k: v for k, v in asdict(settings).items() if k not in elsewhere}
+    if reading.get("date", ...) is None:
+        del reading["date"]  # So that what was prepared before there were dates is found.
     return sha256(json.dumps([reading, *content], sort_keys=True).encode()).hexdigest()
 
 
 def label(source: Source) -> str:
     """A short name of a source, for people: `demo:acl`, `text:papers/*.txt`."""
+    if isinstance(source, SnapshotsSource):
+        return f"{source.what}:{label(source.new)}"
     return f"{source.kind}:{source.name if hasattr(source, 'name') else source.path}"

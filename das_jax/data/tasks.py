@@ -16,6 +16,7 @@ from das_jax.data import tables
 from das_jax.data.files import checked_text, quoted
 from das_jax.data.settings import Sizes as Sizes
 from das_jax.data.settings import Table, TaskSettings
+from das_jax.data.time_prefix import time_prefix
 from das_jax.data.tokenization import USUAL_UNKNOWN, Encoder, encoder
 from das_jax.errors import UserError
 
@@ -181,7 +182,7 @@ def _rows(
 
 
 def _row(settings: TaskSettings, where: str, values: dict[str, Any]) -> _Row:
-    for setting in ("text", "pair", "label"):
+    for setting in ("text", "pair", "label", "date"):
         column = getattr(settings, setting)
         if column is not None and column not in values:
             raise UserError(
@@ -189,9 +190,10 @@ def _row(settings: TaskSettings, where: str, values: dict[str, Any]) -> _Row:
                 f"set `{setting}` of this task."
             )
     pair = None if settings.pair is None else _text(values, settings.pair, where)
-    return _Row(
-        where, _text(values, settings.text, where), pair, _label(values, settings.label, where)
-    )
+    text = _text(values, settings.text, where)
+    if settings.date is not None:
+        text = time_prefix(values[settings.date], settings.date, where) + text
+    return _Row(where, text, pair, _label(values, settings.label, where))
 
 
 def _text(values: dict[str, Any], column: str, where: str) -> str:
@@ -281,6 +283,8 @@ def _key(settings: TaskSettings, enc: Encoder, makes_types: bool) -> str:
         for table in (settings.train, settings.test, settings.validation)
     ]
     numbers = {name: value for name, value in asdict(settings).items() if name not in NOT_HASHED}
+    if settings.date is None:
+        del numbers["date"]  # As if there were no such setting: what was measured before it stays.
     if settings.validation is None:
         del numbers["metric"]  # All are measured; this one would choose the epoch.
     parts = [FORMAT, numbers, content, enc.fingerprint, makes_types]

@@ -13,8 +13,9 @@ from das_jax.data import corpus, demo
 from das_jax.data.corpus import Corpus
 from das_jax.data.masking import Masking
 from das_jax.data.salient_masking import SalientMasking
-from das_jax.data.settings import Source
-from das_jax.data.tokenization import USUAL_UNKNOWN
+from das_jax.data.settings import Source, is_dated
+from das_jax.data.time_prefix import PrefixTokens, prefix_tokens
+from das_jax.data.tokenization import USUAL_UNKNOWN, encoder
 from das_jax.data.word_marks import is_cased, word_marks
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
@@ -70,7 +71,21 @@ class Workspace:
             special_tokens=tuple(sorted(self.tokenizer.all_special_ids)),
             vocab_size=len(self.tokenizer),
             rate=self.config.training.mask_rate,
+            prefix=self._prefix,
         )
+
+    @property
+    def _prefix(self) -> PrefixTokens | None:
+        """How the tokenizer spells the time of texts, if any source has it."""
+        if not any(is_dated(each.source) for each in self._texts):
+            return None
+        return prefix_tokens(encoder(self.tokenizer, self.config.data.special_tokens))
+
+    @property
+    def _texts(self) -> list[CorpusSettings | GeneralSettings]:
+        """Every corpus of the configuration, general text first."""
+        general = self.config.general
+        return [*([] if general is None else [general]), *self.config.domains]
 
     @functools.cached_property
     def learning_masking(self) -> Masking:
@@ -114,10 +129,7 @@ class Workspace:
 
     def corpora(self) -> dict[str, Corpus]:
         """Every corpus of the configuration by name, general text first."""
-        named: list[CorpusSettings | GeneralSettings] = list(self.config.domains)
-        if self.config.general is not None:
-            named.insert(0, self.config.general)
-        return {settings.name: self.corpus(settings.name, settings.source) for settings in named}
+        return {each.name: self.corpus(each.name, each.source) for each in self._texts}
 
 
 def make_model(architecture: Architecture, config: Config, platform: str) -> MaskedLM:

@@ -224,6 +224,14 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
             "policies.masking.one_per_chunk out.",
         ),
         (
+            (
+                "--domains.0.source={kind: snapshots, old: {kind: jsonl, path: a, date: when}, "
+                "new: {kind: jsonl, path: b}}",
+            ),
+            "command line: domains.0.source.old has a date, but what is given is the text of the new dump; "
+            "set new.date.",
+        ),
+        (
             ("--policies.averaging={alpha: 0.3}",),
             "command line: policies.averaging.alpha is 0.3, which the weights moments do not use; leave it "
             "out, or set policies.averaging.weights to uniform.",

@@ -253,8 +253,12 @@ def test_the_key_depends_on_what_the_scores_depend_on(
     load: Load, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ):
     more = [*TEST, {"text": "the dog", "label": "dog"}]
+    dated = {"train": [{**row, "year": 2021} for row in TRAIN]}
+    dated["test"] = [{**row, "year": 2021} for row in TEST]
     changes: list[dict[str, Any]] = [
         {},
+        dict(dated),
+        {**dated, "date": "year"},
         {"train": more},
         {"test": more},
         {"validation": more},
