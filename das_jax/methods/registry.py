@@ -35,6 +35,7 @@ from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.policies.sharpness import Sharpness
 from das_jax.methods.pool import Pool
 from das_jax.methods.replay import Replay
+from das_jax.methods.self_replay import SelfReplay
 from das_jax.methods.settings.das import DASSettings, DGASettings
 from das_jax.methods.settings.gates import (
     BCLSettings,
@@ -66,6 +67,7 @@ from das_jax.methods.settings.whole_model import (
     NaiveSettings,
     PoolSettings,
     ReplaySettings,
+    SelfReplaySettings,
 )
 
 METHODS: dict[type, type[Method]] = {
@@ -77,6 +79,7 @@ METHODS: dict[type, type[Method]] = {
     ReplaySettings: Replay,
     DERppSettings: DERpp,
     DistillSettings: Distill,
+    SelfReplaySettings: SelfReplay,
     AdapterSettings: Adapter,
     PfeifferAdapterSettings: PfeifferAdapter,
     ParallelAdapterSettings: ParallelAdapter,

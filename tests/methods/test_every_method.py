@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "independent": {"merge": {"name": "ties"}},
     "lora": {"r": 2},
     "replay": {"share": 0.25, "buffer": 16},
+    "self_replay": {"buffer": 16, "rows": 1.0, "rounds": 2},
 }
 """Settings of those whose defaults are for large texts and models."""
 

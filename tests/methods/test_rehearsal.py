@@ -1,4 +1,4 @@
-"""replay and derpp: what is kept of a domain, and what the next one's steps make of it."""
+"""replay, derpp and self_replay: what is kept of a domain, or made before it, and what steps make of it."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,13 @@ from das_jax.methods.derpp import DERpp
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
 from das_jax.methods.replay import Replay
-from das_jax.methods.settings.whole_model import DERppSettings, NaiveSettings, ReplaySettings
+from das_jax.methods.self_replay import SelfReplay
+from das_jax.methods.settings.whole_model import (
+    DERppSettings,
+    NaiveSettings,
+    ReplaySettings,
+    SelfReplaySettings,
+)
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
@@ -159,6 +165,14 @@ def test_while_nothing_is_kept_training_is_plain(
             DERpp(None, None, DERppSettings(rows=0.05)),
             "rows is 0.05, which makes no row beside a batch of 8",
         ),  # type: ignore[arg-type]
+        (
+            SelfReplay(None, None, SelfReplaySettings(rows=1, buffer=7)),  # type: ignore[arg-type]
+            "buffer is 7, fewer than the 8 rows",
+        ),
+        (
+            SelfReplay(None, None, SelfReplaySettings(rows=4)),  # type: ignore[arg-type]
+            "rows is 4, which puts 32 rows beside every batch, but text has 30 chunks",
+        ),
     ],
 )
 def test_a_buffer_or_rows_that_do_not_fit_are_refused_by_the_plan(
@@ -273,6 +287,103 @@ def test_what_is_stored_is_the_corruption_of_its_chunk(
     assert changed.any(axis=1).all()
     changed[rows, kept["positions"]] &= kept["weights"] == 0
     assert not changed.any()
+
+
+def made(
+    model: MaskedLM, masking: Masking, params: Params, count: int, **settings: Any
+) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+    """What the model makes before a domain, and the chunks that it was made of."""
+    method = SelfReplay(without_dropout(model), masking, SelfReplaySettings(**settings))
+    text = Text(1, count)
+    domain = domain_of(method, 1, text, make_sharding(1))
+    kept = method.begin(Learned(params, ()), domain).kept
+    assert not method.end(Learned(params, (), kept), domain).kept
+    chunks = text.__getitems__(np.arange(count))
+    keys = hashed(SEED, 1, np.arange(count))
+    return kept, chunks[[int(np.flatnonzero(keys == key)[0]) for key in kept["key"]]]
+
+
+def test_a_model_makes_text_of_what_it_does_not_see(
+    model: MaskedLM, masking: Masking, params: Params
+) -> None:
+    """Of a vocabulary in which its tokenizer lacks the last four words."""
+    masking = dataclasses.replace(masking, vocab_size=60)
+    settings = {"rounds": 1, "mask_rate": 0.3, "buffer": 12}
+    kept, chunks = made(model, masking, params, 20, **settings)
+    assert len(kept["tokens"]) == 12
+    changed, rows = kept["tokens"] != chunks, np.arange(12)[:, None]
+    special = np.isin(chunks, masking.special_tokens)
+    assert changed.any(axis=1).all()
+    assert not changed[special].any()
+    assert not np.isin(kept["tokens"][changed], (*masking.special_tokens, *range(60, 64))).any()
+    # A round fills 30 % of the words, and the labels 15 %.
+    words = (~special).sum(axis=1)
+    assert (changed.sum(axis=1) <= np.round(0.3 * words) + np.round(0.15 * words)).all()
+    np.testing.assert_array_equal(kept["labels"], kept["tokens"][rows, kept["positions"]])
+    hidden = kept["corrupted"] != kept["tokens"]
+    hidden[rows, kept["positions"]] &= kept["weights"] == 0
+    assert not hidden.any()
+    # With all of it masked nothing is left of a text but its length, and at a temperature of nearly nothing
+    # every blank is filled with the likeliest word.
+    settings = {**settings, "mask_rate": 1.0, "temperature": 1e-4}
+    kept, chunks = made(model, masking, params, 9, **settings)
+    assert len(kept["tokens"]) == 9
+    tokens = kept["tokens"].copy()
+    tokens[np.arange(9)[:, None], kept["positions"]] = -1
+    alike = tokens[chunks[:, -1] == 2]
+    assert len(alike) == 6
+    assert all(len({*column} - {-1}) == 1 for column in alike.T)
+
+
+def test_labels_are_drawn_from_what_the_model_predicts(
+    model: MaskedLM, masking: Masking, params: Params
+) -> None:
+    """Their mean loss is the entropy of the predictions, and hidden states are those of the model."""
+    params = jax.tree.map(lambda x: 1.5 * x, params)
+    settings = {"buffer": 400, "rows": 8.0, "rounds": 1}
+    kept, _ = made(model, masking, params, 400, **settings)
+    method = SelfReplay(without_dropout(model), masking, SelfReplaySettings(**settings))
+
+    @jax.jit
+    def measured(params: Params, kept: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        net = Net(method.model, params)
+        masked = Masked(kept["corrupted"], kept["positions"], kept["labels"], kept["weights"])
+        hidden = net.encode(masked.tokens, net.model.mask(kept["tokens"]))
+        logits = net.logits(hidden, masked.positions)
+        words = jnp.delete(logits, np.asarray(masking.special_tokens), axis=-1)
+        logs = jax.nn.log_softmax(words)
+        total = jax.nn.logsumexp(words, axis=-1)
+        own = jnp.take_along_axis(logits, masked.labels[..., None], axis=-1)[..., 0] - total
+        mse = jnp.square(method.outputs(hidden, masked) - kept["hidden"].astype(jnp.float32))
+        return own, -jnp.sum(jnp.exp(logs) * logs, axis=-1), mse.mean(axis=-1)
+
+    arrays = {name: array for name, array in kept.items() if name != "key"}
+    own, entropy, mse = (np.asarray(x)[kept["weights"] > 0] for x in measured(params, arrays))
+    error = own.std() / np.sqrt(len(own))
+    assert abs(-own.mean() - entropy.mean()) < 4 * error
+    assert entropy.mean() < 0.9 * np.log(60)
+    size = np.square(kept["hidden"].astype(np.float32)).mean()
+    assert 0 < mse.mean() < 2.0**-18 * size
+
+
+def test_stored_labels_that_do_not_count_cost_nothing(
+    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+) -> None:
+    """beta: 0 leaves the LM head to the batch alone."""
+    masked = masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(0)))
+    extra = {"corrupted": masked.tokens, **masked._asdict(), "index": batch.index}
+    hidden = jnp.zeros((*masked.labels.shape, model.architecture.hidden_size), jnp.bfloat16)
+    both = batch._replace(extra={**extra, "tokens": batch.tokens, "hidden": hidden})
+
+    def program(method: Method) -> str:
+        return str(jax.make_jaxpr(losses(method))(params, both, jax.random.key(0)))
+
+    heads = []
+    for beta in (0.0, 1.0):
+        method = SelfReplay(model, masking, SelfReplaySettings(beta=beta, rows=1.0))
+        heads.append(program(method).count("8,2,64]"))
+        assert method.cost() == (2, 0, 1 + beta)
+    assert heads[0] < heads[1]
 
 
 @pytest.mark.parametrize("rows", [1.0, 0.5])

@@ -35,6 +35,7 @@ from das_jax.methods.settings.whole_model import (
     NaiveSettings,
     PoolSettings,
     ReplaySettings,
+    SelfReplaySettings,
 )
 
 MethodSettings = Annotated[
@@ -58,7 +59,8 @@ MethodSettings = Annotated[
     | LoRASettings
     | NaiveSettings
     | PoolSettings
-    | ReplaySettings,
+    | ReplaySettings
+    | SelfReplaySettings,
     Field(discriminator="name"),
 ]
 

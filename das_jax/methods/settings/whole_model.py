@@ -97,6 +97,27 @@ class DERppSettings:
     """Hidden states are stored at the masked positions, or at all tokens: seven times the room."""
 
 
+@settings
+class SelfReplaySettings:
+    """Text that the model makes itself before every domain, and what it makes of it (Marek et al., 2026)."""
+
+    name: Literal["self_replay"] = "self_replay"
+    alpha: NonNegativeFloat = 1.0
+    """The weight of the squared difference between hidden states as they are and as they were stored."""
+    beta: NonNegativeFloat = 1.0
+    """The weight of the masked-LM loss of the text that was made, on labels that the model drew then."""
+    buffer: Count = 10_000
+    """Texts that are made before a domain, each of a chunk of it; all of a smaller domain."""
+    rows: PositiveFloat = 0.25
+    """Such texts beside every batch, as a multiple of `training.batch_size`."""
+    mask_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of a text that is masked, and filled anew, in every round."""
+    rounds: Count = 4
+    """How often that is done, each time on what the round before has made."""
+    temperature: PositiveFloat = 1.0
+    """Of the drawing in these rounds; labels are drawn from what the model predicts, at 1."""
+
+
 GAMMA = 0.9
 
 
