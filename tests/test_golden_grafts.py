@@ -17,6 +17,7 @@ from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import TARGETS, LoRA
+from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface_weights import table
 from das_jax.model.leaves import ENCODER
 from das_jax.model.masked_lm import Params
@@ -143,6 +144,24 @@ def test_lora(system_case: Case, targets: str) -> None:
     if targets == "qv":  # The archive has no others.
         merged_tensors = {name: tensors[name] for name in changed}
         family.assert_tensors_close(merged_tensors, "qv.merged.", 1e-6)
+
+
+def test_prompt(system_case: Case) -> None:
+    case, family = system_case, system_case.of("prompt")
+    graft = Prompt(case.arguments["prompt"])
+    start = graft.init(case.model.architecture, jax.random.key(0), case.params)
+    family.assert_close(start["embedding"], family.arrays["initial"], 1e-7, "initial")
+
+    params = {**case.params, "graft": {"embedding": family.array("prompt")}}
+    hidden, loss, gradient = computing(case, graft)(params, "graft")
+    real = case.arrays["a.attention_mask"] == 1
+    family.assert_close(hidden, family.arrays["token_hidden"][real], 1e-5, "token_hidden")
+    family.assert_close(loss, family.arrays["mlm"], 1e-5, "mlm")
+    family.assert_close(gradient["graft"]["embedding"], family.arrays["grad"], 1e-4, "grad")
+    hidden_NxTxD = np.zeros((*real.shape, hidden.shape[1]))
+    hidden_NxTxD[real] = hidden
+    pooled_NxD = hidden_NxTxD.sum(axis=1) / real.sum(axis=1)[:, None]
+    family.assert_close(pooled_NxD, family.arrays["mean_pooled"], 1e-5, "mean_pooled")
 
 
 def huggingface_module(case: Case, site: str) -> str:

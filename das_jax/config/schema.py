@@ -50,7 +50,7 @@ class ModelSettings:
     several times slower to compile."""
     attention: Literal["auto", "dense", "fused"] = "auto"
     """Attention as matrix products, or one TPU kernel that keeps its weights on the chip; `auto` takes the
-    kernel on a TPU if `data.length` is a multiple of 128."""
+    kernel on a TPU if `data.length` is a multiple of 128, and the length of a prompt before it, too."""
 
 
 @settings

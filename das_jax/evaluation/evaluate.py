@@ -25,6 +25,7 @@ from das_jax.evaluation.finetune import Finetuned, finetune
 from das_jax.evaluation.scores import Evaluation, runs_of
 from das_jax.files import sweep
 from das_jax.methods.net import Mixture, Net, mixed
+from das_jax.methods.settings.every_method import positions_before
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
 from das_jax.model.grafts.files import Base
@@ -38,7 +39,7 @@ from das_jax.training.run_directory import BASE, RunDirectory
 from das_jax.training.serving import RunHistory, grafted, view
 from das_jax.training.sharding import check_divisible
 from das_jax.training.stages import Stage, stages_of
-from das_jax.training.workspace import Workspace, open_workspace
+from das_jax.training.workspace import Workspace, check_fits, open_workspace
 
 
 def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> None:
@@ -132,11 +133,11 @@ def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[C
       workspace: of the configuration.
       known: what `Evaluation.read` gives; baselines of a task that is as it was are taken from there.
     """
-    settings = workspace.config.evaluation
+    settings, before = workspace.config.evaluation, positions_before(workspace.config.method)
     tasks = [
         _task_column(
             workspace,
-            checked_task(workspace, each),
+            checked_task(workspace, each, before),
             settings.finetune_seeds,
             known["tasks"].get(each.name, {}),
         )
@@ -145,19 +146,15 @@ def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[C
     return tasks + [_cloze_column(workspace, each) for each in settings.cloze]
 
 
-def checked_task(workspace: Workspace, settings: TaskSettings) -> Task:
-    """Reads a task that this model and these devices can be trained on."""
-    longest = workspace.checkpoint.architecture.max_length
-    if settings.length > longest:
-        raise UserError(
-            f"task {settings.name}: length is {settings.length}, but {workspace.config.model.path} has "
-            f"{longest} positions; use at most {longest}"
-        )
+def checked_task(workspace: Workspace, settings: TaskSettings, before: int) -> Task:
+    """Reads a task that these devices can train this model on, with so many vectors before a text."""
+    architecture = workspace.checkpoint.architecture
+    what, path = f"task {settings.name}: length", workspace.config.model.path
+    check_fits(what, settings.length, path, architecture, before)
     check_divisible(settings.batch_size, workspace.sharding, f"task {settings.name}: batch_size")
     task = load_task(settings, workspace.tokenizer, workspace.cache_dir)
     for note in task.notes:
         workspace.console.log(f"warning: {note}")
-    architecture = workspace.checkpoint.architecture
     if settings.pair is not None and leaves_out_types(workspace.tokenizer, architecture):
         workspace.console.log(
             f"warning: end task {settings.name}: the two texts of a pair have one token type, as "
@@ -175,7 +172,7 @@ def check_inputs(workspace: Workspace) -> None:
     """
     settings = workspace.config.evaluation
     for task in settings.tasks:
-        checked_task(workspace, task)
+        checked_task(workspace, task, positions_before(workspace.config.method))
     for facts in settings.cloze:
         checked_facts(workspace, facts)
 
@@ -247,7 +244,7 @@ def finetune_one(
             model = dataclasses.replace(config.model, path=str(stage) if stage.is_dir() else path)
             config = dataclasses.replace(config, model=model)
     workspace = open_workspace(config, console)
-    task, checkpoint = checked_task(workspace, named[name]), workspace.checkpoint
+    checkpoint = workspace.checkpoint
     net = Net(workspace.model, checkpoint.params)
     if found is not None and is_graft(found):
         net = grafted(net, found, Base(config.model.path, checkpoint.weights_hash()))
@@ -255,6 +252,7 @@ def finetune_one(
             raise UserError(
                 f"--output: no HuggingFace classifier has the function of a model with {found}; leave it out"
             )
+    task = checked_task(workspace, named[name], net.model.prefix)
     finetuned = finetune_checkpoint(workspace, net, task, config.evaluation.finetune_seeds)
     if output is not None:
         best = 0 if finetuned.validation is None else int(np.argmax(finetuned.validation))
@@ -282,11 +280,12 @@ def finetune_one(
 def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
     """Reads a set of facts that this model can be asked for."""
     facts = load_facts(settings, workspace.tokenizer)
-    longest = workspace.checkpoint.architecture.max_length
+    before = positions_before(workspace.config.method)
+    longest = workspace.checkpoint.architecture.max_length - before
     if facts.tokens_NxT.shape[1] > longest:
         raise UserError(
             f"facts {settings.name}: a sentence has {facts.tokens_NxT.shape[1]} tokens, but "
-            f"{workspace.config.model.path} has {longest} positions; shorten it"
+            f"{workspace.config.model.path} has {longest} positions for it; shorten it"
         )
     if facts.left_out:
         workspace.console.log(

@@ -32,4 +32,5 @@ class MaskedLMLosses:
     def flops(self, length: int) -> int:
         """Useful ones of one example, forward."""
         architecture, masked = self.model.architecture, self.masking.num_masked(length)
-        return encoder_flops(architecture, length) + lm_head_flops(architecture, masked)
+        encoder = encoder_flops(architecture, length + self.model.prefix)
+        return encoder + lm_head_flops(architecture, masked)

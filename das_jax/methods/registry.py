@@ -34,6 +34,7 @@ from das_jax.methods.policies.ir_dro import IRDRO
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.policies.sharpness import Sharpness
 from das_jax.methods.pool import Pool
+from das_jax.methods.prompt import Prompt
 from das_jax.methods.replay import Replay
 from das_jax.methods.self_replay import SelfReplay
 from das_jax.methods.settings.das import DASSettings, DGASettings
@@ -51,6 +52,7 @@ from das_jax.methods.settings.grafts import (
     LoRASettings,
     ParallelAdapterSettings,
     PfeifferAdapterSettings,
+    PromptSettings,
 )
 from das_jax.methods.settings.policies import (
     IRDROSettings,
@@ -83,6 +85,7 @@ METHODS: dict[type, type[Method]] = {
     AdapterSettings: Adapter,
     PfeifferAdapterSettings: PfeifferAdapter,
     ParallelAdapterSettings: ParallelAdapter,
+    PromptSettings: Prompt,
     BlockExpansionSettings: BlockExpansion,
     DEMixSettings: DEMix,
     EWCSettings: EWC,

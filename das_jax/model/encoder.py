@@ -111,7 +111,9 @@ class Embeddings(nn.Module):
         mask_BxT: jax.Array,
         seed_Bx2: jax.Array | None,
         types_BxT: jax.Array | None = None,
+        before_PxD: jax.Array | None = None,
     ) -> jax.Array:
+        """The vectors of `before_PxD` and of the tokens; `mask` is of both."""
         arch = self.architecture
         if types_BxT is None:
             types_BxT = jnp.zeros_like(tokens_BxT)
@@ -122,8 +124,15 @@ class Embeddings(nn.Module):
                 rows, arch.hidden_size, dtype=self.dtype, embedding_init=init, name=name
             )
 
+        words_BxTxD = table(arch.vocab_size, "word")(tokens_BxT)
+        if before_PxD is not None:
+            shape = (len(words_BxTxD), *before_PxD.shape)
+            words_BxTxD = jnp.concatenate(
+                [jnp.broadcast_to(before_PxD[None], shape), words_BxTxD], axis=1
+            )
+            types_BxT = jnp.pad(types_BxT, ((0, 0), (len(before_PxD), 0)))
         summed_BxTxD = (
-            table(arch.vocab_size, "word")(tokens_BxT)
+            words_BxTxD
             + table(arch.position_rows, "position")(position_ids(arch, mask_BxT))
             + table(arch.type_vocab_size, "token_type")(types_BxT)
         )
@@ -260,18 +269,24 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         arch = self.architecture
         every = None if self.graft is None else self.graft.every
+        prefix = 0 if self.graft is None else self.graft.prefix
         blocks = 0 if every is None else arch.num_layers // every
         layers = stacked(self, arch.num_layers, name="layers")
         if gates is not None:
             gates = Units(*(layers_first(gate) for gate in gates))
         seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers + blocks)
         mask_BxT = mask_BxT.astype(bool)
+        before_PxD = None
+        if self.graft is not None and prefix:
+            # Inside the layers there is nothing of it.
+            before_PxD, graft = self.graft.before(graft), None
+            mask_BxT = jnp.pad(mask_BxT, ((0, 0), (prefix, 0)), constant_values=True)
         hidden_BxTxD = Embeddings(arch, self.dtype, name="embeddings")(
-            tokens_BxT, mask_BxT, seed_Bx2, types_BxT
+            tokens_BxT, mask_BxT, seed_Bx2, types_BxT, before_PxD
         )
         if every is None:
             hidden_BxTxD, _ = layers(hidden_BxTxD, mask_BxT, seeds, gates, graft)
-            return hidden_BxTxD
+            return hidden_BxTxD[:, prefix:] if prefix else hidden_BxTxD
         return through_blocks(
             self, self.variables["params"]["layers"], graft, hidden_BxTxD, mask_BxT, seeds, gates
         )

@@ -23,6 +23,7 @@ from das_jax.model.grafts import (
     capsules_files,
     lora_files,
     plugins_files,
+    prompt_files,
 )
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
@@ -31,6 +32,7 @@ from das_jax.model.grafts.files import ABOUT_FILE, Base
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.grafts.lora import LoRA
 from das_jax.model.grafts.plugins import Plugins
+from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface import export
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.model.plain import plain_params
@@ -43,6 +45,7 @@ KINDS: dict[str, tuple[type[Graft], Any]] = {
     "capsules": (Capsules, capsules_files),
     "lora": (LoRA, lora_files),
     "plugins": (Plugins, plugins_files),
+    "prompt": (Prompt, prompt_files),
 }
 """Every kind, and the module with its `write` and `read`."""
 
@@ -55,6 +58,7 @@ class _About(TypedDict):
 
 
 _ABOUT = TypeAdapter(_About)
+_PEFT = TypeAdapter(dict[str, Any])
 
 
 def write(
@@ -140,7 +144,7 @@ def base_hash(directory: Path) -> str:
 
 
 def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft, Params]:
-    """Reads a graft that `write` wrote, or a LoRA adapter of peft's, which does not say its base's weights.
+    """Reads a graft that `write` wrote, or LoRA or a prompt of peft's, which do not say their base's weights.
 
     Args:
       directory: what was written.
@@ -157,12 +161,15 @@ def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft
     directory = Path(directory)
     about_file = directory / ABOUT_FILE
     if not about_file.is_file():
-        if not (directory / lora_files.CONFIG_FILE).is_file():
+        config = directory / lora_files.CONFIG_FILE
+        if not config.is_file():
             raise UserError(
                 f"{directory} has neither {ABOUT_FILE} nor {lora_files.CONFIG_FILE}; name the directory of a "
                 "graft"
             )
-        return lora_files.read(directory, {}, architecture)
+        peft_type = read_json(config, _PEFT, "save the adapter again").get("peft_type")
+        peft: Any = prompt_files if peft_type == prompt_files.PEFT_TYPE else lora_files
+        return peft.read(directory, {}, architecture)
     about = read_json(about_file, _ABOUT, "export the graft again")
     if about["graft"] not in KINDS:
         raise UserError(

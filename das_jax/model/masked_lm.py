@@ -39,6 +39,11 @@ class MaskedLM:
     gather: Callable[[Params], Params] | None = None
 
     @property
+    def prefix(self) -> int:
+        """How many vectors stand before a text."""
+        return 0 if self.graft is None else self.graft.prefix
+
+    @property
     def _encoder(self) -> Encoder:
         return Encoder(
             self.architecture,

@@ -12,7 +12,7 @@ from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
 from das_jax.model.huggingface_config import architecture_of
-from das_jax.training.workspace import DEMO_MODEL, cache_dir
+from das_jax.training.workspace import DEMO_MODEL, cache_dir, check_length
 
 
 def _bert(vocab_size: int, num_layers: int, hidden_size: int, **changes: Any) -> Architecture:
@@ -77,11 +77,7 @@ def find_architecture(config: Config) -> Architecture:
     """
     path = config.model.path
     architecture = _find(path, cache_dir(config) / "hub")
-    if config.data.length > architecture.max_length:
-        raise UserError(
-            f"data.length is {config.data.length}, but {path} has {architecture.max_length} "
-            f"positions; use at most {architecture.max_length}"
-        )
+    check_length(config, architecture)
     return architecture
 
 

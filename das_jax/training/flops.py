@@ -25,6 +25,7 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
       length: tokens of an example.
     """
     model, masked = recipe.plan.model, recipe.method.masking.num_masked(length)
+    length += model.prefix
     cost, encoder = recipe.cost(), encoder_flops(model.architecture, length)
     graft = _graft_flops(recipe, length)
     frozen_layers, frozen_head = _of_frozen(recipe, length, masked)

@@ -20,7 +20,7 @@ from das_jax.data.word_marks import is_cased, word_marks
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.registry import masking_of, method_class
-from das_jax.methods.settings.every_method import MethodSettings
+from das_jax.methods.settings.every_method import MethodSettings, positions_before
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.fused_attention import LANES
@@ -140,7 +140,8 @@ def make_model(architecture: Architecture, config: Config, platform: str) -> Mas
     """
     settings, attention = config.model, config.model.attention
     if attention == "auto":
-        fits = platform == "tpu" and config.data.length % LANES == 0
+        lengths = config.data.length, positions_before(config.method)
+        fits = platform == "tpu" and all(length % LANES == 0 for length in lengths)
         attention = "fused" if fits else "dense"
     if attention == "fused" and platform != "tpu":
         raise UserError(
@@ -185,7 +186,7 @@ def open_workspace(config: Config, console: Console) -> Workspace:
         console.log(f"{config.model.path}: {note}")
     pairs = any(task.pair is not None for task in config.evaluation.tasks)
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs)
-    check_length(config, checkpoint)
+    check_length(config, checkpoint.architecture)
     if tokenizer.mask_token_id is None:
         raise UserError(
             f"the tokenizer of {config.model.path} has no mask token, so the model is no masked "
@@ -201,11 +202,28 @@ def model_directory(config: Config) -> Path:
     return huggingface.resolve(config.model.path, cache_dir(config))
 
 
-def check_length(config: Config, checkpoint: huggingface.Checkpoint) -> None:
-    """Raises UserError if a chunk is longer than the model has positions."""
-    longest = checkpoint.architecture.max_length
-    if config.data.length > longest:
+def check_length(config: Config, architecture: Architecture) -> None:
+    """Raises UserError if a chunk is longer than the model has positions for it."""
+    before = positions_before(config.method)
+    check_fits("data.length", config.data.length, config.model.path, architecture, before)
+
+
+def check_fits(
+    what: str, length: int, path: str, architecture: Architecture, before: int = 0
+) -> None:
+    """Raises UserError if a text is longer than the model has positions for it.
+
+    Args:
+      what: of what this is the length, for people.
+      length: tokens.
+      path: of the model, for people.
+      architecture: of the model.
+      before: the positions that vectors before the text take.
+    """
+    longest = architecture.max_length - before
+    if length > longest:
+        taken = f", of which the prompt takes {before}" if before else ""
         raise UserError(
-            f"data.length is {config.data.length}, but {config.model.path} has {longest} positions; "
-            f"use at most {longest}"
+            f"{what} is {length}, but {path} has {architecture.max_length} positions{taken}; use at most "
+            f"{longest}"
         )

@@ -25,6 +25,7 @@ from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import LoRA as LoRAGraft
+from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.checkpoint import Checkpoints
@@ -56,6 +57,7 @@ CASES = [
         {"name": "block_expansion", "every": 2, "mode": "per_domain", "start": "previous"},
         Blocks(2),
     ),
+    Case({"name": "prompt", "length": 4, "mode": "per_domain"}, Prompt(4)),
     Case(
         {"name": "lora", "r": 2, "targets": ["output", "query"], "mode": "sequential"},
         LoRAGraft(2, 8.0, ("query", "output")),
@@ -109,7 +111,8 @@ def torch_logits(exported: Path, base: Path, tokens: np.ndarray) -> np.ndarray:
     else:
         model = AutoModelForMaskedLM.from_pretrained(exported).eval()
     with torch.no_grad():
-        return model(torch.tensor(tokens)).logits.numpy()
+        # Those of a prompt come before the text's.
+        return model(torch.tensor(tokens)).logits.numpy()[:, -tokens.shape[1] :]
 
 
 class Done(NamedTuple):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -23,6 +23,7 @@ from das_jax.model.grafts.capsules import Capsules
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import LoRA
 from das_jax.model.grafts.plugins import Plugins
+from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface_grafts import Base, over
 from das_jax.model.masked_lm import MaskedLM, Params
 
@@ -44,6 +45,8 @@ GRAFTS = [
     ("roberta", Blocks(1)),
     ("bert", Capsules(3, 4, 2)),
     ("roberta", Plugins(3, 5)),
+    ("bert", Prompt(5)),
+    ("xlm-roberta", Prompt(4)),
 ]
 
 
@@ -70,7 +73,8 @@ class Learned(NamedTuple):
         mask = TOKENS != 0
         with torch.no_grad():
             answer = model(torch.tensor(self.tokens), attention_mask=torch.tensor(mask))
-        return answer.logits.numpy()[mask]
+        # Those of a prompt come before the text's.
+        return answer.logits.numpy()[:, -mask.shape[1] :][mask]
 
 
 @pytest.fixture
@@ -105,7 +109,7 @@ def test_torch_and_we_read_what_was_written(
     learned = learn(family, graft)
     expected = learned.logits(graft, learned.params)
     plain = learned.logits(None, learned.checkpoint.params)
-    assert np.abs(expected - plain).max() > 1e-2
+    assert np.abs(expected - plain).max() > 1e-3
 
     read, changes = huggingface_grafts.read(
         learned.directory, learned.base, learned.checkpoint.architecture
@@ -148,6 +152,22 @@ def test_an_adapter_of_peft_s_is_read(
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_a_prompt_of_peft_s_is_read(
+    make_model: Callable[..., Any], learn: Any, tmp_path: Path
+) -> None:
+    learned = learn("roberta", LoRA())
+    config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+    model = get_peft_model(make_model("roberta"), config).eval()
+    model.save_pretrained(tmp_path / "peft")
+    graft, changes = huggingface_grafts.read(
+        tmp_path / "peft", learned.base, learned.checkpoint.architecture
+    )
+    assert graft == Prompt(3)
+    actual = learned.logits(graft, over(learned.checkpoint.params, changes))
+    expected = learned.torch_logits(model)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def edited(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
@@ -173,12 +193,17 @@ def test_what_cannot_be_read_says_so(learn: Callable[[str, Graft], Learned]) -> 
         (config, {"r": 3}, "lora_A.weight has the shape"),
         (
             about,
-            {"graft": "prompt"},
-            "graft is prompt, where adapter, blocks, capsules, lora, plugins are known",
+            {"graft": "knots"},
+            "graft is knots, where adapter, blocks, capsules, lora, plugins, prompt are known",
         ),
         (about, {"base": None}, "is damaged"),
         (about, {"graft": "blocks", "settings": {"every": "x"}}, "settings.every: .*integer"),
         (about, {"graft": "blocks", "settings": {"every": 2}}, "`every` be one of 1, 3"),
+        (
+            about,
+            {"graft": "prompt"},
+            "peft_type is LORA and num_virtual_tokens None, which is no prompt",
+        ),
         (about, {"graft": "adapter", "settings": {"bottleneck": 0}}, "give at least 1"),
         (about, {"graft": "adapter", "settings": {"form": "x"}}, "settings.form: .*'houlsby'"),
     ):

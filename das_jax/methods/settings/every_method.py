@@ -24,6 +24,7 @@ from das_jax.methods.settings.grafts import (
     LoRASettings,
     ParallelAdapterSettings,
     PfeifferAdapterSettings,
+    PromptSettings,
 )
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.methods.settings.whole_model import (
@@ -59,10 +60,16 @@ MethodSettings = Annotated[
     | LoRASettings
     | NaiveSettings
     | PoolSettings
+    | PromptSettings
     | ReplaySettings
     | SelfReplaySettings,
     Field(discriminator="name"),
 ]
+
+
+def positions_before(method: MethodSettings) -> int:
+    """How many of the model's positions the method's own vectors take, before every text."""
+    return method.length if isinstance(method, PromptSettings) else 0
 
 
 def _mask(method: MethodSettings) -> tuple[str, str]:

@@ -70,6 +70,22 @@ class ParallelAdapterSettings:
 
 
 @settings
+class PromptSettings:
+    """Vectors before every text (Lester et al., EMNLP 2021)."""
+
+    name: Literal["prompt"] = "prompt"
+    mode: Mode = "per_domain"
+    """A prompt for every domain, or one that is trained on."""
+    start: Start = None
+    """What a domain's prompt begins as, with `per_domain`: fresh (when absent), that of the domain before, or
+    the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
+    length: Count = 100
+    """Vectors, which take the first positions of the model's table: a text may be so much shorter."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent. 1e-3 is usual."""
+
+
+@settings
 class LoRASettings:
     """Low-rank additions to projections (Hu et al., ICLR 2022)."""
 

@@ -17,7 +17,7 @@ class Graft:
     """What every graft can do; a subclass is a frozen dataclass that overrides what it does otherwise.
 
     A graft holds settings and no parameters: those are `params["graft"]`, a tree whose arrays are stacked
-    along the first axis. It acts in one of two ways.
+    along the first axis. It acts in one of three ways.
 
     *Inside the layers*: the parameters are [L, ...] and a layer gets its own part, without that axis, at
 
@@ -30,7 +30,16 @@ class Graft:
 
     *Between the layers*, if `every` is a number: the parameters are [L / every, ...], and `block` comes after
     every so many layers.
+
+    *Before the embeddings*, if `prefix` is a number above 0: `before` gives so many vectors, which stand in
+    front of those of the words. They get the first positions, token type 0 and the embeddings' LayerNorm, and
+    are attended to; the encoder gives the hidden states of the text alone.
     """
+
+    @property
+    def prefix(self) -> int:
+        """How many vectors stand before a text."""
+        return 0
 
     @property
     def every(self) -> int | None:
@@ -95,6 +104,10 @@ class Graft:
           params: this block's part.
           hidden_BxTxD: what the layer below gave.
         """
+        raise NotImplementedError
+
+    def before(self, params: Params) -> jax.Array:
+        """The vectors before a text, [P, D]; matrices of `params` are in the type of the activations."""
         raise NotImplementedError
 
     def merged(self, params: Params) -> Params | None:
