@@ -17,6 +17,7 @@ from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import TARGETS, LoRA
+from das_jax.model.grafts.olora import OLoRA, overlap
 from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface_weights import table
 from das_jax.model.leaves import ENCODER
@@ -144,6 +145,60 @@ def test_lora(system_case: Case, targets: str) -> None:
     if targets == "qv":  # The archive has no others.
         merged_tensors = {name: tensors[name] for name in changed}
         family.assert_tensors_close(merged_tensors, "qv.merged.", 1e-6)
+
+
+def test_olora(system_case: Case) -> None:
+    case, family = system_case, system_case.of("olora")
+    rank, sites = case.arguments["rank"], ("query", "value")
+    scale = float(case.of("lora").arrays["scaling"])
+    graft = OLoRA(rank, scale * rank, sites, earlier=2)
+    start = graft.init(case.model.architecture, jax.random.key(0), case.params)
+    layers = range(case.model.architecture.num_layers)
+
+    def matrix(domains: tuple[str, ...], site: str, part: str, like: jax.Array) -> jax.Array:
+        letter, axis = ("A", -1) if part == "down" else ("B", 0)
+        module = huggingface_module(case, site)
+        each = [
+            np.concatenate(
+                [family.arrays[f"{d}.{module.format(n)}.lora_{letter}"].T for d in domains], axis
+            )
+            for n in layers
+        ]
+        return stacked(each, case).reshape(like.shape)
+
+    def pairs(domains: tuple[str, ...], start: Params) -> Params:
+        return {
+            site: {
+                part: {"kernel": matrix(domains, site, part, start[site][part]["kernel"])}
+                for part in ("down", "up")
+            }
+            for site in sites
+        }
+
+    own = pairs(("weights",), start)
+    tree = {**own, "earlier": pairs(("earlier.0", "earlier.1"), start["earlier"])}
+    params = {**case.params, "graft": tree}
+    real = case.arrays["a.attention_mask"] == 1
+    tokens, mask = case.masked("a.").tokens, case.array("a.attention_mask")
+    hidden = jax.jit(replace(case.model, graft=graft).encode)(params, tokens, mask)
+    assert_outputs(case, family, "", hidden[real])
+    tensors = {
+        name: value
+        for name, value in case.tensors(graft.merged(params)).items()
+        if f"merged.{name}" in family.arrays
+    }
+    family.assert_tensors_close(tensors, "merged.", 1e-6)
+
+    for norm, name in (("l1", "penalty"), ("squared", "penalty_squared")):
+        value, gradient = jax.value_and_grad(lambda own, norm=norm: overlap({**tree, **own}, norm))(
+            own
+        )
+        family.assert_close(value, family.arrays[name], 1e-5, name)
+        for site in sites:
+            assert not np.any(gradient[site]["up"]["kernel"])
+            for layer, x in enumerate(np.asarray(gradient[site]["down"]["kernel"])):
+                key = f"{name}_grad.{huggingface_module(case, site).format(layer)}.lora_A"
+                family.assert_close(x.T, family.arrays[key], 1e-4, key)
 
 
 def test_prompt(system_case: Case) -> None:

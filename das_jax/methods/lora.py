@@ -4,8 +4,8 @@ from das_jax.methods.contract import Learned, Plan
 from das_jax.methods.grafted import Grafted
 from das_jax.methods.net import Net
 from das_jax.methods.settings.grafts import LoRASettings
-from das_jax.model.grafts.lora import TARGETS
 from das_jax.model.grafts.lora import LoRA as LoRAGraft
+from das_jax.model.grafts.lora import ordered
 
 
 class LoRA(Grafted):
@@ -17,8 +17,8 @@ class LoRA(Grafted):
 
     @property
     def graft(self) -> LoRAGraft:
-        targets = tuple(site for site in TARGETS if site in self.settings.targets)
-        return LoRAGraft(self.settings.r, self.settings.alpha, targets)
+        settings = self.settings
+        return LoRAGraft(settings.r, settings.alpha, ordered(settings.targets))
 
     def net(self, learned: Learned, plan: Plan) -> Net:
         return Net(self.model, self.graft.merged(learned.params))

@@ -26,6 +26,7 @@ from das_jax.methods.independent import Independent
 from das_jax.methods.l2 import L2
 from das_jax.methods.lora import LoRA
 from das_jax.methods.naive import Naive
+from das_jax.methods.olora import OLoRA
 from das_jax.methods.policies.averaging import Averaging
 from das_jax.methods.policies.decay_to_start import DecayToStart
 from das_jax.methods.policies.ema import EMA
@@ -50,6 +51,7 @@ from das_jax.methods.settings.grafts import (
     BlockExpansionSettings,
     DEMixSettings,
     LoRASettings,
+    OLoRASettings,
     ParallelAdapterSettings,
     PfeifferAdapterSettings,
     PromptSettings,
@@ -96,6 +98,7 @@ METHODS: dict[type, type[Method]] = {
     BCLSettings: BCL,
     L2Settings: L2,
     LoRASettings: LoRA,
+    OLoRASettings: OLoRA,
 }
 
 SELECTIONS: dict[type, type[Policy]] = {RHO1Settings: RHO1, IRDROSettings: IRDRO}

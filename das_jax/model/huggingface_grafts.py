@@ -76,6 +76,7 @@ def write(
     Raises:
       UserError: the directory cannot be written, or a number is not finite.
     """
+    graft, params = graft.exported(params)
     kind, files = next(
         (kind, files) for kind, (each, files) in KINDS.items() if type(graft) is each
     )

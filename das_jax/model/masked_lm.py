@@ -39,6 +39,11 @@ class MaskedLM:
     gather: Callable[[Params], Params] | None = None
 
     @property
+    def leaves(self) -> Leaves:
+        """The table, with the rows of the graft."""
+        return LEAVES if self.graft is None else (*self.graft.leaves(), *LEAVES)
+
+    @property
     def prefix(self) -> int:
         """How many vectors stand before a text."""
         return 0 if self.graft is None else self.graft.prefix
@@ -99,10 +104,8 @@ class MaskedLM:
           types_BxT: token types, which tell the two texts of a pair apart; None is type 0 everywhere.
         """
         # Without a graft in the model, what a method keeps under `graft` is the method's alone.
-        parts, leaves = ["embeddings", "layers"], LEAVES
-        if self.graft is not None:
-            parts, leaves = [*parts, "graft"], (*self.graft.leaves(), *LEAVES)
-        cast = cast_matrices({part: params[part] for part in parts}, self.dtype, leaves)
+        parts = ["embeddings", "layers", *([] if self.graft is None else ["graft"])]
+        cast = cast_matrices({part: params[part] for part in parts}, self.dtype, self.leaves)
         graft = cast.pop("graft", None)
         if self.gather is not None:
             # A part is small in float32, too, and travels in the type that its gather says.

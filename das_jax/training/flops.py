@@ -49,13 +49,14 @@ def _of_frozen(recipe: Recipe, length: int, masked: int) -> tuple[int, int]:
     """The products that would give the gradients of frozen matrices: those of the layers, and of the head."""
     if recipe.plan.trains == EVERYTHING:
         return 0, 0
-    shapes = jax.eval_shape(recipe.method.model.init, jax.random.key(0))
+    model = recipe.plan.model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     _, frozen = partition(shapes, recipe.plan.trains)
     layers = head = 0
-    for leaf, x in zip(claimed(frozen), jax.tree.leaves(frozen), strict=True):
+    for leaf, x in zip(claimed(frozen, model.leaves), jax.tree.leaves(frozen), strict=True):
         if leaf.projects and leaf.stacked:
             layers += 2 * length * x.size
-        elif leaf.projects or (leaf == WORDS and recipe.method.model.architecture.tied):
+        elif leaf.projects or (leaf == WORDS and model.architecture.tied):
             head += 2 * masked * x.size
     return layers, head
 

@@ -45,6 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "hat_adapter": {"bottleneck": 4},
     "independent": {"merge": {"name": "ties"}},
     "lora": {"r": 2},
+    "olora": {"r": 2},
     "prompt": {"length": 8},
     "replay": {"share": 0.25, "buffer": 16},
     "self_replay": {"buffer": 16, "rows": 1.0, "rounds": 2},

@@ -22,6 +22,7 @@ from das_jax.methods.settings.grafts import (
     BlockExpansionSettings,
     DEMixSettings,
     LoRASettings,
+    OLoRASettings,
     ParallelAdapterSettings,
     PfeifferAdapterSettings,
     PromptSettings,
@@ -59,6 +60,7 @@ MethodSettings = Annotated[
     | L2Settings
     | LoRASettings
     | NaiveSettings
+    | OLoRASettings
     | PoolSettings
     | PromptSettings
     | ReplaySettings
@@ -83,6 +85,8 @@ def _mask(method: MethodSettings) -> tuple[str, str]:
 
 def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
+    if isinstance(method, OLoRASettings):
+        return "method.name olora begins every domain with additions of its own; set it to fresh"
     if isinstance(method, CLASSICSettings):
         return "method.name classic mixes views by parameters that are new in every domain; set it to fresh"
     key, where = _mask(method)
@@ -106,6 +110,8 @@ def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str |
         return "policies.averaging merges what one domain after the other goes on from"
     if isinstance(method, HardAttentionSettings):
         return f"method.name {method.name} keeps the units of earlier domains as they were served"
+    if isinstance(method, OLoRASettings):
+        return "method.name olora keeps the additions of earlier domains as they were served"
     return None
 
 

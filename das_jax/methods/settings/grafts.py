@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from das_jax.settings import Count, refusing_beside, settings
 
@@ -97,6 +97,26 @@ class LoRASettings:
     or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
     r: Count = 8
     """The rank."""
+    alpha: PositiveFloat = 8.0
+    """What is added is scaled by alpha / r."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("query", "value")
+    """The projections that are added to."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent. 3e-4 is usual."""
+
+
+@settings
+class OLoRASettings:
+    """Low-rank additions of every domain, in subspaces of their own (Wang et al., EMNLP 2023)."""
+
+    name: Literal["olora"] = "olora"
+    strength: NonNegativeFloat = 0.5
+    """lambda: the loss is MLM + lambda * sum over the earlier domains i of |A_i A_t^T|. In the paper 0.5, and
+    5 for the later ones of many domains."""
+    norm: Literal["l1", "squared"] = "l1"
+    """Of the entries: absolute (the published code and results) or squared (the paper's formula)."""
+    r: Count = 8
+    """The rank of a domain's additions."""
     alpha: PositiveFloat = 8.0
     """What is added is scaled by alpha / r."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("query", "value")

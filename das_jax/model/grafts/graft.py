@@ -114,6 +114,10 @@ class Graft:
         """Plain parameters, without `graft`, of a model with the same function; None if there is none."""
         return None
 
+    def exported(self, params: Params) -> tuple["Graft", Params]:
+        """Graft and parameters in the form in which they are written beside a base, of the same function."""
+        return self, params
+
     def leaves(self) -> Leaves:
         """Every parameter of the graft, `graft/...`, for the table; blocks count along N."""
         raise NotImplementedError

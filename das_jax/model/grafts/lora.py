@@ -1,6 +1,7 @@
 """Low-rank additions to projections (Hu et al., LoRA, ICLR 2022)."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,12 @@ TARGETS = {
     "output": Target(("feed_forward", "output"), "F", "D"),
 }
 """By site."""
+
+
+def ordered(targets: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in the table's order: equal targets make one program and one file."""
+    wanted = set(targets)
+    return tuple(site for site in TARGETS if site in wanted)
 
 
 @dataclass(frozen=True)
