@@ -77,6 +77,36 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def layer_of(node: Node, above: str = "") -> Node:
+    """A mapping whose keys may be dotted, as `{training.steps: 100}`, as a mapping of mappings: an overlay.
+
+    Raises:
+      UserError: a key is given twice.
+    """
+    layer: dict[str, Node] = {}
+    for key, value in node.value.items() if isinstance(node.value, dict) else ():
+        name, _, below = key.partition(".")
+        child = Node({below: value}, value.origin) if below else value
+        if isinstance(child.value, dict):
+            child = layer_of(child, f"{above}{name}.")
+        if name in layer:
+            child = _joined(layer[name], child, f"{above}{name}")
+        layer[name] = child
+    return Node(layer, node.origin)
+
+
+def _joined(one: Node, other: Node, key: str) -> Node:
+    """Two mappings as one."""
+    if not isinstance(one.value, dict) or not isinstance(other.value, dict):
+        raise UserError(
+            f"{other.origin}: {key} was given before, at {one.origin}; keep one of the two."
+        )
+    joined = dict(one.value)
+    for name, child in other.value.items():
+        joined[name] = _joined(joined[name], child, f"{key}.{name}") if name in joined else child
+    return Node(joined, one.origin)
+
+
 def _preset(layers: Sequence[Node]) -> Node:
     info = fields(Config)["preset"]
     chosen = next((found for layer in reversed(layers) if (found := layer.child("preset"))), None)

@@ -36,12 +36,16 @@ def write_csv_files(summaries: Sequence[Summary], directory: Path) -> None:
         "agreement": ("run kind map other spearman overlap chance", _agreement(summaries)),
     }
     for name in NAMES:
-        header, rows = tables[name]
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header.split())
-        writer.writerows([_cell(value) for value in row] for row in rows)
-        write_text(directory / f"{name}.csv", file.getvalue())
+        write_csv(directory / f"{name}.csv", *tables[name])
+
+
+def write_csv(path: Path, header: str, rows: Rows) -> None:
+    """Writes a table under the names in `header`, which spaces part."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header.split())
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    write_text(path, file.getvalue())
 
 
 def _cell(value: Any) -> Any:
@@ -69,7 +73,7 @@ def _measures(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:
     for summary in summaries:
         for kind, table in summary.tables.items():
             for name, value in summary.measures(kind).items():
-                yield summary.name, kind, name, table.samples, value.samples, *_interval(value)
+                yield summary.name, kind, name, table.samples, value.samples, *interval_of(value)
 
 
 def _ranks(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:
@@ -77,7 +81,7 @@ def _ranks(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:
         for kind, measure in rankings(summaries):
             for place, ranked in enumerate(rank(summaries, kind, measure), start=1):
                 run, value, difference, shown = ranked
-                interval = ("", "", "") if difference is None else _interval(difference)
+                interval = ("", "", "") if difference is None else interval_of(difference)
                 reference = "" if difference is None else summaries[0].name
                 samples = run.tables[kind].samples, value.samples, shown
                 yield (
@@ -85,14 +89,14 @@ def _ranks(summaries: Sequence[Summary]) -> Iterator[Sequence[Any]]:
                     measure,
                     place,
                     run.name,
-                    *_interval(value),
+                    *interval_of(value),
                     reference,
                     *interval,
                     *samples,
                 )
 
 
-def _interval(value: Estimate) -> tuple[Any, Any, Any]:
+def interval_of(value: Estimate) -> tuple[Any, Any, Any]:
     """Mean and Student's t interval; None, which csv leaves empty, where there is no interval."""
     return value.mean, value.low, value.high
 

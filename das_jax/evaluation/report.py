@@ -71,10 +71,10 @@ def _is_report(page: Path) -> bool:
         return False
 
 
-def render(summaries: Sequence[Summary]) -> str:
-    """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+def environment(*directories: Path) -> jinja2.Environment:
+    """For templates of pages, which lie here or in other directories."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*directories, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -85,29 +85,38 @@ def render(summaries: Sequence[Summary]) -> str:
     def draw(plot: Plot) -> Markup:
         return Markup(plot.numbered(next(numbers)))  # Made here, its text escaped by matplotlib.
 
-    environment.filters |= {"minus": minus, "sentence": sentence, "draw": draw}
-    return environment.get_template("report.html").render(
-        summaries=summaries,
-        title=", ".join(summary.name for summary in summaries),
-        changed=changed_settings(summaries),
-        plots=plots,
-        rankings=rankings(summaries),
-        rank=rank,
-        headlines=headlines(summaries),
-        last_scores=last_scores,
-        relative_flops=relative_flops,
-        samples_notes=samples_notes,
-        shade=shade,
-        colour=colour,
-        share_shade=share_shade,
-        settings=settings_that_matter,
-        versions=versions,
-        yaml=yaml_text,
-        TITLES=TITLES,
-        MEANINGS=MEANINGS,
-        MEASURES=MEASURES,
-        SHADES=SHADES,
-        SHADE=SHADE,
+    found.filters |= {"minus": minus, "sentence": sentence, "draw": draw}
+    return found
+
+
+def render(summaries: Sequence[Summary]) -> str:
+    """The page as HTML."""
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            summaries=summaries,
+            title=", ".join(summary.name for summary in summaries),
+            changed=changed_settings(summaries),
+            plots=plots,
+            rankings=rankings(summaries),
+            rank=rank,
+            headlines=headlines(summaries),
+            last_scores=last_scores,
+            relative_flops=relative_flops,
+            samples_notes=samples_notes,
+            shade=shade,
+            colour=colour,
+            share_shade=share_shade,
+            settings=settings_that_matter,
+            versions=versions,
+            yaml=yaml_text,
+            TITLES=TITLES,
+            MEANINGS=MEANINGS,
+            MEASURES=MEASURES,
+            SHADES=SHADES,
+            SHADE=SHADE,
+        )
     )
 
 

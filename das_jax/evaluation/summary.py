@@ -108,7 +108,20 @@ def summarise(path: Path, name: str | None = None) -> Summary:
       UserError: there is no run, one has no scores, or the seeds are not of one configuration and equally
         far.
     """
-    runs = tuple(read_scores(directory) for directory in runs_of(path))
+    return summary_of(tuple(map(read_scores, runs_of(path))), path, name or path.resolve().name)
+
+
+def summary_of(runs: tuple[RunScores, ...], path: Path, name: str) -> Summary:
+    """What the runs of a configuration's seeds amount to.
+
+    Args:
+      runs: of each seed.
+      path: where they are.
+      name: what to call them.
+
+    Raises:
+      UserError: they are not of one configuration and equally far.
+    """
     for other in runs[1:]:
         _check_seeds(runs[0], other)
     if len({run.config.seed for run in runs}) < len(runs):
@@ -119,7 +132,7 @@ def summarise(path: Path, name: str | None = None) -> Summary:
     tables["heldout"] = heldout_table(runs)
     if runs[0].cloze:
         tables["cloze"] = cloze_table(runs)
-    return Summary(name or path.resolve().name, path, runs, tables, _fuar(runs))
+    return Summary(name, path, runs, tables, _fuar(runs))
 
 
 def _check_seeds(one: RunScores, other: RunScores) -> None:

@@ -48,11 +48,11 @@ def score_table(table: ScoreTable, name: str = "") -> Table:
     """A row for the base model and every stage; in brackets the change since the first domain began."""
     title = f"{name}: {table.title}" if name else table.title
     brackets = f"In brackets the change since {table.rows[table.start]}; {_colours(table)}."
-    shown = _table(title, "after", *table.columns, caption=f"{table.note()} {brackets}")
+    shown = new_table(title, "after", *table.columns, caption=f"{table.note()} {brackets}")
     for r, row in enumerate(table.rows):
-        _add_row(shown, row, *(_cell(table, r, c) for c in range(len(table.columns))))
+        add_row(shown, row, *(_cell(table, r, c) for c in range(len(table.columns))))
     for baseline, values in table.baselines.items():
-        _add_row(shown, baseline, *("" if value != value else f"{value:.3f}" for value in values))
+        add_row(shown, baseline, *("" if value != value else f"{value:.3f}" for value in values))
     return shown
 
 
@@ -81,10 +81,10 @@ def _colours(table: ScoreTable) -> str:
 def measure_table(summary: Summary, kind: Kind) -> Table:
     """Every measure of a matrix, its interval and meaning."""
     title, note = f"{summary.name}: measures of {TITLES[kind]}", summary.tables[kind].note()
-    shown = _table(title, "measure", "mean", "95 % interval", caption=note)
+    shown = new_table(title, "measure", "mean", "95 % interval", caption=note)
     shown.add_column("meaning")
     for name, value in summary.measures(kind).items():
-        _add_row(shown, name, f"{value.mean:.3f}", value.interval(), MEANINGS[name])
+        add_row(shown, name, f"{value.mean:.3f}", value.interval(), MEANINGS[name])
     return shown
 
 
@@ -94,11 +94,11 @@ def free_table(summary: Summary) -> Table | None:
     if protection is None:
         return None
     title = f"{summary.name}: mean of 1 - I after {protection.maps[-1]}"
-    shown = _table(title, "layer", *protection.free_MxL)
+    shown = new_table(title, "layer", *protection.free_MxL)
     for layer, values in enumerate(
         zip(*(free[-1] for free in protection.free_MxL.values()), strict=True)
     ):
-        _add_row(shown, str(layer), *(f"{value:.3f}" for value in values))
+        add_row(shown, str(layer), *(f"{value:.3f}" for value in values))
     return shown
 
 
@@ -108,9 +108,9 @@ def last_table(summaries: Sequence[Summary], kind: Kind) -> Table:
     table = reference.tables[kind]
     brackets = f"In brackets the difference to {reference.name}; {_colours(table)}."
     note = f"{samples_notes(summaries, kind)} {brackets}"
-    shown = _table(f"after {table.rows[-1]}: {table.title}", "run", *table.columns, caption=note)
+    shown = new_table(f"after {table.rows[-1]}: {table.title}", "run", *table.columns, caption=note)
     for summary, row in last_scores(summaries, kind):
-        _add_row(shown, summary.name, *(_compared(table, *cell) for cell in row))
+        add_row(shown, summary.name, *(_compared(table, *cell) for cell in row))
     return shown
 
 
@@ -121,13 +121,13 @@ def ranking_table(summaries: Sequence[Summary], kind: Kind, measure: str) -> Tab
     title = f"{measure} of {TITLES[kind]} ({'less' if less else 'more'} is better)"
     columns = ("run", "mean", "95 % interval", f"against {reference}", "95 % interval")
     note = f"{samples_notes(summaries, kind)} Differences are paired by seed."
-    shown = _table(title, *columns, caption=note)
+    shown = new_table(title, *columns, caption=note)
     shown.add_column("shown by the seeds")
     for run, value, against, seeds in rank(summaries, kind, measure):
         difference = (
             ("", "") if against is None else (f"{against.mean:+.3f}", against.interval("+"))
         )
-        _add_row(shown, run.name, f"{value.mean:.3f}", value.interval(), *difference, seeds)
+        add_row(shown, run.name, f"{value.mean:.3f}", value.interval(), *difference, seeds)
     return shown
 
 
@@ -135,17 +135,18 @@ def cost_table(summaries: Sequence[Summary]) -> Table:
     """What training took, per seed; of several runs in FLOPs of the first, too."""
     several = [f"FLOPs of {summaries[0].name}"] if len(summaries) > 1 else []
     names = ("run", "seeds", "tokens", "FLOPs", "seconds", *several)
-    shown = _table("training, per seed", *names)
+    shown = new_table("training, per seed", *names)
     for summary in sorted(summaries, key=lambda each: each.cost.flops):
         cost, seeds = summary.cost, str(len(summary.seeds))
         numbers = f"{cost.tokens:,.0f}", f"{cost.flops:.2e}", f"{cost.seconds:,.0f}"
         relative = relative_flops(summary, summaries[0])
         times = ["" if relative is None else f"{relative:.2f} times"] if several else []
-        _add_row(shown, summary.name, seeds, *numbers, *times)
+        add_row(shown, summary.name, seeds, *numbers, *times)
     return shown
 
 
-def _table(title: str, first: str, *others: str, caption: str = "") -> Table:
+def new_table(title: str, first: str, *others: str, caption: str = "") -> Table:
+    """An empty table; all columns but the first are of numbers."""
     table = Table(title=Text(title), min_width=len(title))  # A title is not wrapped.
     if caption:
         table.caption, table.caption_justify = Text(caption, "table.caption"), "left"
@@ -155,6 +156,6 @@ def _table(title: str, first: str, *others: str, caption: str = "") -> Table:
     return table
 
 
-def _add_row(table: Table, *cells: str | Text) -> None:
+def add_row(table: Table, *cells: str | Text) -> None:
     """A row of text in which brackets are brackets."""
     table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))

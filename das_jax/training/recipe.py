@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from das_jax.config.load import leaves
-from das_jax.config.schema import Config
+from das_jax.config.schema import Config, TrainingSettings
 from das_jax.data.streams import GENERAL, OWN, check_streams
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method, Place, Plan, Policy
@@ -45,10 +45,7 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
     plan, training = method.plan(place), config.training
     policies: tuple[Policy, ...] = ()
     if stage.warms_up:
-        # The base model is the same for all that is compared, and ends like one that was pretrained.
-        training = dataclasses.replace(
-            training, optimizer="adamw", schedule="linear", second_moment="fresh"
-        )
+        training = warm_up_training(config)
     else:
         policies = policies_for(config, method)
         for policy in policies:
@@ -63,6 +60,21 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
         leaves=leaves_with(plan.model),
     )
     return Recipe(method, plan, optimizer, stage.steps, policies, config.training.accumulate)
+
+
+def warm_up_training(config: Config) -> TrainingSettings:
+    """How the warm-up is learned: the base model is the same for all that is compared, and ends like one that
+    was pretrained.
+    """
+    training, general = config.training, config.general
+    rate = training.learning_rate if general is None else general.learning_rate
+    return dataclasses.replace(
+        training,
+        learning_rate=rate or training.learning_rate,
+        optimizer="adamw",
+        schedule="linear",
+        second_moment="fresh",
+    )
 
 
 def check_batch_sizes(config: Config, sharding: Sharding, groups: tuple[str, ...] = ("",)) -> None:
