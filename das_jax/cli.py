@@ -154,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     sub = add(
+        compare,
+        "Learns the same domains with several methods or settings, and shows them beside each other; killed, "
+        "the same command goes on.",
+        "das-jax compare configs/comparisons/quickstart.yaml --budget=flop",
+    )
+    sub.add_argument("config", type=_path, metavar="CONFIG", help="the YAML file of a comparison")
+    sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
+    sub.usage = "das-jax compare CONFIG [options] [--key=value ...]"
+    sub = add(
         importance,
         "Measures how important each unit of the model is to a corpus, or to its general knowledge.",
         "das-jax importance configs/quickstart.yaml --corpus acl --output acl.safetensors",
@@ -342,6 +351,19 @@ def pretrain(options: argparse.Namespace) -> None:
         scores = run(each, console, options.interruption, write_report, check_inputs)
         measured = RunScores(Path(each.output_dir), each, tuple(scores), scores, {}, {})
         console.rich.print(score_table(heldout_table((measured,))))
+
+
+def compare(options: argparse.Namespace) -> None:
+    from das_jax.comparing.file import read_comparison
+
+    comparison = read_comparison(options.config, options.overrides)
+
+    from das_jax.comparing.compare import compare as run
+    from das_jax.training.console import Console
+    from das_jax.training.distributed import connect
+
+    connect()
+    run(comparison, Console(options.quiet), options.interruption)
 
 
 def importance(options: argparse.Namespace) -> None:

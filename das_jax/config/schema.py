@@ -90,8 +90,8 @@ class GeneralSettings:
     """Where its text comes from."""
     steps: CountOrZero = 0
     """Plain masked-LM warm-up steps on this text before the first domain."""
-    learning_rate: PositiveFloat | None = None
-    """The highest learning rate of the warm-up; `training.learning_rate` when absent."""
+    warmup_learning_rate: PositiveFloat | None = None
+    """The highest learning rate of those steps; `training.learning_rate` when absent."""
     may_rise: PositiveFloat | None = None
     """A promise: by so many nats per masked token the held-out loss on this text may rise while the domains
     are learned. It is looked at after every domain, and said where it is broken."""

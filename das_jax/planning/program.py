@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,24 @@ class Learning:
     branches: bool = False
 
 
+class StageFlops(NamedTuple):
+    """Useful FLOPs of a stage.
+
+    Attributes:
+      steps: how many it has.
+      step: of one of them.
+      measured: of all that is measured before and after them.
+    """
+
+    steps: int
+    step: int
+    measured: int
+
+    @property
+    def total(self) -> int:
+        return self.steps * self.step + self.measured
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A configuration on devices that need not be there.
@@ -125,6 +143,17 @@ class PlannedRun:
 
     def _flops(self, recipe: Recipe) -> int:
         return train_step_flops(recipe, self.config.training.batch_size, self.config.data.length)
+
+    def flops(self) -> list[StageFlops]:
+        """Of every stage that learns domains, in order, the passes of their hooks included."""
+        return [
+            StageFlops(each.stage.steps, self._flops(each.recipe), self._measured(each))
+            for each in self.learned()
+        ]
+
+    def _measured(self, learning: Learning) -> int:
+        length = self.config.data.length
+        return sum(each.examples * each.function.flops(length) for each in learning.recorded)
 
     def learned(self) -> Iterator[Learning]:
         """Every stage that learns domains, from its beginning; what its hooks do is recorded."""

@@ -88,14 +88,14 @@ class Line:
         if self._bar is not None:
             self._bar.stop()
         elif self._note and self._done >= self._total:
-            self._print(f"in {_clock(time.monotonic() - self._start)}")
+            self._print(f"in {clock(time.monotonic() - self._start)}")
 
     def _time_left(self) -> str:
         if self._judged_from is None or self._judged_from[0] == self._done:
             return ""
         done, start = self._judged_from
         per_item = (time.monotonic() - start) / (self._done - done)
-        return f"{_clock(per_item * (self._total - self._done))} left"
+        return f"{clock(per_item * (self._total - self._done))} left"
 
     def _print(self, time_note: str) -> None:
         parts = f"{self._done}/{self._total}", self._note, time_note
@@ -221,7 +221,8 @@ def process_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

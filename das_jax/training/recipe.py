@@ -67,7 +67,7 @@ def warm_up_training(config: Config) -> TrainingSettings:
     was pretrained.
     """
     training, general = config.training, config.general
-    rate = training.learning_rate if general is None else general.learning_rate
+    rate = training.learning_rate if general is None else general.warmup_learning_rate
     return dataclasses.replace(
         training,
         learning_rate=rate or training.learning_rate,

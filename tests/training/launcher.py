@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 
+import das_jax.comparing.compare
 import das_jax.evaluation.importance_report
 import das_jax.evaluation.report
 import das_jax.training.export
