@@ -16,7 +16,12 @@ from das_jax.errors import UserError
 from das_jax.files import replacing, write_json
 from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import without_graft
-from das_jax.model.huggingface_config import architecture_of, read_config, write_config
+from das_jax.model.huggingface_config import (
+    architecture_of,
+    read_config,
+    sized,
+    write_config,
+)
 from das_jax.model.huggingface_weights import (
     read_weights,
     to_classifier_tensors,
@@ -151,7 +156,7 @@ def export(
       directory: replaced if it exists.
       params: the parameter tree; written as float32.
       config: the configuration of the checkpoint that the model came from, `Checkpoint.config`.
-      architecture: of that checkpoint.
+      architecture: of the model, which may have grown since.
       tokenizer: its tokenizer, if it is to be written too.
       max_shard_size: bytes of one weights file, as a number or as in `5GB`.
 
@@ -160,7 +165,7 @@ def export(
     """
     with replacing(Path(directory)) as temporary:
         temporary.mkdir()
-        write_config(temporary, config)
+        write_config(temporary, sized(config, architecture))
         write_weights(temporary, to_tensors(params, architecture), max_shard_size)
         if tokenizer is not None:
             write_tokenizer(temporary, tokenizer)
@@ -180,7 +185,7 @@ def export_classifier(
       directory: replaced if it exists.
       params: the classifier's parameters; written as float32.
       config: the configuration of the checkpoint that the encoder came from.
-      architecture: of that checkpoint.
+      architecture: of the encoder.
       classes: their names, in the order of the logits.
       tokenizer: of that checkpoint.
 
@@ -189,7 +194,7 @@ def export_classifier(
     """
     with replacing(Path(directory)) as temporary:
         temporary.mkdir()
-        write_config(temporary, config, classes)
+        write_config(temporary, sized(config, architecture), classes)
         tensors = to_classifier_tensors(params, architecture, len(classes))
         write_weights(temporary, tensors)
         write_tokenizer(temporary, tokenizer)

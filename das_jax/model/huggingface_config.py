@@ -107,6 +107,17 @@ def write_config(
     )
 
 
+def sized(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """A configuration with the sizes of a model that has grown since; all else is as it was."""
+    return {
+        **config,
+        "num_hidden_layers": architecture.num_layers,
+        "hidden_size": architecture.hidden_size,
+        "num_attention_heads": architecture.num_heads,
+        "intermediate_size": architecture.intermediate_size,
+    }
+
+
 def architecture_of(directory: Path) -> Architecture:
     """The architecture that config.json describes; keys that are absent have transformers' defaults.
 

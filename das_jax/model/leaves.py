@@ -64,6 +64,12 @@ class Leaf(NamedTuple):
         return inputs, outputs
 
     @property
+    def summed(self) -> range:
+        """The axes that a projection sums over: those along what it reads."""
+        first = len(self.letters) - len(self.one)
+        return range(first, first + (len(self.one_way[0]) if self.projects else 0))
+
+    @property
     def tensor_axes(self) -> tuple[str, ...]:
         """The axes at HuggingFace, [out, in] of a projection; `HK` is H and K as one axis."""
         if self.projects:
