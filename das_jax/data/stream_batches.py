@@ -22,7 +22,7 @@ from das_jax.data.batches import (
 )
 from das_jax.data.hashing import hashed, smallest
 from das_jax.data.store import Rows
-from das_jax.data.streams import KEPT, OWN, Stream, check_streams
+from das_jax.data.streams import GENERAL, KEPT, OWN, Stream, check_streams
 
 # Domains are drawn that many positions at a time; so many counts are kept.
 BLOCK = 1 << 16
@@ -39,6 +39,7 @@ def stream_batches(
     batch_size: int,
     seed: int,
     kept_rows: int = 0,
+    recovery: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     micro_batches: int = 1,
@@ -57,6 +58,8 @@ def stream_batches(
         batch_size: Rows over all hosts; a multiple of `process_count` times `micro_batches`.
         seed: Decides the order, and all that is drawn.
         kept_rows: Kept rows beside every batch, over all hosts; such a multiple, too.
+        recovery: The batches, the first ones, in which kept rows stand where new text would be; new text is
+            read from its beginning after them. While no row is kept, there are none.
         process_index: This host.
         process_count: How many hosts there are.
         micro_batches: Into how many equal parts, one after the other, a batch is cut.
@@ -75,12 +78,19 @@ def stream_batches(
     check_streams(streams, corpora, batch_size, kept=held, kept_rows=kept_rows)
     if not held:
         streams, kept_rows = [stream for stream in streams if stream.name != KEPT], 0
+        recovery = 0
     hosts = process_index, process_count, micro_batches
     rows, extra_rows = host_rows(batch_size, *hosts), host_rows(kept_rows, *hosts)
-    parts = _parts(streams, corpora, kept, batch_size, seed, rows)
+    usual = _parts(streams, corpora, kept, batch_size, seed, rows, recovery)
+    recovering = []
+    if recovery:
+        without = _without_new_text(streams, batch_size)
+        check_streams(without, corpora, batch_size, kept=held)
+        recovering = _parts(without, corpora, kept, batch_size, seed, rows)
     beside = _Draws(kept, kept_rows, seed, "extra") if kept_rows else None
 
     def read(step: int) -> Arrays:
+        parts = recovering if step < recovery else usual
         tokens = [part.read(step, part.ranks) for part in parts]
         tokens_BxT = _assembled([part.places for part in parts], tokens)
         batch = batch_arrays(tokens_BxT, step * batch_size + rows)
@@ -89,6 +99,13 @@ def stream_batches(
         return batch
 
     return TrainBatches(read, start)
+
+
+def _without_new_text(streams: Sequence[Stream], batch_size: int) -> list[Stream]:
+    """The streams of a batch in which kept rows stand for new text."""
+    general = [stream for stream in streams if stream.name == GENERAL]
+    rows = batch_size - sum(stream.rows(batch_size) for stream in general)
+    return [*general, Stream(KEPT, rows / batch_size)]
 
 
 class _Part(NamedTuple):
@@ -106,7 +123,10 @@ def _parts(
     batch_size: int,
     seed: int,
     rows: np.ndarray,
+    first: int = 0,
 ) -> list[_Part]:
+    """Domains are read from their beginning in the batch `first`."""
+
     def part(taken: np.ndarray, read: Read) -> _Part:
         places = np.flatnonzero(np.isin(rows, taken))
         return _Part(places, np.searchsorted(taken, rows[places]), read)
@@ -128,7 +148,7 @@ def _parts(
     if domains:
         shares = [stream.share for stream in domains]
         mixture = _Mixture([corpus(stream) for stream in domains], shares, seed)
-        parts.append(part(free, _of_every_batch(mixture, len(free))))
+        parts.append(part(free, _of_every_batch(mixture, len(free), first)))
     return [part for part in parts if len(part.places)]
 
 
@@ -137,9 +157,9 @@ def _seed_of(name: str, seed: int) -> int:
     return seed if name == OWN else int(hashed(seed, "order", name)[0] >> np.uint64(32))
 
 
-def _of_every_batch(stream: "Shuffled | _Mixture", count: int) -> Read:
-    """Reads a stream of which every batch holds `count` rows."""
-    return lambda step, ranks: stream.read(step * count + ranks)
+def _of_every_batch(stream: "Shuffled | _Mixture", count: int, first: int = 0) -> Read:
+    """Reads a stream of which every batch, from `first` on, holds `count` rows."""
+    return lambda step, ranks: stream.read((step - first) * count + ranks)
 
 
 def _assembled(places: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> np.ndarray:

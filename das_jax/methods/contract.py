@@ -117,12 +117,15 @@ class Plan:
     """What a stage trains and reads: static, made without arrays.
 
     Attributes:
-      model: the model, with the graft that this stage has.
+      model: the model, with the graft that this stage has; its sizes may be others than the stage's before,
+        if `begin` makes parameters of them.
       trains: which parameters; all others have no gradient, no optimizer state, and stay as they are.
       decays: which of them weight decay pulls.
       streams: the texts that a batch is made of.
       kept_rows: rows of what the method kept that come beside every batch, in `Batch.extra`, once there
         are any. A setting that says how many is called `rows`.
+      recovery: the share of its steps, the first ones, in which kept rows stand for new text; the learning
+        rate rises and falls over them, before it does for the others. A setting that says it is called so.
       start: from the stage before, or from the base model.
       learning_rate: the highest; None for the configuration's.
       cost: what a step does with an example, where stages differ in that; None for `Method.cost`.
@@ -133,6 +136,7 @@ class Plan:
     decays: Rules = EVERYTHING
     streams: tuple[Stream, ...] = (Stream("own"),)
     kept_rows: int = 0
+    recovery: float = 0.0
     start: Literal["previous", "base"] = "previous"
     learning_rate: float | None = None
     cost: "Cost | None" = None

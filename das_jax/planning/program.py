@@ -18,6 +18,7 @@ from das_jax.methods.contract import Learned, Method
 from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model.architecture import Architecture
+from das_jax.model.masked_lm import MaskedLM
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
 from das_jax.training.flops import train_step_flops
@@ -124,9 +125,16 @@ class PlannedRun:
         learned = [*self.learned()]
         if self.config.training.second_moment == "carried":
             check_carried([each.recipe for each in learned])
-        programs = [(self._train_step(each), [*self._sums(each)]) for each in learned]
-        yield _together([train_step for train_step, _ in programs])
-        sums = [each for _, several in programs for each in several]
+        by_model: dict[MaskedLM, list[Learning]] = {}
+        for each in learned:
+            by_model.setdefault(each.recipe.plan.model, []).append(each)
+        for alike in reversed(by_model.values()):  # A model that grows is largest in the end.
+            train_step = _together([self._train_step(each) for each in alike])
+            if alike[-1] is not learned[-1]:
+                until = f"{train_step.name} until {alike[-1].stage.name}"
+                train_step = dataclasses.replace(train_step, name=until)
+            yield train_step
+        sums = [wanted for each in learned for wanted in self._sums(each)]
         for name in dict.fromkeys(each.name for each in sums):
             yield _together([each for each in sums if each.name == name])
         for stage in stages_of(self.config):

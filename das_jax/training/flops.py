@@ -6,6 +6,8 @@ is a logit where nothing is predicted. An optimizer's own products, such as Muon
 that hold the whole state all compute the same.
 """
 
+import dataclasses
+
 import jax
 
 from das_jax.methods.partition import EVERYTHING, partition
@@ -66,7 +68,7 @@ def _graft_flops(recipe: Recipe, length: int) -> int:
     graft, arch = recipe.plan.model.graft, recipe.plan.model.architecture
     if graft is None:
         return 0
-    plain = recipe.method.model
+    plain = dataclasses.replace(recipe.plan.model, graft=None)
     shapes = jax.eval_shape(lambda key: graft.init(arch, key, plain.init(key)), jax.random.key(0))
     own = {"graft": shapes}
     leaves = zip(claimed(own, graft.leaves()), jax.tree.leaves(own), strict=True)

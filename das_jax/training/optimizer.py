@@ -20,7 +20,15 @@ from das_jax.training.adamw import adamw as adamw
 from das_jax.training.direction import Direction
 from das_jax.training.lion import Lion
 from das_jax.training.muon import Muon
-from das_jax.training.schedules import WSD, Constant, Cosine, Infinite, Linear, Schedule
+from das_jax.training.schedules import (
+    WSD,
+    Constant,
+    Cosine,
+    Infinite,
+    Linear,
+    Recovering,
+    Schedule,
+)
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "linear": Linear,
@@ -196,6 +204,7 @@ def domain_optimizer(
     steps: int,
     *,
     first: bool = True,
+    recovery: int = 0,
     learning_rate: float | None = None,
     decays: Rules = EVERYTHING,
     leaves: Leaves = LEAVES,
@@ -206,13 +215,16 @@ def domain_optimizer(
       settings: of the run.
       steps: of the domain.
       first: whether it goes on from no other domain.
+      recovery: the first steps, which have a schedule of their own.
       learning_rate: the highest; None for that of the settings.
       decays: which parameters weight decay pulls.
       leaves: the table that claims every parameter.
     """
     peak = settings.learning_rate if learning_rate is None else learning_rate
     options = {name: getattr(settings, name) for name in SCHEDULE_OPTIONS[settings.schedule]}
-    schedule = SCHEDULES[settings.schedule](peak, steps, settings.warmup, **options)
-    return Optimizer(
-        direction_of(settings, decays, leaves), schedule if first else schedule.of_later_domains()
-    )
+    schedule = SCHEDULES[settings.schedule](peak, steps - recovery, settings.warmup, **options)
+    if not first:
+        schedule = schedule.of_later_domains()
+    if recovery:
+        schedule = Recovering(peak, recovery, settings.warmup, then=schedule)
+    return Optimizer(direction_of(settings, decays, leaves), schedule)

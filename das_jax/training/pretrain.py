@@ -189,13 +189,15 @@ class Run:
     def _make_again(self, finished: list[StageRun]) -> None:
         """Writes what should be there of the base model and of finished stages, and names what cannot be."""
         made = []
-        if self.results.lacks(BASE, self.directory.base):
+        base = self.workspace.checkpoint.architecture
+        if self.results.lacks(BASE, self.directory.base, base):
             params = self.workspace.sharding.put("params", self.workspace.checkpoint.params)
             self.results.write_base(params)
             made.append(BASE)
         for each in finished:
             name, steps = each.stage.name, each.stage.steps
-            if self.results.lacks(name, each.path / "huggingface"):
+            architecture = each.recipe.plan.model.architecture
+            if self.results.lacks(name, each.path / "huggingface", architecture):
                 stopping.check()
                 with each.checkpoints(read_only=True) as checkpoints:
                     restored = each.newest(checkpoints)

@@ -55,6 +55,7 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
         stage.steps,
         # From the base model, every domain is learned as a first one is.
         first=place.first or plan.start == "base",
+        recovery=round(plan.recovery * stage.steps),
         learning_rate=plan.learning_rate,
         decays=plan.decays,
         leaves=leaves_with(plan.model),
@@ -89,9 +90,14 @@ def check_recipe(config: Config, recipe: Recipe, sharding: Sharding) -> None:
     """Looks at what a stage's batches are made of, before anything is trained.
 
     Raises:
-      UserError: a text that is not there, a share that makes no row, or kept rows that the devices cannot
-        split.
+      UserError: a text that is not there, a share that makes no row, kept rows that the devices cannot
+        split, or a recovery of none or of all steps.
     """
+    if recipe.plan.recovery and not 0 < recipe.recovery < recipe.steps:
+        raise UserError(
+            f"method.recovery is {recipe.plan.recovery:g}, which makes {recipe.recovery} of {recipe.steps} "
+            "steps; change it, or the domain's steps"
+        )
     corpora = [OWN, *(domain.name for domain in config.domains)]
     if config.general is not None:
         corpora += dict.fromkeys((GENERAL, config.general.name))

@@ -11,6 +11,7 @@ from das_jax.files import replacing
 from das_jax.methods.contract import Learned
 from das_jax.methods.net import Mixture, Net
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
+from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import Params
 from das_jax.model.safetensors_files import open_tensors
 from das_jax.training.distributed import on_first_host
@@ -126,12 +127,13 @@ class Results:
                 self.workspace.console.log(f"after {stage.name}, {name}: served by {by}")
         return found
 
-    def lacks(self, row: str, directory: Path) -> bool:
+    def lacks(self, row: str, directory: Path, architecture: Architecture) -> bool:
         """Whether a row of the scores is lost, or a HuggingFace directory is damaged or gone.
 
         Args:
           row: `base model`, whose directory has no weights, or a stage.
           directory: `base` or the stage's `huggingface`.
+          architecture: that the directory is to describe.
         """
 
         def whole() -> bool:
@@ -139,7 +141,6 @@ class Results:
                 if not (directory / "tokenizer_config.json").is_file():
                     return False
                 huggingface.load_tokenizer(directory)
-                architecture = self.workspace.checkpoint.architecture
                 if huggingface_grafts.is_graft(directory):
                     base = self.history(self.stages[-1]).base_identity()
                     huggingface_grafts.read(directory, base, architecture)

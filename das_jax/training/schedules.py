@@ -154,6 +154,25 @@ class Infinite(Annealed):
         return dataclasses.replace(self, warmup=0.0, settling=0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recovering(Linear):
+    """A linear schedule for the steps of a recovery, which are its `steps`; after them another begins.
+
+    Attributes:
+      then: the schedule of the steps that are left.
+    """
+
+    then: Schedule
+
+    def __call__(self, step: Any) -> jax.Array:
+        return jnp.where(step < self.steps, super().__call__(step), self.then(step - self.steps))
+
+    @property
+    def branches_at(self) -> int | None:
+        branch = self.then.branches_at
+        return None if branch is None else self.steps + branch
+
+
 def _half_wave(step: Any, steps: int, low: float) -> Any:
     """From 1 to `low`, which step `steps` reaches and later ones keep."""
     if steps == 0:

@@ -127,7 +127,9 @@ class RunHistory:
                 if is_graft(path):
                     found = grafted(Net(model, self.base().params), path, self.base_identity())
                 else:
-                    found = Net(model, huggingface.load(path).params)
+                    checkpoint = huggingface.load(path)  # It may have grown since the base model.
+                    model = dataclasses.replace(model, architecture=checkpoint.architecture)
+                    found = Net(model, checkpoint.params)
             except UserError as error:
                 raise UserError(f"{str(error).partition(';')[0]}; {AGAIN}") from error
             self._nets[stage.name] = found

@@ -173,6 +173,7 @@ class StageRun:
             batch_size=self.config.training.batch_size,
             seed=self.seed,
             kept_rows=recipe.plan.kept_rows,
+            recovery=recipe.recovery,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             micro_batches=self.config.training.accumulate,

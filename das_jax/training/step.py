@@ -104,6 +104,11 @@ class Recipe:
     policies: tuple[Policy, ...] = ()
     accumulate: int = 1
 
+    @property
+    def recovery(self) -> int:
+        """The first steps of the stage, which read kept rows in the place of new text."""
+        return round(self.plan.recovery * self.steps)
+
     def cost(self) -> Cost:
         """What a step does with an example."""
         cost = self.method.cost() if self.plan.cost is None else self.plan.cost

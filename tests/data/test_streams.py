@@ -180,6 +180,24 @@ def test_rows_beside_the_batch():
     assert replayed != [set(batch["extra"]["number"].tolist()) for batch in both]
 
 
+def test_in_a_recovery_kept_rows_stand_for_new_text():
+    streams, rows = (Stream("own"), Stream("kept", 0.25), Stream("general", 0.25)), kept()
+    numbers = [b["tokens"][:, 0] for b in take(20, streams, rows, recovery=7)]
+    usual = [b["tokens"][:, 0] for b in take(20, streams, rows)]
+    for step, batch in enumerate(numbers):
+        replayed = of(5, batch)
+        assert len(set(replayed)) == len(replayed) == (6 if step < 7 else 2)
+        assert of(3, batch) == of(3, usual[step])
+    own = of(0, np.concatenate(numbers))
+    assert own == of(0, np.concatenate(usual[:13])), "from its beginning, and nothing left out"
+    for start in (3, 9):
+        again = take(5, streams, rows, recovery=7, start=start)
+        assert_array_equal(examples(again), np.concatenate(numbers[start : start + 5]))
+    assert_array_equal(examples(take(5, streams, recovery=3)), examples(take(5, streams)))
+    with pytest.raises(UserError, match=r"takes 6 of the rows .* only 4 are kept"):
+        take(1, streams, kept(4), recovery=1)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_and_micro_batches_have_their_parts_of_every_stream(hosts: int):
     streams = (*TWO, Stream("kept", 0.25), Stream("general", 0.125))

@@ -100,6 +100,18 @@ def test_later_domains_go_on_at_the_constant_rate(cooldown: float) -> None:
     assert linear.of_later_domains() == linear
 
 
+def test_a_recovery_has_a_rise_and_a_fall_of_its_own() -> None:
+    options = {"warmup": 0.25, "learning_rate": 2.0, "schedule": "wsd", "cooldown": 0.25}
+    settings = TrainingSettings(**options)
+    found = domain_optimizer(settings, 12, first=False, recovery=4).schedule
+    then = domain_optimizer(settings, 8, first=False).schedule
+    expected = np.r_[rates(Linear(2.0, 4, 0.25)), rates(then)]
+    np.testing.assert_array_equal(jax.vmap(found)(jnp.arange(12)), expected)
+    assert found.branches_at == 4 + then.branches_at
+    linear = domain_optimizer(TrainingSettings(), 12, first=False, recovery=4).schedule
+    assert linear.branches_at is None
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_domain_too_short_for_its_phases_takes_as_many_as_fit(steps: int) -> None:
     """Phases are rounded to whole steps, and may round up to more than there are."""
