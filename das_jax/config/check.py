@@ -13,6 +13,7 @@ from das_jax.methods.settings.every_method import (
     needs_fresh_moments,
     needs_one_state,
     needs_two_moments,
+    wrong_lists,
 )
 from das_jax.methods.settings.policies import AVERAGING_OPTIONS, AveragingSettings
 from das_jax.settings import read_by
@@ -28,8 +29,8 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
     Raises:
       UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
         a domain that is not learned, a schedule or an optimizer with another's options, a schedule longer
-        than a domain, a method or a policy that lacks what it needs, or a file of the method's or of a
-        policy's that does not exist.
+        than a domain, a method or a policy that lacks what it needs, a method's list that is not of the
+        domains, or a file of the method's or of a policy's that does not exist.
     """
     _check_seeds(config, origin)
     _check_domains(config, origin)
@@ -38,6 +39,9 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
     _check_optimizer(config, origin)
     _check_trunk(config, origin)
     _check_policies(config, origin)
+    if wrong := wrong_lists(config.method, len(config.domains)):
+        key, why = wrong
+        raise UserError(f"{origin(key)}: {why}.")
     files = read_by(config.method, "method."), read_by(config.policies, "policies.")
     for key, file in itertools.chain(*files):
         path = Path(file).expanduser()

@@ -19,6 +19,7 @@ from das_jax.methods.das.dga import DGA
 from das_jax.methods.demix import DEMix
 from das_jax.methods.derpp import DERpp
 from das_jax.methods.distill import Distill
+from das_jax.methods.elle import ELLE
 from das_jax.methods.ewc import EWC
 from das_jax.methods.hat import HAT
 from das_jax.methods.hat_adapter import HATAdapter
@@ -56,6 +57,7 @@ from das_jax.methods.settings.grafts import (
     PfeifferAdapterSettings,
     PromptSettings,
 )
+from das_jax.methods.settings.growth import ELLESettings
 from das_jax.methods.settings.policies import (
     IRDROSettings,
     PoliciesSettings,
@@ -90,6 +92,7 @@ METHODS: dict[type, type[Method]] = {
     PromptSettings: Prompt,
     BlockExpansionSettings: BlockExpansion,
     DEMixSettings: DEMix,
+    ELLESettings: ELLE,
     EWCSettings: EWC,
     HATSettings: HAT,
     HATAdapterSettings: HATAdapter,

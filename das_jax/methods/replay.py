@@ -18,7 +18,8 @@ class Replay(Method):
         settings = self.settings
         kept = Stream(KEPT, settings.share, "method.share")
         if place.first:
-            self._reservoir(seed=0).check(sum(place.counts), kept.rows(place.batch_size))
+            taken = self._taken(place.batch_size)
+            self._reservoir(seed=0).check(sum(place.counts), taken)
         general = Stream(GENERAL, settings.general, "method.general")
         streams = (Stream(OWN), kept, *[general] * (settings.general > 0))
         return Plan(self.model, streams=streams)
@@ -31,6 +32,10 @@ class Replay(Method):
             return learned
         fresh = reservoir.rows(domain.index, indices, domain.chunks(indices))
         return learned._replace(kept=reservoir.merged(learned.kept, fresh))
+
+    def _taken(self, batch_size: int) -> int:
+        """The most rows that a batch takes of the buffer."""
+        return Stream(KEPT, self.settings.share).rows(batch_size)
 
     def _reservoir(self, seed: int) -> Reservoir:
         equal = self.settings.per_domain == "equal"

@@ -267,6 +267,16 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
             "gradients that other domains' masks scaled; set one to fresh, or the other to update.",
         ),
         (
+            ("--method={name: elle, growth: {width: [2, 2, 1]}}",),
+            "command line: method.growth.width has 3 numbers, but of 2 domains the model grows before 1; "
+            "give one for each of these, or one for all in place of the list.",
+        ),
+        (
+            ("--method={name: elle}", "--training.second_moment=carried"),
+            "command line: training.second_moment is carried, but method.name elle makes the model grow, and "
+            "the moments would not fit; set it to fresh.",
+        ),
+        (
             ("--preset=paper", "--training.second_moment=carried"),
             "command line: training.second_moment is carried, but with method.soft_mask.apply_to: gradient "
             "it holds gradients that other domains' masks scaled; set one to fresh, or the other to update.",

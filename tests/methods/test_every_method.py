@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "das": {"importance": {"examples": 24, "batch_size": 8}},
     "derpp": {"buffer": 16},
     "dga": {"importance": {"examples": 24, "batch_size": 8}},
+    "elle": {"share": 0.25, "buffer": 16},
     "ewc": {"examples": 16, "batch_size": 8},
     "hat_adapter": {"bottleneck": 4},
     "independent": {"merge": {"name": "ties"}},

@@ -27,6 +27,7 @@ from das_jax.methods.settings.grafts import (
     PfeifferAdapterSettings,
     PromptSettings,
 )
+from das_jax.methods.settings.growth import ELLESettings
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.methods.settings.whole_model import (
     DERppSettings,
@@ -53,6 +54,7 @@ MethodSettings = Annotated[
     | DERppSettings
     | DGASettings
     | DistillSettings
+    | ELLESettings
     | EWCSettings
     | HATSettings
     | HATAdapterSettings
@@ -87,6 +89,10 @@ def needs_fresh_moments(method: MethodSettings) -> str | None:
     """Why Adam's second moment cannot be carried from domain to domain, and what to set; None if it can."""
     if isinstance(method, OLoRASettings):
         return "method.name olora begins every domain with additions of its own; set it to fresh"
+    if isinstance(method, ELLESettings):
+        return (
+            "method.name elle makes the model grow, and the moments would not fit; set it to fresh"
+        )
     if isinstance(method, CLASSICSettings):
         return "method.name classic mixes views by parameters that are new in every domain; set it to fresh"
     key, where = _mask(method)
@@ -102,6 +108,21 @@ def needs_two_moments(method: MethodSettings) -> str | None:
     """The key and value that only an optimizer with a first and a second moment can have; None if none."""
     key, where = _mask(method)
     return f"{key} is first_moment" if where == "first_moment" else None
+
+
+def wrong_lists(method: MethodSettings, domains: int) -> tuple[str, str] | None:
+    """The key of a list that has not one number for every domain but the first, and why it must; None if
+    there is none.
+    """
+    if isinstance(method, ELLESettings):
+        for part, numbers in vars(method.growth).items():
+            if isinstance(numbers, tuple) and len(numbers) != domains - 1:
+                key = f"method.growth.{part}"
+                return key, (
+                    f"{key} has {len(numbers)} numbers, but of {domains} domains the model grows before "
+                    f"{domains - 1}; give one for each of these, or one for all in place of the list"
+                )
+    return None
 
 
 def needs_one_state(method: MethodSettings, policies: PoliciesSettings) -> str | None:
