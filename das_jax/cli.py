@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -97,6 +98,17 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _positive(text: str) -> float:
+    """A number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(f"{shown(text)} is no number above zero")
+    return value
+
+
 def _model(text: str) -> str:
     """A path on this machine, or the name of a model on the hub."""
     return str(_path(text)) if text.startswith("~") or unusable(text) else text
@@ -162,6 +174,43 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("config", type=_path, metavar="CONFIG", help="the YAML file of a comparison")
     sub.add_argument("--quiet", action="store_true", help="plain lines, no progress bar")
     sub.usage = "das-jax compare CONFIG [options] [--key=value ...]"
+    sub = add(
+        advise,
+        "Says which method, learning rate and share of general or replayed text suit a model and its texts, "
+        "after short probe runs; killed, the same command goes on.",
+        "das-jax advise configs/quickstart.yaml --minutes=20 --forget=0.05",
+    )
+    add_config(sub)
+    budget = sub.add_mutually_exclusive_group(required=True)
+    budget.add_argument(
+        "--minutes", type=_positive, metavar="M", help="what all probes may take on this machine"
+    )
+    budget.add_argument(
+        "--flops", type=_positive, metavar="F", help="the same in useful FLOPs, such as 1e16"
+    )
+    sub.add_argument(
+        "--forget",
+        type=_positive,
+        metavar="NATS",
+        help="a promise: the loss on general text may rise by so much; the cheapest point that keeps it",
+    )
+    sub.add_argument(
+        "--candidates",
+        type=_path,
+        metavar="FILE",
+        help="what is tried; plain training, merging and replay if absent",
+    )
+    sub.add_argument(
+        "--output",
+        type=_path,
+        metavar="DIR",
+        help="where probes go (default: output_dir with -advice)",
+    )
+    sub.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="plan the recommended run for this TPU, too, such as v5e:2x4",
+    )
     sub = add(
         importance,
         "Measures how important each unit of the model is to a corpus, or to its general knowledge.",
@@ -364,6 +413,37 @@ def compare(options: argparse.Namespace) -> None:
 
     connect()
     run(comparison, Console(options.quiet), options.interruption)
+
+
+def advise(options: argparse.Namespace) -> None:
+    config = _load(options).config
+
+    from das_jax.advising.advise import advice_table, price
+    from das_jax.advising.advise import advise as run
+    from das_jax.advising.budget import Budget
+    from das_jax.advising.candidates import read_candidates
+    from das_jax.training.console import Console
+    from das_jax.training.distributed import connect
+
+    candidates = read_candidates(options.candidates, config)
+    directory = options.output or Path(f"{config.output_dir}-advice").expanduser()
+    budget = Budget(options.minutes, options.flops)
+    connect()
+    console = Console(options.quiet)
+    advice = run(
+        config, candidates, budget, options.forget, directory, console, options.interruption
+    )
+    console.rich.print(advice_table(advice))
+    for sentence in (*advice.sentences, price(advice)):
+        console.log(sentence)
+    recommended = directory / "recommended.yaml"
+    console.log(f"{recommended} written; das-jax pretrain {options.config} --with={recommended}")
+    if options.topology:
+        from das_jax.config.load import load_config
+        from das_jax.planning import plan_report
+
+        whole = load_config(options.config, options.overrides, [*options.overlays, recommended])
+        plan_report.report(whole.config, options.topology, directory / "plan.json")
 
 
 def importance(options: argparse.Namespace) -> None:
