@@ -10,7 +10,7 @@ from rich.table import Table
 from das_jax.config.schema import Config, CorpusSettings, ModelSettings
 from das_jax.data.settings import TextSource
 from das_jax.errors import UserError
-from das_jax.methods.contract import Method
+from das_jax.methods.contract import Method, Plan
 from das_jax.methods.partition import partition
 from das_jax.methods.registry import METHODS
 from das_jax.methods.settings.whole_model import NaiveSettings
@@ -86,7 +86,7 @@ def _price(learning: Learning, config: Config) -> Price:
     naive = dataclasses.replace(
         recipe,
         method=Method(recipe.method.model, recipe.method.masking, None),
-        plan=dataclasses.replace(recipe.plan, model=recipe.method.model, trains=((".*", True),)),
+        plan=Plan(recipe.method.model),
         policies=(),
     )
     sizes = config.training.batch_size, config.data.length

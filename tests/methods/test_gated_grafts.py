@@ -30,6 +30,8 @@ from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import parameter_paths
+from das_jax.planning import price
+from das_jax.planning.architectures import KNOWN
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import Recipe, compile_train_step, first_state
@@ -242,3 +244,13 @@ def test_a_step_draws_some_of_the_earlier_domains(model: MaskedLM, masking: Mask
     assert [plan_of(method, number).cost for number in range(4)] == [
         Cost(forward=views) for views in (0, 1, 2, 2)
     ]
+
+
+def test_a_view_costs_a_pass_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside plain training, which has no views."""
+    found = {}
+    for settings, method in ((HATAdapterSettings, HATAdapter), (CLASSICSettings, CLASSIC)):
+        monkeypatch.setattr(price, "METHODS", {settings: method})
+        found |= price.prices(price.usual_config(), KNOWN["FacebookAI/roberta-base"])
+    flops = {name: each.flops for name, each in found.items() if isinstance(each, price.Price)}
+    assert flops["classic"] - flops["hat_adapter"] == pytest.approx(1 / 3, rel=0.1)
