@@ -277,7 +277,8 @@ class Encoder(nn.Module):
         seed_Bx2, seeds = split_seeds(keys_B, arch.num_layers + blocks)
         mask_BxT = mask_BxT.astype(bool)
         before_PxD = None
-        if self.graft is not None and graft is not None and prefix:
+        if self.graft is not None and prefix:
+            assert graft is not None
             # Inside the layers there is nothing of it.
             before_PxD, graft = self.graft.before(graft), None
             mask_BxT = jnp.pad(mask_BxT, ((0, 0), (prefix, 0)), constant_values=True)
