@@ -321,9 +321,10 @@ def _check(streams: Mapping[str, Stream], label: str, length: int, shares: Share
         )
     for split, share in shares.items():
         if streams[split].tokens == 0:
+            purpose = "" if split == "heldout" else f" for {split}"
             raise UserError(
-                f"None of the {documents} documents of the corpus {label} came into its {split} split: give "
-                f"it more documents or raise data.{split}, which is {share}."
+                f"None of the {documents} documents of the corpus {label} was held out{purpose}: give it "
+                f"more documents or raise data.{split}, which is {share}."
             )
     for split, stream in streams.items():
         if stream.predictable == 0:

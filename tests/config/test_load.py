@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from das_jax.config.load import leaves, load_config
-from das_jax.config.schema import Config, TrainingSettings
+from das_jax.config.schema import B2, Config, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.das.das import DASSettings
 from das_jax.methods.settings.every_method import MethodSettings
@@ -85,7 +85,8 @@ def test_the_paper_preset_is_the_paper(load):
     assert training.steps * training.batch_size == 640_000
     assert config.data.length * config.method.importance.examples == 1_640_000
     assert (training.learning_rate, training.warmup, training.mask_rate) == (1e-4, 0.1, 0.15)
-    assert (training.b1, training.b2, training.eps, training.weight_decay) == (0.9, 0.999, 1e-8, 0)
+    assert (training.b1, training.b2, training.eps, training.weight_decay) == (0.9, None, 1e-8, 0)
+    assert B2[training.optimizer] == 0.999
     assert config.method.contrastive.temperature == 0.05
     assert config.method.contrastive.anchor == "clean"
     assert config.method.importance.normalization == "paper"
@@ -254,14 +255,14 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
         (
             "general:\n  source:\n    kind: jsonlines\n    path: x",
             "x.yaml:11: general.source.kind must be one of text, jsonl, parquet, tfds, huggingface, demo, "
-            'got "jsonlines"; did you mean jsonl?',
+            'snapshots, got "jsonlines"; did you mean jsonl?',
         ),
         # Required keys.
         ("general: {steps: 3}", None),
         (
             "general: {source: {path: x}}",
             "x.yaml:9: general.source.kind is missing; "
-            "it must be one of text, jsonl, parquet, tfds, huggingface, demo.",
+            "it must be one of text, jsonl, parquet, tfds, huggingface, demo, snapshots.",
         ),
         (
             "general: {source: {kind: jsonl}}",

@@ -452,7 +452,7 @@ def test_too_little_left_for_training(bert_tokenizer, tmp_path: Path):
 
 def test_no_document_held_out(bert_tokenizer, tmp_path: Path):
     text = "\n".join(f"the quick fox {n}" for n in range(20))
-    sentence = r"None of the 20 documents of .* came into its heldout split: .*data\.heldout, which is 1e-09"
+    sentence = r"None of the 20 documents of .* was held out: .*data\.heldout, which is 1e-09"
     refused(text, bert_tokenizer, tmp_path, sentence, heldout=1e-9)
 
 
