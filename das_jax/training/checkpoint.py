@@ -2,6 +2,7 @@
 knows Orbax.
 """
 
+import functools
 import logging
 import shutil
 import sys
@@ -19,13 +20,6 @@ from das_jax.errors import UserError
 from das_jax.model.units import parameter_paths
 from das_jax.training.distributed import on_every_host, on_first_host
 from das_jax.training.sharding import Sharding
-
-# Where devices hold the same, each writes a part of every array; small ones take longer to cut than to write.
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20),
-    override=True,
-)
 
 KEEP = 2
 """Checkpoints kept per stage: the last, and the one before in case the last is damaged."""
@@ -59,6 +53,7 @@ class Checkpoints:
         read_only: bool = False,
     ) -> None:
         _say_it_once()
+        _write_small_arrays_whole()
         self.directory = directory.absolute()
         self.sharding = sharding
         self.log = log
@@ -201,6 +196,18 @@ def _say_it_once() -> None:
             shown(unraisable)
 
     sys.unraisablehook = hook
+
+
+@functools.cache
+def _write_small_arrays_whole() -> None:
+    """Where devices hold the same, Orbax has each write a part of every array, and small ones take longer to
+    cut than to write.
+    """
+    ocp.type_handlers.register_type_handler(
+        jax.Array,
+        ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20),
+        override=True,
+    )
 
 
 @jax.jit
