@@ -1,6 +1,7 @@
 """The command line as far as it needs no model; what the verbs do is tested in tests/training."""
 
 import argparse
+import importlib
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from das_jax.config.fields import describe
 from das_jax.config.load import load_config
 from das_jax.errors import UserError
 
-VERBS = ("prepare", "pretrain", "importance", "report", "export", "plan", "config")
+VERBS = [cli._name(verb) for verb in cli.VERBS]
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
@@ -35,8 +36,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Options]:
             seen.append(options)
             action()
 
-        run.__name__ = verb
-        monkeypatch.setattr(cli, verb, run)
+        monkeypatch.setattr(importlib.import_module(f"das_jax.commands.{verb}"), "run", run)
         return seen
 
     return replace
@@ -66,7 +66,7 @@ def test_the_help_of_every_verb_has_an_example_that_is_understood(
     assert shlex.split(example)[0] == verb
     assert cli.main(shlex.split(example)) == 0
     (options,) = seen
-    if verb not in ("report", "export"):
+    if "config" in options and verb != "compare":
         monkeypatch.chdir(ROOT)
         load_config(options.config, options.overrides)
 
@@ -85,8 +85,8 @@ def test_a_configuration_is_checked_before_anything_heavy_is_imported(tmp_path: 
     script = """
 import sys
 from das_jax import cli
-for words in ("prepare", "pretrain", "importance", "finetune --task=a", "plan --topology=v5e:2x4",
-              "config", "evaluate runs/x --tasks"):
+for words in ("prepare", "pretrain", "advise --minutes=1", "importance", "finetune --task=a",
+              "plan --topology=v5e:2x4", "methods", "config", "evaluate runs/x --tasks"):
     assert cli.main([*words.split(), "typo.yaml"]) == 2
 print(*sys.modules)
 """
@@ -98,7 +98,7 @@ print(*sys.modules)
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stderr.count("typo.yaml:2: trainin is no setting; did you mean training?\n") == 7
+    assert done.stderr.count("typo.yaml:2: trainin is no setting; did you mean training?\n") == 9
     heavy = {
         "jax",
         "numpy",
