@@ -298,10 +298,10 @@ class UpdateTrace(NamedTuple):
     Attributes:
       params: the parameters before the step.
       gradients: the gradients before the method's own transformation.
-      finished: the updates after Adam and all decay.
+      finished: the updates after the optimizer and all decay.
       masked: the same after the method's transformation; the learning rate scales these.
-      adamw: Adam and all decay, whatever optimizer stands in Adam's place.
-      adamw_state: its state before the step.
+      direction: the optimizer and all decay, without the learning rate.
+      direction_state: its state before the step.
       first_moment: the state of the method's transformation for the first moment, after the step.
     """
 
@@ -309,8 +309,8 @@ class UpdateTrace(NamedTuple):
     gradients: Params
     finished: Params
     masked: Params
-    adamw: optax.GradientTransformation
-    adamw_state: optax.OptState
+    direction: optax.GradientTransformation
+    direction_state: optax.OptState
     first_moment: optax.OptState = ()
 
 

@@ -38,10 +38,10 @@ def unmasked_update(trace: UpdateTrace, importance: Any, of_second: bool = True)
             return x
         return jnp.where(factor > 0, x / jnp.where(factor > 0, factor, 1) ** powers[found[1]], 0)
 
-    state = trace.adamw_state
+    state = trace.direction_state
     arrays = map(divided, parameter_paths(state), jax.tree.leaves(state))
     unmasked_state = jax.tree.unflatten(jax.tree.structure(state), [*arrays])
-    unmasked, _ = trace.adamw.update(trace.gradients, unmasked_state, trace.params)
+    unmasked, _ = trace.direction.update(trace.gradients, unmasked_state, trace.params)
     pairs = zip(jax.tree.leaves(unmasked), jax.tree.leaves(trace.masked), factors, strict=True)
     return jax.tree.unflatten(
         treedef, [u if f is None else jnp.where(f > 0, u, m) for u, m, f in pairs]

@@ -131,12 +131,12 @@ class Checkpoints:
     def _restore(self, step: int, like: Callable[[dict[str, Any]], Any]) -> Restored:
         items = ocp.args.Composite(info=ocp.args.JsonRestore())
         info = self._manager.restore(step, args=items)["info"]
-        if "shapes" not in info:
+        shapes = jax.tree.map(self._placed, like(info)) if "shapes" in info else None
+        if shapes is None or not {*parameter_paths(shapes)} <= _paths(info):
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} was written by an earlier version of das_jax, "
                 "from which this one cannot go on; use that version, or give a new --output_dir"
             )
-        shapes = jax.tree.map(self._placed, like(info))
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
                 shapes,
@@ -179,6 +179,13 @@ def shapes_of(state: Any) -> Any:
         }
         for part, tree in state.items()
     }
+
+
+def _paths(info: dict[str, Any]) -> set[str]:
+    """Of all arrays that a checkpoint holds. It says them twice: damage to one leaves the other."""
+    parts = info["shapes"].items()
+    by_part = (f"{part}/{path}".rstrip("/") for part, paths in parts for path in paths)
+    return {*by_part, *info["fingerprints"]}
 
 
 def _say_it_once() -> None:

@@ -39,7 +39,7 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
 
 
 def _optimizer_flops(recipe: Recipe) -> int:
-    direction = recipe.optimizer.adamw
+    direction = recipe.optimizer.direction
     if not isinstance(direction, Muon):
         return 0
     shapes = jax.eval_shape(recipe.plan.model.init, jax.random.key(0))

@@ -46,20 +46,20 @@ class OptimizerState(NamedTuple):
 
     Attributes:
       gradient: of what the method does to gradients.
-      adamw: of Adam and weight decay, or of whatever stands in their place.
+      direction: of Adam, Lion or Muon, with weight decay.
       update: of what the method does to updates.
       first_moment: of what it does to the gradients of the first moment alone.
     """
 
     gradient: optax.OptState
-    adamw: optax.OptState
+    direction: optax.OptState
     update: optax.OptState
     first_moment: optax.OptState = ()
 
     @property
     def second_moment(self) -> SecondMoment | None:
         """What the next domain may begin with, see `carry`; None of an optimizer without one."""
-        scaling = self.adamw[0]
+        scaling = self.direction[0]
         if isinstance(scaling, optax.ScaleByAdamState | CarryingAdamState):
             return second_moment_of(scaling)
         return None
@@ -75,7 +75,7 @@ def carry(second_moment: SecondMoment, state: OptimizerState) -> OptimizerState:
     Raises:
       UserError: the domain before did not train all that this one trains.
     """
-    adam, *rest = state.adamw
+    adam, *rest = state.direction
     before = dict(
         zip(parameter_paths(second_moment.nu), jax.tree.leaves(second_moment.nu), strict=True)
     )
@@ -89,22 +89,22 @@ def carry(second_moment: SecondMoment, state: OptimizerState) -> OptimizerState:
             )
         carried.append(before[path])
     adam = adam._replace(nu=jax.tree.unflatten(treedef, carried), all_steps=second_moment.steps)
-    return state._replace(adamw=(adam, *rest))
+    return state._replace(direction=(adam, *rest))
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """gradient piece -> Adam -> weight decay, other decay -> update piece -> learning rate.
+    """gradient piece -> direction (Adam -> weight decay), other decay -> update piece -> learning rate.
 
     A first-moment piece stands beside that: what it makes of the gradients goes into Adam's first moment,
     and its second still knows of the gradients as they came.
 
     Attributes:
-      adamw: Adam and decoupled weight decay, or what stands in their place, without the learning rate.
+      direction: Adam, Lion or Muon, with decoupled weight decay and without the learning rate.
       schedule: the learning rate of a step, counted from 0.
     """
 
-    adamw: Direction
+    direction: Direction
     schedule: Callable[[jax.Array], Any]
 
     def init(
@@ -122,7 +122,7 @@ class Optimizer:
         """
         state = OptimizerState(
             transforms.gradient.init(params),
-            self.adamw.init(params),
+            self.direction.init(params),
             transforms.update.init(params),
             () if transforms.first_moment is None else transforms.first_moment.init(params),
         )
@@ -146,7 +146,9 @@ class Optimizer:
                 masked_gradients, state.first_moment, params
             )
         direction = self._with(transforms.decay)
-        finished, adamw_state = direction.update(masked_gradients, state.adamw, params, **of_first)
+        finished, direction_state = direction.update(
+            masked_gradients, state.direction, params, **of_first
+        )
         masked, update_state = transforms.update.update(finished, state.update, params)
         learning_rate = self.schedule(step)
         params_after = jax.tree.map(
@@ -155,22 +157,22 @@ class Optimizer:
         if transforms.projection is not None:
             params_after = transforms.projection(params_after)
         trace = UpdateTrace(
-            params, gradients, finished, masked, direction, state.adamw, first_state
+            params, gradients, finished, masked, direction, state.direction, first_state
         )
-        after = OptimizerState(gradient_state, adamw_state, update_state, first_state)
+        after = OptimizerState(gradient_state, direction_state, update_state, first_state)
         return params_after, after, trace
 
     def _with(self, decay: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-        """Adam and all decay."""
+        """The direction and all decay."""
 
         def update(
             gradients: Params, state: optax.OptState, params: Params, **of_first: Params
         ) -> tuple[Params, optax.OptState]:
-            updates, state = self.adamw.update(gradients, state, params, **of_first)
+            updates, state = self.direction.update(gradients, state, params, **of_first)
             decayed, _ = decay.update(updates, decay.init(params), params)
             return decayed, state
 
-        return optax.GradientTransformationExtraArgs(self.adamw.init, update)
+        return optax.GradientTransformationExtraArgs(self.direction.init, update)
 
 
 def decay_of_squares(settings: TrainingSettings) -> float:

@@ -217,16 +217,20 @@ def test_a_damaged_checkpoint_is_said_in_one_sentence(
     assert printed == ["another"], "nothing else is kept back"
 
 
+@pytest.mark.parametrize("earlier", ["without shapes", "with other names"])
 def test_an_earlier_versions_checkpoint_is_not_taken_for_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left where it is: the version that wrote it can go on from it."""
-    write = ocp.args.JsonSave
-    monkeypatch.setattr(
-        ocp.args, "JsonSave", lambda info: write({k: v for k, v in info.items() if k != "shapes"})
-    )
+    write, state = ocp.args.JsonSave, state_of(1)
+    if earlier == "with other names":
+        state["params"]["c"] = state["params"].pop("a")
+    else:
+        monkeypatch.setattr(
+            ocp.args, "JsonSave", lambda info: write({k: info[k] for k in info if k != "shapes"})
+        )
     with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state_of(1), {"phase": "training"})
+        checkpoints.save(1, state, {"phase": "training"})
     with (
         open_checkpoints(tmp_path) as checkpoints,
         pytest.raises(UserError, match="was written by an earlier version of das_jax"),

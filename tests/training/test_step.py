@@ -372,7 +372,7 @@ def test_what_is_not_trained_stays_to_the_bit_and_has_no_optimizer_state(
     state = first_state(made, sharding, params, optax.tree.ones_like(params), rng)
     biases = [path for path in parameter_paths(params) if path.endswith("/bias")]
     assert 5 < len(biases) < len(parameter_paths(params))
-    for moment in (state.opt_state.adamw[0].mu, state.opt_state.adamw[0].nu):
+    for moment in (state.opt_state.direction[0].mu, state.opt_state.direction[0].nu):
         assert parameter_paths(moment) == biases
     step = compile_train_step(made, sharding)
     for _ in range(2):

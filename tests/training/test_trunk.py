@@ -91,7 +91,7 @@ def test_the_next_domain_goes_on_from_the_trunk_and_the_branch_serves(
     trunk, branch = seen.states["papers", BRANCH], seen.states["papers", END]
     _, second = seen.begun
     assert_equal(second.params, trunk.params)
-    adam, of_trunk = second.opt_state.adamw[0], trunk.opt_state.adamw[0]
+    adam, of_trunk = second.opt_state.direction[0], trunk.opt_state.direction[0]
     assert_equal((adam.nu, adam.all_steps), (of_trunk.nu, np.int32(BRANCH)))
     assert_equal((adam.mu, adam.steps), jax.tree.map(np.zeros_like, (adam.mu, adam.steps)))
     assert (words(trunk.params) != words(branch.params)).any()
