@@ -127,7 +127,7 @@ def das_jax_importance(sizes: Sizes) -> Run:
     import jax
 
     from das_jax.methods.das.importance import MASKED_LM, GateGradientSums
-    from das_jax.training.step import compile_sums
+    from das_jax.training.sums import compile_sums
 
     sums = compile_sums(GateGradientSums(method, MASKED_LM), sharding)
     return lambda: jax.block_until_ready(sums(params, batch, rng))

@@ -16,7 +16,8 @@ from das_jax.model.masked_lm import Params
 from das_jax.training.no_history import NoHistory
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Stage
-from das_jax.training.step import Recipe, compile_rows, compile_sums, init_state
+from das_jax.training.step import Recipe, init_state
+from das_jax.training.sums import compile_rows, compile_sums
 
 UNKNOWN_COUNT = 1_000_000
 """Chunks of a text that nobody has prepared: more than any sample of it."""

@@ -19,7 +19,7 @@ from das_jax.methods.contract import History, Plan, Texts
 from das_jax.model.masked_lm import Params
 from das_jax.training.console import Console
 from das_jax.training.sharding import Sharding
-from das_jax.training.step import compile_rows, compile_sums
+from das_jax.training.sums import compile_rows, compile_sums
 
 Sums = Callable[[Params, Batch, jax.Array], Any]
 

@@ -8,7 +8,7 @@ from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.sharding import make_sharding
-from das_jax.training.step import compile_sums
+from das_jax.training.sums import compile_sums
 
 
 def test_the_mean_depends_on_the_examples_alone(

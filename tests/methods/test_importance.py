@@ -18,7 +18,7 @@ from das_jax.methods.das.importance import GateGradientSums, gate_gradients, nor
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units
 from das_jax.training.sharding import make_sharding
-from das_jax.training.step import compile_sums
+from das_jax.training.sums import compile_sums
 
 LOSSES = {
     "masked_lm": importance.MASKED_LM,

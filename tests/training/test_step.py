@@ -40,7 +40,6 @@ from das_jax.training.sharding import Gather, Sharding, State, make_sharding
 from das_jax.training.step import (
     Recipe,
     TrainState,
-    compile_sums,
     compile_train_step,
     first_state,
     init_state,
@@ -48,6 +47,7 @@ from das_jax.training.step import (
     places_of,
     recipe,
 )
+from das_jax.training.sums import compile_sums
 
 Run = tuple[list[dict[str, float]], Params]
 """The metrics of every step, and the parameters after the last."""
