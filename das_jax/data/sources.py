@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, assert_never
 
-from das_jax.data import demo, files, hubs, records, snapshots
+from das_jax.data import demo, files, globs, hubs, records, snapshots
 from das_jax.data.settings import (
     DemoSource,
     HuggingFaceSource,
@@ -65,7 +65,7 @@ def pieces(source: Source) -> list[Source]:
     """
     match source:
         case TextSource() | JSONLSource() | ParquetSource():
-            return [replace(source, path=str(path)) for path in files.matching(source.path)]
+            return [replace(source, path=str(path)) for path in globs.matching(source.path)]
         case TFDSSource():
             splits = hubs.tfds_splits(source.name, source.split, source.data_dir)
             return [replace(source, split=split) for split in splits]

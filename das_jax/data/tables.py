@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_never
 
-from das_jax.data import demo, demo_tasks, files, hubs
+from das_jax.data import demo, demo_tasks, files, globs, hubs
 from das_jax.data.settings import (
     CSVTable,
     DemoTable,
@@ -65,7 +65,7 @@ def common(table: Table, other: Table) -> str | None:
     if isinstance(table, JSONLTable | CSVTable):
         if not isinstance(other, JSONLTable | CSVTable):
             return None
-        return next(map(str, files.common(table.path, other.path)), None)
+        return next(map(str, globs.common(table.path, other.path)), None)
     return f"{table.name}, split {table.split}" if table == other else None
 
 
@@ -87,7 +87,7 @@ def fingerprint(table: Table) -> str:
         case CSVTable():
             # A digest does not tell .tsv.gz from .csv.gz.
             said = []
-            for path in files.matching(table.path):
+            for path in globs.matching(table.path):
                 ending, _ = files.csv_form(path, None, table.quoting)
                 _, quoted = files.csv_form(path, table.delimiter, table.quoting)
                 said.append(ending if quoted else f"{ending} unquoted")

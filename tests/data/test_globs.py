@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from das_jax.data.files import matching
+from das_jax.data.globs import matching
 from das_jax.errors import UserError
 
 
