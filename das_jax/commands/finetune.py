@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = load(options).config
 
-    from das_jax.evaluation.evaluate import finetune_one
+    from das_jax.evaluation.classifiers import finetune_one
     from das_jax.evaluation.finetuned_table import finetuned_table
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
             f"give --seeds=[{config.seed}], or --seeds=null to have one run with --seed"
         )
 
-    from das_jax.evaluation.evaluate import check_inputs
+    from das_jax.evaluation.inputs import check_inputs
     from das_jax.evaluation.report import write_report
     from das_jax.evaluation.score_table import heldout_table
     from das_jax.evaluation.scores import RunScores

@@ -16,7 +16,7 @@ from das_jax.comparing.budget import total_flops
 from das_jax.comparing.cells import Cell
 from das_jax.comparing.warm_up import begin_with_warm_up, keep_warm_up
 from das_jax.errors import UserError
-from das_jax.evaluation.evaluate import check_inputs
+from das_jax.evaluation.inputs import check_inputs
 from das_jax.files import read_json, write_json
 from das_jax.training.console import Console, clock
 from das_jax.training.distributed import on_first_host

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from das_jax.cli import main
-from das_jax.evaluation import evaluate as module
+from das_jax.evaluation import columns
 from das_jax.training.interruption import Interrupted
 from tests.project import Project
 
@@ -52,7 +52,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again(
     run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: Project
 ) -> None:
     calls: list[str] = []
-    original = module.finetune_checkpoint
+    original = columns.finetune_checkpoint
 
     def counting(workspace: Any, checkpoint: Any, task: Any, seeds: int) -> Any:
         calls.append(task.settings.name)
@@ -62,8 +62,8 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again(
         calls.append(f"baselines of {task.settings.name}")
         return {}
 
-    monkeypatch.setattr(module, "finetune_checkpoint", counting)
-    monkeypatch.setattr(module, "baselines", baselines)
+    monkeypatch.setattr(columns, "finetune_checkpoint", counting)
+    monkeypatch.setattr(columns, "baselines", baselines)
     before = scores(run)
     assert main(["evaluate", str(run)]) == 0
     assert calls == []
@@ -85,7 +85,7 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_next_cell(
     shutil.copytree(run, directory)
     expected = scores(run)
     (directory / "evaluation.json").unlink()
-    original, left = module.finetune_checkpoint, [3]
+    original, left = columns.finetune_checkpoint, [3]
 
     def stopping(*arguments: Any) -> Any:
         if not left[0]:
@@ -93,7 +93,7 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_next_cell(
         left[0] -= 1
         return original(*arguments)
 
-    monkeypatch.setattr(module, "finetune_checkpoint", stopping)
+    monkeypatch.setattr(columns, "finetune_checkpoint", stopping)
     tasks = ["--tasks", str(directory / "config.yaml")]
     main(["evaluate", str(directory), *tasks])
     kept = scores(directory)

@@ -1,0 +1,88 @@
+"""The columns of a run's matrices: what each asks of whoever serves it, and what its scores depend on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from das_jax.data.batches import ChunkRows, Chunks
+from das_jax.data.settings import ClozeSettings
+from das_jax.data.tasks import Task
+from das_jax.evaluation.baselines import baselines
+from das_jax.evaluation.classifiers import finetune_checkpoint
+from das_jax.evaluation.cloze_precision import precision
+from das_jax.evaluation.inputs import checked_facts, checked_task
+from das_jax.methods.net import Mixture
+from das_jax.methods.settings.every_method import positions_before
+from das_jax.training.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a matrix.
+
+    Attributes:
+      kind: `tasks` or `cloze`.
+      name: of the task or of the set of facts.
+      about: what is written beside the scores; its `key` is a hash of all that they depend on but the model.
+      measure: the scores of whoever serves it.
+      domain: whose knowledge it asks for, if it is a domain's.
+      text: its own text without its answers, to find out who serves it.
+    """
+
+    kind: str
+    name: str
+    about: dict[str, Any]
+    measure: Callable[[Mixture], dict[str, Any]]
+    domain: str | None
+    text: Chunks
+
+
+def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[Column]:
+    """The end tasks and the sets of facts of a configuration, read and checked.
+
+    Args:
+      workspace: of the configuration.
+      known: what `Evaluation.read` gives; baselines of a task that is as it was are taken from there.
+    """
+    settings, before = workspace.config.evaluation, positions_before(workspace.config.method)
+    tasks = [
+        _task_column(
+            workspace,
+            checked_task(workspace, each, before),
+            settings.finetune_seeds,
+            known["tasks"].get(each.name, {}),
+        )
+        for each in settings.tasks
+    ]
+    return tasks + [_cloze_column(workspace, each) for each in settings.cloze]
+
+
+def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, Any]) -> Column:
+    def measure(served: Mixture) -> dict[str, Any]:
+        result = finetune_checkpoint(workspace, served.best, task, seeds)
+        names = result.scores[0]
+        scores = {name: [seed[name] for seed in result.scores] for name in names}
+        return {"seeds": list(range(seeds)), "scores": scores}
+
+    key = sha256(f"{task.key} {seeds}".encode()).hexdigest()
+    about = {
+        "key": key,
+        "domain": task.settings.domain,
+        "metric": task.settings.metric,
+        "classes": list(task.classes),
+        "baselines": known["baselines"] if known.get("key") == key else baselines(task),
+    }
+    text = ChunkRows(task.train.tokens_NxT)
+    return Column("tasks", task.settings.name, about, measure, task.settings.domain, text)
+
+
+def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
+    facts = checked_facts(workspace, settings)
+
+    def measure(served: Mixture) -> dict[str, Any]:
+        return {"precision": precision(served, facts, workspace.sharding)}
+
+    count = len(facts.answer_N)
+    about = {"key": facts.key, "knowledge": settings.knowledge, "facts": count}
+    return Column("cloze", settings.name, about, measure, None, ChunkRows(facts.tokens_NxT))

@@ -1,0 +1,65 @@
+"""What a configuration asks its models, read and checked: end tasks and facts."""
+
+from das_jax.data.cloze import Facts, load_facts
+from das_jax.data.settings import ClozeSettings, TaskSettings
+from das_jax.data.tasks import Task, load_task
+from das_jax.data.tokenization import USUAL_UNKNOWN
+from das_jax.errors import UserError
+from das_jax.methods.settings.every_method import positions_before
+from das_jax.model.tokenizer_fit import leaves_out_types
+from das_jax.training.sharding import check_divisible
+from das_jax.training.workspace import Workspace, check_fits
+
+
+def check_inputs(workspace: Workspace) -> None:
+    """Reads all end tasks and facts of a configuration, so that a mistake in them shows before training.
+
+    Raises:
+      UserError: one cannot be evaluated.
+    """
+    settings = workspace.config.evaluation
+    for task in settings.tasks:
+        checked_task(workspace, task, positions_before(workspace.config.method))
+    for facts in settings.cloze:
+        checked_facts(workspace, facts)
+
+
+def checked_task(workspace: Workspace, settings: TaskSettings, before: int) -> Task:
+    """Reads a task that these devices can train this model on, with so many vectors before a text."""
+    architecture = workspace.checkpoint.architecture
+    what, path = f"task {settings.name}: length", workspace.config.model.path
+    check_fits(what, settings.length, path, architecture, before)
+    check_divisible(settings.batch_size, workspace.sharding, f"task {settings.name}: batch_size")
+    task = load_task(settings, workspace.tokenizer, workspace.cache_dir)
+    for note in task.notes:
+        workspace.console.log(f"warning: {note}")
+    if settings.pair is not None and leaves_out_types(workspace.tokenizer, architecture):
+        workspace.console.log(
+            f"warning: end task {settings.name}: the two texts of a pair have one token type, as "
+            "model_input_names of tokenizer_config.json lists no token_type_ids; add them if the model was "
+            "trained with two"
+        )
+    return task
+
+
+def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
+    """Reads a set of facts that this model can be asked for."""
+    facts = load_facts(settings, workspace.tokenizer)
+    before = positions_before(workspace.config.method)
+    longest = workspace.checkpoint.architecture.max_length - before
+    if facts.tokens_NxT.shape[1] > longest:
+        raise UserError(
+            f"facts {settings.name}: a sentence has {facts.tokens_NxT.shape[1]} tokens, but "
+            f"{workspace.config.model.path} has {longest} positions for it; shorten it"
+        )
+    if facts.left_out:
+        workspace.console.log(
+            f"{settings.name}: {facts.left_out} facts left out, whose answer is not one token "
+            "in its sentence"
+        )
+    if facts.unknown > USUAL_UNKNOWN:
+        workspace.console.log(
+            f"{settings.name}: {facts.unknown:.1%} of the tokens of the sentences are words that the "
+            "tokenizer does not know"
+        )
+    return facts
