@@ -3,10 +3,9 @@
 
 A method says what a stage trains (`plan`), what it minimises (`loss`), what it does to gradients and updates
 (`transforms`), what it carries from stage to stage (`begin`, `end`), and who serves a domain (`view`). The
-engine never asks which method it is.
+engine never asks which method it is. What composes with any method is a policy: `policy.py`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +29,6 @@ Memory = Any
 structure stays the same, its shapes may grow."""
 
 Metrics = dict[str, jax.Array]
-
-
-LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
-"""((loss, its parts by name), the gradients of what is trained)."""
-
-GradientsAt = Callable[[Params], LossAndGradients]
-"""What a step computes, at any values of what is trained: of the same batch, with the same random numbers."""
 
 
 @struct.dataclass
@@ -439,109 +431,3 @@ class Method:
     def cost(self) -> Cost:
         """What a step does with an example, for counting FLOPs."""
         return Cost()
-
-
-def own_or_nearest(history: History, domain: str | None, texts: Texts) -> Net:
-    """The net of the stage that learned a domain; of all nets, the base included, the one with the lowest
-    loss on a text whose domain is not learned, or not known. Of equal ones the latest.
-    """
-    stage = own(history, domain)
-    if stage is None:
-        stage = nearest(history, texts)
-    return history.base() if stage is None else history.net(stage)
-
-
-def own(history: History, domain: str | None) -> int | None:
-    """The stage that learned a domain; None if none has."""
-    stages = enumerate(history.domains)
-    return next((stage for stage, learned in stages if domain in learned), None)
-
-
-def nearest(history: History, texts: Texts) -> int | None:
-    """The stage whose net has the lowest loss on a text; None if no net has a lower one than the base. Of
-    equal ones the latest.
-    """
-    stages = range(len(history.domains))
-    if not stages:
-        return None
-    losses = texts.losses([history.base(), *map(history.net, stages)])
-    # Compared with NaN, no loss would be lower.
-    best = min(range(len(losses)), key=lambda each: (math.isnan(losses[each]), losses[each], -each))
-    return best - 1 if best else None
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What composes with any method; the base of every policy, which changes nothing.
-
-    Attributes:
-      method: what it is combined with.
-      settings: its own.
-    """
-
-    method: Method
-    settings: Any
-
-    name: ClassVar[str] = ""
-
-    @property
-    def branches(self) -> bool:
-        """Whether what it makes of the parameters at the end of a domain only serves, and the next domain
-        goes on from where the last step came to.
-        """
-        return False
-
-    def check(self) -> None:
-        """Called before anything is prepared; raises UserError if what the settings name cannot be used."""
-
-    def cost(self, cost: Cost) -> Cost:
-        """What a step costs with this policy."""
-        return cost
-
-    def plan(self, plan: Plan, place: Place) -> Plan:
-        """A stage's plan with this policy; raises UserError, naming both, if the method's cannot take it."""
-        return plan
-
-    def init(self, params: Params) -> Memory:
-        """Its memory before the first stage, a pytree as a method's."""
-        return ()
-
-    def begin(
-        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment | None
-    ) -> Memory:
-        """Called before a domain is trained on, after the method's own `begin`; with what Adam carries over,
-        if it does.
-        """
-        return memory
-
-    def weigh(self, memory: Memory) -> Weigh | None:
-        """How much every prediction of a batch counts; may be traced."""
-        return None
-
-    def decay(self, memory: Memory, plan: Plan) -> optax.GradientTransformation | None:
-        """What comes beside weight decay, before the method's own transformation of updates, which may take
-        it away from what it protects; stateless; may be traced.
-        """
-        return None
-
-    def gradients(self, at: GradientsAt, trained: Params, step: jax.Array) -> LossAndGradients:
-        """The loss and the gradients that a step goes by; traced.
-
-        Args:
-          at: gives them; all arrays are whole, and over all devices.
-          trained: the trained parameters.
-          step: steps taken in this stage, [] int32.
-        """
-        return at(trained)
-
-    def after_step(self, memory: Memory, trained: Params, plan: Plan, moment: Moment) -> Memory:
-        """Its memory once the trained parameters have moved in a step; traced."""
-        return memory
-
-    def end(
-        self, learned: Learned, memory: Memory, domain: Domain, second_moment: SecondMoment | None
-    ) -> tuple[Learned, Memory]:
-        """Called after a domain has been trained on, before the method's own `end`; with Adam's second
-        moment, if the optimizer keeps one of every parameter.
-        """
-        return learned, memory

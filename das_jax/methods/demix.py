@@ -7,17 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from das_jax.methods.contract import (
-    Domain,
-    History,
-    Learned,
-    Method,
-    Place,
-    Plan,
-    Texts,
-    own,
-    own_or_nearest,
-)
+from das_jax.methods.contract import Domain, History, Learned, Method, Place, Plan, Texts
+from das_jax.methods.nearest import own, own_or_nearest
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import Rules
 from das_jax.methods.settings.grafts import DEMixSettings

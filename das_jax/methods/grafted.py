@@ -5,17 +5,8 @@ import functools
 
 import jax
 
-from das_jax.methods.contract import (
-    Domain,
-    History,
-    Learned,
-    Method,
-    Place,
-    Plan,
-    Texts,
-    nearest,
-    own_or_nearest,
-)
+from das_jax.methods.contract import Domain, History, Learned, Method, Place, Plan, Texts
+from das_jax.methods.nearest import nearest, own_or_nearest
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import Rules
 from das_jax.model.architecture import Architecture

@@ -27,8 +27,8 @@ from das_jax.methods.contract import (
     Texts,
     Transforms,
     UpdateTrace,
-    own_or_nearest,
 )
+from das_jax.methods.nearest import own_or_nearest
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules
 from das_jax.methods.settings.gates import HardAttentionSettings

@@ -14,9 +14,9 @@ from das_jax.methods.contract import (
     Plan,
     Split,
     Texts,
-    own_or_nearest,
 )
 from das_jax.methods.merging import added, merged_model
+from das_jax.methods.nearest import own_or_nearest
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.placeholder import is_placeholder, placeholder
 from das_jax.methods.settings.whole_model import IndependentSettings, MergeSettings

@@ -12,7 +12,7 @@ from das_jax.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from das_jax.methods.bcl import BCL
 from das_jax.methods.block_expansion import BlockExpansion
 from das_jax.methods.classic import CLASSIC
-from das_jax.methods.contract import Method, Policy
+from das_jax.methods.contract import Method
 from das_jax.methods.cpt import CPT
 from das_jax.methods.das.das import DAS
 from das_jax.methods.das.dga import DGA
@@ -35,6 +35,7 @@ from das_jax.methods.policies.general_share import GeneralShare
 from das_jax.methods.policies.ir_dro import IRDRO
 from das_jax.methods.policies.rho1 import RHO1
 from das_jax.methods.policies.sharpness import Sharpness
+from das_jax.methods.policy import Policy
 from das_jax.methods.pool import Pool
 from das_jax.methods.prompt import Prompt
 from das_jax.methods.replay import Replay

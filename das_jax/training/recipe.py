@@ -9,9 +9,10 @@ from das_jax.config.load import leaves
 from das_jax.config.schema import Config, TrainingSettings
 from das_jax.data.streams import GENERAL, OWN, check_streams
 from das_jax.errors import UserError
-from das_jax.methods.contract import Method, Place, Plan, Policy
+from das_jax.methods.contract import Method, Place, Plan
 from das_jax.methods.partition import partition
 from das_jax.methods.policies.averaging import leaves_with
+from das_jax.methods.policy import Policy
 from das_jax.methods.registry import policies_of
 from das_jax.model.units import shapes_by_path
 from das_jax.training.optimizer import decay_of_squares, domain_optimizer

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from das_jax.methods.contract import Learned, Method, Policy, SecondMoment
+from das_jax.methods.contract import Learned, Method, SecondMoment
+from das_jax.methods.policy import Policy
 from das_jax.model.units import parameter_paths
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Carried, Trunk

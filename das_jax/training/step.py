@@ -14,19 +14,17 @@ from jax.sharding import PartitionSpec
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import (
     Cost,
-    GradientsAt,
-    LossAndGradients,
     Memory,
     Method,
     Metrics,
     Moment,
     Plan,
-    Policy,
     SecondMoment,
     Transforms,
 )
 from das_jax.methods.net import Net
 from das_jax.methods.partition import merged, partition
+from das_jax.methods.policy import GradientsAt, LossAndGradients, Policy
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.collectives import global_sum, per_shard
 from das_jax.training.exchange import (

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Memory, Method, Policy, SecondMoment, Split
+from das_jax.methods.contract import Learned, Memory, Method, SecondMoment, Split
+from das_jax.methods.policy import Policy
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training import sharding as sharding_module
 from das_jax.training.checkpoint import Checkpoints

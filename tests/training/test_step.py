@@ -19,7 +19,6 @@ from das_jax.methods.contract import (
     Metrics,
     Moment,
     Plan,
-    Policy,
     Split,
     Transforms,
     UpdateTrace,
@@ -28,6 +27,7 @@ from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
 from das_jax.methods.policies.sharpness import Sharpness
+from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import SharpnessSettings
 from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes

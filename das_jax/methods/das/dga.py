@@ -5,18 +5,11 @@ Language Model While Preserving its General Knowledge, EMNLP 2022).
 import dataclasses
 from typing import Any
 
-from das_jax.methods.contract import (
-    Domain,
-    History,
-    Learned,
-    Place,
-    Plan,
-    Texts,
-    own_or_nearest,
-)
+from das_jax.methods.contract import Domain, History, Learned, Place, Plan, Texts
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS
 from das_jax.methods.das.importance import Losses
+from das_jax.methods.nearest import own_or_nearest
 from das_jax.methods.net import Mixture, Net
 
 

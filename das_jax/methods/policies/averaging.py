@@ -14,19 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.errors import UserError
-from das_jax.methods.contract import (
-    Domain,
-    Learned,
-    Memory,
-    Place,
-    Plan,
-    Policy,
-    SecondMoment,
-    Split,
-)
+from das_jax.methods.contract import Domain, Learned, Memory, Place, Plan, SecondMoment, Split
 from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.partition import Rules, merged, partition
+from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
 from das_jax.model.masked_lm import MaskedLM, Params

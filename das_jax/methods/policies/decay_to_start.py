@@ -3,10 +3,11 @@
 import optax
 
 from das_jax.errors import UserError
-from das_jax.methods.contract import Domain, Learned, Plan, Policy, SecondMoment, Split
+from das_jax.methods.contract import Domain, Learned, Plan, SecondMoment, Split
 from das_jax.methods.partition import partition
 from das_jax.methods.penalty import quadratic_pull
 from das_jax.methods.placeholder import only
+from das_jax.methods.policy import Policy
 from das_jax.model.masked_lm import Params
 from das_jax.model.units import shapes_by_path
 

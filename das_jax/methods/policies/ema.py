@@ -5,17 +5,10 @@ this form Kingma & Ba, ICLR 2015, section 7.2).
 import jax
 import jax.numpy as jnp
 
-from das_jax.methods.contract import (
-    Domain,
-    Learned,
-    Moment,
-    Plan,
-    Policy,
-    SecondMoment,
-    Split,
-)
+from das_jax.methods.contract import Domain, Learned, Moment, Plan, SecondMoment, Split
 from das_jax.methods.partition import merged, partition
 from das_jax.methods.placeholder import only, placeholder
+from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import EMASettings
 from das_jax.model.masked_lm import Params
 

@@ -4,7 +4,8 @@ import dataclasses
 
 from das_jax.data.streams import GENERAL, Stream
 from das_jax.errors import UserError
-from das_jax.methods.contract import Place, Plan, Policy
+from das_jax.methods.contract import Place, Plan
+from das_jax.methods.policy import Policy
 
 
 class GeneralShare(Policy):

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.data.masking import Masked
-from das_jax.methods.contract import Memory, Policy, Weigh
+from das_jax.methods.contract import Memory, Weigh
 from das_jax.methods.net import Net
+from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import IRDROSettings
 from das_jax.objectives.collectives import global_rows
 

@@ -10,17 +10,9 @@ import jax.numpy as jnp
 
 from das_jax.data.masking import Masked
 from das_jax.errors import UserError
-from das_jax.methods.contract import (
-    Cost,
-    Domain,
-    Learned,
-    Memory,
-    Policy,
-    SecondMoment,
-    Split,
-    Weigh,
-)
+from das_jax.methods.contract import Cost, Domain, Learned, Memory, SecondMoment, Split, Weigh
 from das_jax.methods.net import Net
+from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import RHO1Settings
 from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft

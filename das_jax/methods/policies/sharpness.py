@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from das_jax.methods.contract import Cost, GradientsAt, LossAndGradients, Policy
+from das_jax.methods.contract import Cost
+from das_jax.methods.policy import GradientsAt, LossAndGradients, Policy
 from das_jax.methods.settings.policies import SharpnessSettings
 from das_jax.model.masked_lm import Params
 

@@ -13,20 +13,12 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.errors import UserError
-from das_jax.methods.contract import (
-    Learned,
-    Memory,
-    Method,
-    Metrics,
-    Moment,
-    Plan,
-    Policy,
-    Transforms,
-)
+from das_jax.methods.contract import Learned, Memory, Method, Metrics, Moment, Plan, Transforms
 from das_jax.methods.net import Net
 from das_jax.methods.placeholder import is_placeholder
 from das_jax.methods.policies.decay_to_start import DecayToStart
 from das_jax.methods.policies.ema import EMA
+from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import EMASettings
 from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model.masked_lm import MaskedLM, Params
