@@ -11,7 +11,6 @@ from das_jax.data.streams import GENERAL, OWN, check_streams
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method, Place, Plan
 from das_jax.methods.partition import partition
-from das_jax.methods.policies.averaging import leaves_with
 from das_jax.methods.policy import Policy
 from das_jax.methods.registry import policies_of
 from das_jax.model.units import shapes_by_path
@@ -59,7 +58,7 @@ def recipe_of(config: Config, method: Method, stage: Stage, place: Place) -> Rec
         recovery=round(plan.recovery * stage.steps),
         learning_rate=plan.learning_rate,
         decays=plan.decays,
-        leaves=leaves_with(plan.model),
+        leaves=plan.model.leaves,
     )
     return Recipe(method, plan, optimizer, stage.steps, policies, config.training.accumulate)
 

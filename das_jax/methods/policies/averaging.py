@@ -21,7 +21,7 @@ from das_jax.methods.partition import Rules, merged, partition
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import AveragingSettings
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.masked_lm import Params
 from das_jax.model.units import shapes_by_path
 
 Per = Literal["element", "unit", "tensor"]
@@ -32,11 +32,6 @@ Axes = list[tuple[int, ...]]
 DAMPING = 0.1
 """The part of a tensor's mean weight that is added to each of its weights, so that rounding does not decide
 about what no domain used."""
-
-
-def leaves_with(model: MaskedLM) -> Leaves:
-    """The table, with the rows of the model's graft."""
-    return LEAVES if model.graft is None else (*model.graft.leaves(), *LEAVES)
 
 
 def layer_axes(params: Params, leaves: Leaves = LEAVES) -> Axes:
@@ -246,7 +241,7 @@ class Averaging(Policy):
             whole = jax.tree.map(jnp.zeros_like, learned.params)
             if self.settings.prior:
                 whole = merged(self._prior(learned.params, domain), whole)
-            leaves = leaves_with(domain.plan.model)
+            leaves = domain.plan.model.leaves
             earlier = Split(mean_along(whole, kept_axes(whole, self.settings.per, leaves)))
         if start is not None and second_moment is not None:
             whole = merged(second_moment.nu, start.tree.nu)
@@ -259,7 +254,7 @@ class Averaging(Policy):
         trains = domain.plan.trains
         if not self._weighs:
             if domain.index > 0:
-                shares = self._shares(learned.params, leaves_with(domain.plan.model))
+                shares = self._shares(learned.params, domain.plan.model.leaves)
                 params = averaged(memory.before.tree, learned.params, shares)
                 learned = learned._replace(params=params)
             return learned, memory
@@ -271,7 +266,7 @@ class Averaging(Policy):
             weights = self._fisher(learned.params, domain, self.settings.examples)
         else:
             weights = self._of_moments(second_moment, memory.start, trains)
-        how = self.settings.c, self.settings.per, leaves_with(domain.plan.model)
+        how = self.settings.c, self.settings.per, domain.plan.model.leaves
         params, total = _merge(before[0], after[0], weights, earlier[0], *how)
         learned = learned._replace(params=merged(params, after[1]))
         return learned, memory._replace(earlier=Split(merged(total, earlier[1])))

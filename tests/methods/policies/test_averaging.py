@@ -19,7 +19,6 @@ from das_jax.methods.policies.averaging import (
     kept_axes,
     layer_axes,
     layer_shares,
-    leaves_with,
     mean_along,
     merge_shares,
     second_moment_of_stage,
@@ -176,7 +175,7 @@ def test_a_layers_share_is_that_of_what_is_added_to_it(model: MaskedLM, params: 
     """An inserted block goes with the layer below it."""
     blocks = Blocks(every=2)
     grafted = {**params, "graft": blocks.init(model.architecture, jax.random.key(0), params)}
-    leaves = leaves_with(dataclasses.replace(model, graft=blocks))
+    leaves = dataclasses.replace(model, graft=blocks).leaves
     shares = layer_shares(grafted, [0.1, 0.2, 0.3, 0.4], leaves)
     for path, share in zip(parameter_paths(shares), jax.tree.leaves(shares), strict=True):
         top = path.partition("/")[0]
