@@ -22,6 +22,7 @@ class BCL(GatedGraft):
     settings: BCLSettings
 
     paper = "Ke et al., NAACL 2021"
+    refuses = (*GatedGraft.refuses, "decay_to_start")
     binary = True
 
     def grafted(self, stage: int) -> Capsules:

@@ -28,6 +28,7 @@ class CLASSIC(HATAdapter):
     settings: CLASSICSettings
 
     paper = "Ke et al., EMNLP 2021"
+    refuses = (*HATAdapter.refuses, "decay_to_start")
 
     def _views(self, earlier: int) -> int:
         """How many earlier domains a step looks at."""

@@ -161,7 +161,7 @@ class HardAttention(Method):
 
     settings: HardAttentionSettings
 
-    refuses = ("averaging",)
+    refuses: ClassVar[tuple[str, ...]] = ("averaging",)
     binary: ClassVar[bool] = False
 
     @property

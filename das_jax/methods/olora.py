@@ -27,7 +27,7 @@ class OLoRA(Method):
 
     paper = "Wang et al., EMNLP 2023"
     kind = "frozen model and grafts"
-    refuses = ("averaging",)
+    refuses = ("averaging", "decay_to_start")
 
     def graft(self, earlier: int) -> OLoRAGraft:
         """What is put into the model after so many domains."""

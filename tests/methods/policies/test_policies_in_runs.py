@@ -325,6 +325,13 @@ ADAPTER = "--method={name: adapter, mode: per_domain}"
             "method.name demix begins no domain with what the one before it left, so "
             "training.second_moment cannot be carried; set it to fresh",
         ),
+        *(
+            (
+                (f"--method={{name: {name}}}", "--policies.decay_to_start=1"),
+                f"method.name {name} cannot be combined with policies.decay_to_start; leave one of them out",
+            )
+            for name in ("bcl", "classic", "elle", "olora")
+        ),
         (
             (ADAPTER, "--training.second_moment=carried"),
             "method.name adapter begins no domain with what the one before it left, so "
