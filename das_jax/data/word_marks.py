@@ -12,7 +12,9 @@ from tokenizers import decoders
 from transformers import PreTrainedTokenizerBase
 
 CONTINUES = 1
-"""Goes on with the word of the token before it."""
+"""Goes on with the word of the token before it, unless that stands alone; what is said of its first letter
+counts only then.
+"""
 ALONE = 2
 """Punctuation or white space: a word by itself, and what follows begins one."""
 ENDS_SENTENCE = 4
@@ -53,7 +55,7 @@ def is_cased(marks: bytes) -> bool:
     """Whether the vocabulary has capitals, without which names cannot be told from other words."""
     found = np.frombuffer(marks, np.uint8)
     # Uncased vocabularies may hold a few, such as those of special tokens.
-    return bool(np.mean(found & CAPITAL > 0) > 0.01)
+    return bool(np.mean(found & (CAPITAL | CONTINUES) == CAPITAL) > 0.01)
 
 
 def _spelling(tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -83,9 +85,10 @@ def _marks(text: str, begins: bool) -> int:
         return ALONE | (ENDS_SENTENCE if any(mark in text for mark in ".!?。！？\n") else 0)
     if unicodedata.name(first, "").startswith(_UNSPACED):
         return 0
-    if not begins:
-        return CONTINUES
-    marks = CAPITAL if first.isupper() and text not in _NO_NAMES else 0
+    # What stands behind punctuation begins a word, although only white space marks one.
+    marks = 0 if begins else CONTINUES
+    if first.isupper() and text not in _NO_NAMES:
+        marks |= CAPITAL
     if first.isdigit():
         marks |= NUMBER
     if text.lower() in _DATES:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data.masking import Masked, Masking
-from das_jax.data.salient_masking import SalientMasking
+from das_jax.data.salient_masking import SalientMasking, salient_spans
 from das_jax.data.span_masking import SpanMasking, span_lengths
 from das_jax.data.word_marks import (
     ALONE,
@@ -209,6 +209,19 @@ def test_words_are_those_of_the_text(kind: str, text: str, request: pytest.Fixtu
     assert {i + (text[i] == " ") for i in starts} == cuts
 
 
+def test_what_stands_behind_punctuation_names_something_too(
+    roberta_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """No space marks it as a word's beginning; within a word a digit or capital says nothing."""
+    text = 'scale (2021) of "Foxes" x2 heaDs'
+    tokens = roberta_tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    masking = SalientMasking(**SIZES, marks=word_marks(roberta_tokenizer))
+    first, words = salient_spans(masking.words(jnp.asarray(tokens.ids, jnp.int32)))
+    found = [tokens.offsets[i][0] for i in np.flatnonzero(first)]
+    assert found == [text.index("2021"), text.index("Foxes")]
+    assert (np.asarray(words)[np.flatnonzero(first)] == 1).all()
+
+
 def test_what_a_vocabulary_says_of_its_words() -> None:
     words = ["[PAD]", "[UNK]", "[MASK]", "Fox", "##Fox", "fox", "I", "2021", "##21", "may", "May"]
     words += ["October", ".", "...", ",", "東", "##京", "\u00c9t\u00e9"]
@@ -219,9 +232,9 @@ def test_what_a_vocabulary_says_of_its_words() -> None:
     marks = dict(zip(words, word_marks(tokenizer), strict=True))
     expected = dict.fromkeys(words, 0) | {
         "Fox": CAPITAL,
-        "##Fox": CONTINUES,
+        "##Fox": CONTINUES | CAPITAL,
         "2021": NUMBER,
-        "##21": CONTINUES,
+        "##21": CONTINUES | NUMBER,
         "may": PERHAPS_DATE,
         "May": PERHAPS_DATE | CAPITAL,
         "October": DATE | CAPITAL,
