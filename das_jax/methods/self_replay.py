@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked
+from das_jax.data.masking import Masked, Masking
 from das_jax.data.store import Reservoir
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Place, Plan
@@ -96,8 +96,11 @@ class MadeRows:
         return passes + lm_head_flops(architecture, drawn + method.masking.num_masked(length))
 
     @property
-    def _blanks(self) -> Any:
-        return dataclasses.replace(self.method.masking, rate=self.method.settings.mask_rate)
+    def _blanks(self) -> Masking:
+        """Of a round: single tokens, as many as `mask_rate` says, however the domain itself is learned."""
+        learned = self.method.masking
+        usual = {field.name: getattr(learned, field.name) for field in dataclasses.fields(Masking)}
+        return Masking(**{**usual, "rate": self.method.settings.mask_rate})
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> dict[str, Any]:
         method, settings = self.method, self.method.settings
