@@ -9,7 +9,7 @@ import jax
 
 from das_jax.data.batch import Batch
 from das_jax.data.store import Reservoir
-from das_jax.methods.contract import Domain, Learned, Place, Plan
+from das_jax.methods.contract import Cost, Domain, Learned, Place, Plan
 from das_jax.methods.settings.whole_model import DERppSettings
 from das_jax.methods.stored_outputs import StoredOutputs
 from das_jax.model.flops import encoder_flops
@@ -32,7 +32,8 @@ class DERpp(StoredOutputs):
         rows = self.rows_beside(place)
         if place.first:
             self._reservoir(seed=0).check(sum(place.counts), rows)
-        return Plan(self.model, kept_rows=rows)
+        # Nothing is kept yet that could come beside the first domain's batches.
+        return Plan(self.model, kept_rows=rows, cost=Cost() if place.first else None)
 
     def begin(self, learned: Learned, domain: Domain) -> Learned:
         if domain.index == 0:

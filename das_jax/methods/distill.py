@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.data.batch import Batch
-from das_jax.methods.contract import Cost, Domain, Learned, Method, Metrics, Moment, Split
+from das_jax.methods.contract import (
+    Cost,
+    Domain,
+    Learned,
+    Method,
+    Metrics,
+    Moment,
+    Place,
+    Plan,
+    Split,
+)
 from das_jax.methods.net import Net
 from das_jax.methods.placeholder import is_placeholder, placeholder
 from das_jax.methods.settings.whole_model import DistillSettings
@@ -25,6 +35,10 @@ class Distill(Method):
 
     paper = "Li & Hoiem, ECCV 2016"
     kind = "whole model, teacher"
+
+    def plan(self, place: Place) -> Plan:
+        taught = self.settings.general or not place.first
+        return Plan(self.model, cost=None if taught else Cost())
 
     def init(self, params: Params) -> Split:
         return Split(params if self.settings.general else placeholder(params), whole=True)

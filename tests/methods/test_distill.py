@@ -12,7 +12,7 @@ import pytest
 from das_jax.config.load import load_config
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Learned, Moment, Split
+from das_jax.methods.contract import Cost, Learned, Moment, Place, Split
 from das_jax.methods.distill import Distill
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
@@ -77,6 +77,7 @@ def test_without_a_teacher_its_step_is_plain_trainings(
         method = Distill(model, masking, DistillSettings(general=general))
         before = method.init(params)
         assert (program(method, before) == plain) != general
+        assert (method.plan(Place(0, ("text",), (9,))).cost == Cost()) != general
         after = method.end(Learned(params, before), domain).memory
         assert program(method, after) != plain
         assert jax.tree.structure(before) == jax.tree.structure(after)

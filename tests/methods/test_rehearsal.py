@@ -390,12 +390,13 @@ def test_stored_labels_that_do_not_count_cost_nothing(
 def test_flops_count_the_rows_beside_a_batch(
     model: MaskedLM, masking: Masking, rows: float
 ) -> None:
-    """Encoder and LM head once more for every such row."""
-    place = Place(1, ("text",), (99,), batch_size=8)
-    plain, derpp = Naive(model, masking, None), DERpp(model, masking, DERppSettings(rows=rows))
-    one, other = (
+    """Encoder and LM head once more for every such row; in the first domain there is none yet."""
+    settings = DERppSettings(buffer=16, rows=rows)
+    plain, derpp = Naive(model, masking, None), DERpp(model, masking, settings)
+    places = [Place(index, ("text",), (99,), batch_size=8) for index in range(2)]
+    one, first, later = (
         train_step_flops(Recipe(method, method.plan(place), PLAIN), 8, 16)
-        for method in (plain, derpp)
+        for method, place in ((plain, places[0]), *((derpp, place) for place in places))
     )
-    assert derpp.plan(place).kept_rows == 8 * rows
-    assert other == (1 + rows) * one
+    assert derpp.plan(places[1]).kept_rows == 8 * rows
+    assert (first, later) == (one, (1 + rows) * one)
