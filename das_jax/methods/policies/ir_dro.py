@@ -1,7 +1,5 @@
 """IR-DRO: hard examples count more, by a softmax of their losses (Chen et al., arXiv 2402.14270)."""
 
-from fractions import Fraction
-
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +9,7 @@ from das_jax.methods.net import Net
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import IRDROSettings
 from das_jax.objectives.collectives import global_rows
+from das_jax.objectives.ranking import global_ranks, part_of
 
 
 class IRDRO(Policy):
@@ -68,16 +67,10 @@ def middle_shares(
       keep: low and high, in thousandths at the finest.
       axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
     """
-    losses_N = global_rows(jnp.where(counts_B, losses_B, -jnp.inf), axis_name)
     examples = jnp.sum(global_rows(counts_B, axis_name))
-    # In whole numbers: 0.6 * 5 may round to more than 3.
-    low, high = (Fraction(share).limit_denominator(1000) for share in keep)
-    start, stop = (-(-examples * each.numerator // each.denominator) for each in (low, high))
+    start, stop = (part_of(examples, share) for share in keep)
     start = jnp.minimum(start, examples - 1).clip(0)
     stop = jnp.maximum(stop, start + 1)
-    rank_N = jnp.zeros(losses_N.shape, jnp.int32)
-    rank_N = rank_N.at[jnp.argsort(-losses_N, stable=True)].set(jnp.arange(losses_N.size))
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * losses_B.size
-    rank_B = jax.lax.dynamic_slice_in_dim(rank_N, first, losses_B.size)
+    rank_B = global_ranks(jnp.where(counts_B, losses_B, -jnp.inf), axis_name)
     kept_B = counts_B & (rank_B >= start) & (rank_B < stop)
     return kept_B / (stop - start)

@@ -2,7 +2,6 @@
 2024).
 """
 
-from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -19,6 +18,7 @@ from das_jax.model.grafts.graft import without_graft
 from das_jax.model.masked_lm import Params
 from das_jax.objectives.collectives import global_rows
 from das_jax.objectives.masked_lm_loss import token_losses
+from das_jax.objectives.ranking import global_ranks, part_of
 
 
 class RHO1(Policy):
@@ -97,13 +97,7 @@ def selected_weights(
     """
     excess_BxM = jax.lax.stop_gradient(losses_BxM - reference_BxM)
     excess_BxM = jnp.where(weights_BxM > 0, excess_BxM, -jnp.inf)
-    excess_N = global_rows(excess_BxM.reshape(-1), axis_name)
     targets = jnp.sum(global_rows((weights_BxM > 0).reshape(-1), axis_name))
-    # In whole numbers: 0.6 * 5 may round to more than 3.
-    share = Fraction(keep).limit_denominator(1000)
-    count = -(-targets * share.numerator // share.denominator)
-    best_N = jnp.argsort(-excess_N, stable=True)
-    chosen_N = jnp.zeros(excess_N.shape, bool).at[best_N].set(jnp.arange(excess_N.size) < count)
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * excess_BxM.size
-    own = jax.lax.dynamic_slice_in_dim(chosen_N, first, excess_BxM.size)
-    return weights_BxM * own.reshape(weights_BxM.shape)
+    ranks_N = global_ranks(excess_BxM.reshape(-1), axis_name)
+    chosen_N = ranks_N < part_of(targets, keep)
+    return weights_BxM * chosen_N.reshape(weights_BxM.shape)
