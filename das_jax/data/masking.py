@@ -1,7 +1,7 @@
 """Masked-LM corruption, on the device, fresh at every visit."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,11 @@ class Masking:
     vocab_size: int
     rate: float = 0.15
     prefix: PrefixTokens | None = None
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The attributes that every kind of masking has, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Masking)}
 
     def num_masked(self, length: int) -> int:
         """M, the masked positions of a full example of `length` tokens."""

@@ -1,6 +1,5 @@
 """Every method: its settings and its class."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +122,7 @@ def masking_of(settings: PoliciesSettings, plain: Masking, marks: Callable[[], b
     """
     if (chosen := settings.masking) is None:
         return plain
-    usual = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    usual = plain.common
     usual |= {"p": chosen.p, "longest": chosen.max, "per_span": chosen.per == "span"}
     if isinstance(chosen, SpansSettings):
         return SpanMasking(**usual, marks=marks())

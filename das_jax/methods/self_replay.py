@@ -6,7 +6,6 @@ The paper samples from decoders. A masked model makes text by filling what is ma
 again (Wang and Cho, BERT has a Mouth, and It Must Speak, NeuralGen 2019).
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +97,7 @@ class MadeRows:
     @property
     def _blanks(self) -> Masking:
         """Of a round: single tokens, as many as `mask_rate` says, however the domain itself is learned."""
-        learned = self.method.masking
-        usual = {field.name: getattr(learned, field.name) for field in dataclasses.fields(Masking)}
+        usual = self.method.masking.common
         return Masking(**{**usual, "rate": self.method.settings.mask_rate})
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> dict[str, Any]:
