@@ -5,7 +5,8 @@ this form Kingma & Ba, ICLR 2015, section 7.2).
 import jax
 import jax.numpy as jnp
 
-from das_jax.methods.contract import Domain, Learned, Moment, Plan, SecondMoment, Split
+from das_jax.errors import UserError
+from das_jax.methods.contract import Domain, Learned, Moment, Place, Plan, SecondMoment, Split
 from das_jax.methods.partition import merged, partition
 from das_jax.methods.placeholder import only, placeholder
 from das_jax.methods.policy import Policy
@@ -29,6 +30,14 @@ class EMA(Policy):
     @property
     def branches(self) -> bool:
         return self.settings.trunk
+
+    def plan(self, plan: Plan, place: Place) -> Plan:
+        if self.settings.trunk and plan.start == "base":
+            raise UserError(
+                f"method.name {self.method.settings.name} begins no domain with what the one before it "
+                "left, so policies.ema.trunk has no use; set it to false"
+            )
+        return plan
 
     def init(self, params: Params) -> Split:
         return Split(params)

@@ -316,6 +316,11 @@ ADAPTER = "--method={name: adapter, mode: per_domain}"
             "policies.averaging could average it with; leave one of them out",
         ),
         (
+            (ADAPTER, "--policies.ema={trunk: true}"),
+            "method.name adapter begins no domain with what the one before it left, so policies.ema.trunk "
+            "has no use; set it to false",
+        ),
+        (
             ("--policies.averaging={weights: uniform, layers: [0.5, 0.5]}",),
             "policies.averaging.layers has 2 shares, and the model needs 4: one for the embeddings, 2 layers "
             "and the LM head",
