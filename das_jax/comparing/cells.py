@@ -32,8 +32,10 @@ VALIDATION = 0.05
 EQUAL = (
     *("model.path", "data.length", "data.heldout", "data.validation", "data.special_tokens"),
     *("general.", "domains.", "training.mask_rate", "training.steps", "evaluation.examples"),
+    "seed",
 )
-"""What must be the same in all that is compared: the model, the texts, what is measured, and the steps."""
+"""What must be the same in all that is compared: the model, the texts, what is measured, the steps, and the
+seeds."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,10 @@ def _config(
         equal_steps = comparison.settings.budget == "steps"
         equal = (*EQUAL, *(["training.batch_size"] if equal_steps else []))
         for key, wanted, given in difference(base, config):
+            if key == "output_dir":
+                raise UserError(
+                    f"output_dir is {given}, but cells go below the comparison's own; leave it out"
+                )
             if key.startswith(equal):
                 raise UserError(
                     f"{key} is {given}, and {wanted} of the others; give it under `settings`, for all"
@@ -160,7 +166,7 @@ def _for_comparing(resolved: Resolved, base: Config) -> Config:
         rate = base.training.learning_rate
         general = dataclasses.replace(general, warmup_learning_rate=rate)
         config = dataclasses.replace(config, general=general)
-    return dataclasses.replace(config, seeds=None)
+    return config
 
 
 def _named(system: System, work: Any) -> Config:
@@ -239,6 +245,7 @@ def cells_of(
                     point.config,
                     domains=tuple(by_name[name] for name in names),
                     seed=seed,
+                    seeds=None,
                     output_dir=str(place / f"seed-{seed}"),
                 )
                 found.append(Cell(point, number, seed, config))

@@ -121,7 +121,7 @@ def _learn(
         on_first_host(lambda: keep_warm_up(cell.config, warm_ups))
         raise
     on_first_host(lambda: keep_warm_up(cell.config, warm_ups))
-    flops = total_flops(cell.point.config)
+    flops = total_flops(cell.config)  # What grows with the domains depends on their order.
     on_first_host(lambda: write_json(cell.run.path / FINISHED, {"kept": keep, "flops": flops}))
     on_first_host(lambda: _reduce(cell, keep))
 

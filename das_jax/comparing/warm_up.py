@@ -1,10 +1,12 @@
 """The warm-up on general text, which no method has a part in: learned once, and shared by links."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from das_jax.config.schema import (
@@ -44,6 +46,7 @@ def place_of(config: Config, directory: Path) -> Path:
     general, evaluation = config.general, config.evaluation
     equal = dataclasses.replace(
         config,
+        preset="das_jax",
         output_dir="unused",
         general=None if general is None else dataclasses.replace(general, may_rise=None),
         data=dataclasses.replace(config.data, cache_dir="unused", beam=None),
@@ -112,7 +115,10 @@ def _copy(source: RunDirectory, target: RunDirectory, config: Config, stage: Sta
     target.path.mkdir(parents=True)
     name = source.stage(stage.number, stage.name).name
     for each in ("base", name):
-        shutil.copytree(source.path / each, target.path / each, copy_function=_copy_file)
+        place = source.path / each
+        links = [place / linked for linked in LINKED]
+        copy = functools.partial(_copy_file, links=links)
+        shutil.copytree(place, target.path / each, copy_function=copy)
     if (source.path / "run.json").exists():
         shutil.copyfile(source.path / "run.json", target.path / "run.json")
     inputs = source.inputs()
@@ -129,9 +135,9 @@ def _rows(scores: Scores, stage: Stage, texts: tuple[str, ...]) -> Scores:
     return {row: {text: scores[row][text] for text in texts} for row in rows}
 
 
-def _copy_file(source: str, target: str) -> None:
+def _copy_file(source: str, target: str, links: Sequence[Path]) -> None:
     """A link where nothing will be written any more and the file system has some."""
-    if any(name in Path(source).parts for name in LINKED):
+    if any(Path(source).is_relative_to(each) for each in links):
         try:
             os.link(source, target)
         except OSError:

@@ -97,8 +97,14 @@ def test_orders(write_comparison: Write) -> None:
         orders([[*own], [*own]])
 
 
-def test_seeds_are_the_configurations_own_where_there_are_no_others(grid: Comparison) -> None:
+def test_seeds_are_the_configurations_own_where_there_are_no_others(
+    grid: Comparison, write_comparison: Write
+) -> None:
     assert seeds_of(grid, base_of(grid)) == (0,)
+    several = read_comparison(write_comparison(settings={"seeds": [3, 5]}, systems={"a": PLAIN}))
+    assert seeds_of(several, base_of(several)) == (3, 5)
+    (cell, _) = cells_of(points_of(several), [("papers", "reviews")], (3, 5), Path("out"))
+    assert (cell.config.seed, cell.config.seeds) == (3, None)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -129,6 +135,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"systems": {"a": {"general.warmup_learning_rate": 0.5}}},
         "general.warmup_learning_rate is 0.5, and 0.01",
     ),
+    ({"systems": {"a": {"seed": 3}}}, "seed is 3, and 0 of the others; give it under `settings`"),
+    ({"systems": {"a": {"output_dir": "x"}}}, "output_dir is x, but cells go below"),
     ({"settings": {"data.validation": 0.0}}, "data.validation is 0, but a comparison chooses on"),
     (
         {"systems": {"a": {"training": {"b1": 0.5}, "training.b1": 0.6}}},
