@@ -1,6 +1,7 @@
 """What to do with a model and texts: short probes, then longer ones of the best, then a recommendation."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.table import Table
 from typing_extensions import TypedDict  # Pydantic reads that of typing from Python 3.12 on only.
 
-from das_jax.advising.budget import Budget, Pace, check_steps, steps_of
+from das_jax.advising.budget import Budget, Flops, Pace, check_steps, flops_of, steps_of
 from das_jax.advising.candidates import (
     RATE,
     Candidates,
@@ -31,18 +32,20 @@ from das_jax.comparing.budget import plain, total_flops
 from das_jax.comparing.cells import VALIDATION, Cell, Point
 from das_jax.comparing.compare import cells_of_comparison, report_of_comparison, show
 from das_jax.comparing.file import Comparison, read_comparison
-from das_jax.comparing.outcomes import Measured, measured
-from das_jax.comparing.run import Failure, run_cells
+from das_jax.comparing.outcomes import Measured, measured, outcomes_of, seconds_of
+from das_jax.comparing.run import WARM_UPS, Failure, run_cells
+from das_jax.comparing.warm_up import warm_up_of
 from das_jax.config.load import load_config
 from das_jax.config.parse import dump_yaml
 from das_jax.config.schema import Config
 from das_jax.config.show import difference
 from das_jax.errors import UserError
 from das_jax.evaluation.terminal_tables import add_row, new_table
-from das_jax.files import read_json, write_json, write_text
+from das_jax.files import read_json, sweep, write_json, write_text
 from das_jax.training.console import Console, clock
 from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
+from das_jax.training.run_directory import WHERE_NOT_WHAT
 
 FIRST = 0.4
 """The share of the budget that all points have together, once each; the rest is for the best of them."""
@@ -55,7 +58,7 @@ PACE_STEPS = 10
 class _Decided(TypedDict):
     budget: str
     steps: list[int]
-    pace: tuple[float, float]
+    pace: tuple[float, float, float, float]
 
 
 _DECIDED = TypeAdapter(_Decided)
@@ -85,9 +88,14 @@ class Advice:
     def settings(self) -> dict[str, Any]:
         """What to lay over the configuration, the promise included."""
         found = overlay(self.candidates.settings_of(self.recommendation.chosen.measured.point))
+        general, config = {}, self.config
+        assert config.general is not None
+        if config.general.steps and config.general.warmup_learning_rate is None:
+            # That of the probes, whatever their own rate was.
+            general["warmup_learning_rate"] = config.training.learning_rate
         if self.promise is not None:
-            found = {**found, "general": {"may_rise": self.promise}}
-        return found
+            general["may_rise"] = self.promise
+        return {**found, "general": general} if general else found
 
     @property
     def sentences(self) -> list[str]:
@@ -177,6 +185,7 @@ class _Probes:
 
         def begin() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
+            sweep(self.directory)
             if path.exists():
                 validated = self.config.data.validation or VALIDATION
                 now = dataclasses.replace(
@@ -184,12 +193,14 @@ class _Probes:
                     seeds=None,
                     data=dataclasses.replace(self.config.data, validation=validated),
                 )
-                if changes := difference(load_config(path).config, now):
-                    key, old, new = changes[0]
+                for key, old, new in difference(load_config(path).config, now):
+                    if key.startswith(WHERE_NOT_WHAT):
+                        continue
                     raise UserError(
                         f"{self.directory} holds probes of another configuration: {key} was {old!r} and is "
                         f"now {new!r}; start it as it was, or give another --output"
                     )
+                write_configuration(self.config, VALIDATION, path)  # The place may be another.
                 return
             if others := [each.name for each in self.directory.iterdir()]:
                 raise UserError(
@@ -221,26 +232,28 @@ class _Probes:
         """The steps of the probes of all points."""
         full, every = steps_of(self.config, 1.0), self.candidates.of_all()
         points = _points(cells_of_comparison(self._comparison("first", every, full, SEEDS[:1])))
-        flops = [float(total_flops(point.config)) for point in points]
-        pace = self._measure_pace(points[0]) if self.budget.flops is None else Pace(0.0, 0.0)
+        flops = [flops_of(point.config) for point in points]
+        pace = self._measure_pace(points[0]) if self.budget.flops is None else Pace()
         return self._steps(FIRST, flops, pace)
 
     def _second(self, points: Sequence[Point], pace: Pace) -> _Decided:
         """The steps of the probes of the best points."""
-        flops = [float(total_flops(_full(self.config, point))) for point in points for _ in SEEDS]
-        return self._steps(1 - FIRST, flops, pace)
+        flops = [flops_of(_full(self.config, point)) for point in points for _ in SEEDS]
+        return self._steps(1 - FIRST, flops, pace, warm_ups=len(SEEDS) - 1)
 
-    def _steps(self, share: float, flops: Sequence[float], pace: Pace) -> _Decided:
-        steps = steps_of(self.config, self.budget.share_of_steps(share, flops, pace))
-        check_steps(steps, len(flops), self.budget)
-        return {
-            "budget": str(self.budget),
-            "steps": steps,
-            "pace": (pace.seconds_per_flop, pace.overhead),
-        }
+    def _steps(
+        self, share: float, flops: Sequence[Flops], pace: Pace, warm_ups: int = 0
+    ) -> _Decided:
+        found = self.budget.share_of_steps(share, flops, pace, warm_ups)
+        steps = steps_of(self.config, found)
+        check_steps(steps, steps_of(self.config, 1.0), len(flops), self.budget)
+        return {"budget": str(self.budget), "steps": steps, "pace": (*pace,)}
 
     def _measure_pace(self, point: Point) -> Pace:
-        """A run of few steps, and another one, which finds the warm-up learned."""
+        """A run of few steps, and another one, which finds the warm-up learned.
+
+        Both are learned again if a process was killed meanwhile: nothing else tells how long they take.
+        """
         steps = [min(PACE_STEPS, each) for each in steps_of(self.config, 1.0)]
         one = self.candidates.settings_of(point)
         other = {**one, RATE: 1.01 * self.config.training.learning_rate}
@@ -248,17 +261,20 @@ class _Probes:
         comparison = self._comparison("pace", systems, steps, SEEDS[:1])
         cells = cells_of_comparison(comparison)
         self.console.log(f"how fast this machine is: {len(cells)} runs of {_range(steps)} steps")
-        self._learn(comparison, cells[:1])
-        began = time.monotonic()
-        self._learn(comparison, cells)
-        took = time.monotonic() - began
-        (outcome,) = [
-            each
-            for point in measured(cells)
-            for each in point.outcomes.values()
-            if each.cell is cells[-1]
-        ]
-        return Pace(outcome.seconds / outcome.flops, max(0.0, took - outcome.seconds))
+        on_first_host(lambda: shutil.rmtree(comparison.output_dir / "cells", ignore_errors=True))
+        times = [time.monotonic()]
+        for some in (cells[:1], cells):
+            if failures := self._learn(comparison, some):
+                raise UserError(f"a first run of few steps failed: {failures[0].reason}")
+            times.append(time.monotonic())
+        # Every host has a clock of its own, and all must come to the same steps.
+        began, between, ended = on_first_host(lambda: times)
+        cell, warm_up = cells[-1], warm_up_of(self.config)
+        flops, (outcome,) = flops_of(cell.config), outcomes_of(cells[-1:])
+        per_flop = outcome.seconds / flops.steps
+        overhead = ended - between - outcome.seconds - per_flop * flops.measured
+        warming = 0.0 if warm_up is None else seconds_of(cell.run.path, [warm_up.name])
+        return Pace(per_flop, max(0.0, overhead), warming, ended - began)
 
     def _compare(
         self, name: str, systems: dict[str, Any], steps: Sequence[int], seeds: Sequence[int]
@@ -285,7 +301,8 @@ class _Probes:
 
     def _learn(self, comparison: Comparison, cells: Sequence[Cell]) -> list[Failure]:
         output_dir, keep = comparison.output_dir, comparison.settings.keep
-        return run_cells(cells, self.console, self.interruption, output_dir, keep)
+        warm_ups = self.directory / WARM_UPS  # The same for all three.
+        return run_cells(cells, self.console, self.interruption, output_dir, keep, warm_ups)
 
     def _probe(self, measured: Measured) -> Probe:
         whole = _full(self.config, measured.point)
@@ -344,15 +361,16 @@ def advice_table(advice: Advice) -> Table:
 def price(advice: Advice) -> str:
     """What the whole run costs, in a sentence."""
     whole = _full(advice.config, advice.recommendation.chosen.measured.point)
-    flops = float(total_flops(whole))
+    flops = flops_of(whole)
     seeds = len(advice.config.seeds or (advice.config.seed,))
     took = [
-        each.seconds / each.flops
+        each.seconds / flops_of(each.cell.config).steps
         for each in advice.recommendation.chosen.measured.outcomes.values()
     ]
-    seconds = flops * sum(took) / len(took)
+    seconds = flops.steps * sum(took) / len(took)
+    total = float(seeds * sum(flops))
     return (
-        f"The whole run of {_range(steps_of(advice.config, 1.0))} steps a domain has {seeds * flops:.2e} "
+        f"The whole run of {_range(steps_of(advice.config, 1.0))} steps a domain has {total:.2e} "
         f"useful FLOPs, about {clock(seeds * seconds)} of steps on this machine. Forgetting grows with the "
         "steps: what a probe kept, the run looks at after every domain."
     )

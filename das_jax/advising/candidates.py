@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,13 +16,15 @@ from das_jax.comparing.cells import Point
 from das_jax.comparing.file import VARY, WITH
 from das_jax.config.load import layer_of
 from das_jax.config.parse import Node, dump_yaml, parse_file, parse_yaml
-from das_jax.config.schema import Config
+from das_jax.config.schema import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.config.show import to_yaml
+from das_jax.data.streams import OWN, Stream
 from das_jax.errors import UserError
 from das_jax.files import write_text
+from das_jax.methods.settings.policies import AveragingSettings, PoliciesSettings
 from das_jax.settings import Name, settings
 
-RATE = "training.learning_rate"
+RATE, OWN_RATE = "training.learning_rate", "method.learning_rate"
 CONFIGURED = "configured"
 """The system that is the configuration as it stands."""
 
@@ -34,7 +36,8 @@ class CandidatesSettings:
     """All keys of the file."""
 
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    """Multiples of the configuration's learning rate that every system is tried with."""
+    """Multiples of its learning rate that every system is tried with: of `method.learning_rate` where that is
+    set, else of the configuration's `training.learning_rate`."""
     systems: Annotated[dict[Name, Settings], Field(min_length=1)]
     """As in the file of a comparison: settings by dotted keys, overlays in `with`, a grid in `vary`."""
 
@@ -48,7 +51,7 @@ class Candidates:
 
     Attributes:
       systems: settings by dotted keys, with a grid under `vary`.
-      rates: the learning rates.
+      rates: the values of `training.learning_rate`, for those that do not set it.
     """
 
     systems: Mapping[str, Settings]
@@ -69,7 +72,10 @@ class Candidates:
 
 
 def read_candidates(path: Path | None, config: Config) -> Candidates:
-    """Reads what is tried, and adds the configuration's own method if it is another than plain training.
+    """Reads what is tried, and adds the configuration as it stands if it is not plain training.
+
+    What a file says lies over the configuration. Ours is of systems that have no more than it says: what the
+    configuration adds to plain training is undone for them.
 
     Args:
       path: the file; None for ours.
@@ -94,10 +100,70 @@ def read_candidates(path: Path | None, config: Config) -> Candidates:
             "as docs/comparing.md shows"
         ) from None
     systems = {name: _with_absolute(each, directory) for name, each in found.systems.items()}
-    if config.method.name != "naive":
+    if path is None:
+        systems = {
+            name: _alone(each, config) for name, each in systems.items() if _possible(each, config)
+        }
+    if config.method.name != "naive" or config.policies != PoliciesSettings():
         systems = {CONFIGURED: {}, **systems}
-    rates = sorted({float(f"{rate * config.training.learning_rate:.3g}") for rate in found.rates})
-    return Candidates(systems, tuple(rates))
+    systems = {name: _at_own_rates(each, found.rates, config) for name, each in systems.items()}
+    return Candidates(systems, _multiples(found.rates, config.training.learning_rate))
+
+
+def _multiples(rates: Sequence[float], of: float) -> tuple[float, ...]:
+    return tuple(sorted({float(f"{rate * of:.3g}") for rate in rates}))
+
+
+def _possible(system: Settings, config: Config) -> bool:
+    """Whether the configuration's optimizer has the second moments that a system wants."""
+    reads = OPTIMIZER_OPTIONS[config.training.optimizer]
+    return "training.second_moment" not in system or "second_moment" in reads
+
+
+def _alone(system: Settings, config: Config) -> Settings:
+    """A system of ours without the configuration's policies, nor what belongs to them or to its schedule."""
+    training, usual, policies = config.training, TrainingSettings(), PoliciesSettings()
+    undone: Settings = {
+        f"policies.{field.name}": getattr(policies, field.name)
+        for field in dataclasses.fields(policies)
+        if getattr(config.policies, field.name) != getattr(policies, field.name)
+    }
+    schedule = training.schedule
+    if config.policies.averaging is not None:  # Its constant rate alone forgets more.
+        undone["training.schedule"] = schedule = usual.schedule
+        undone["training.second_moment"] = usual.second_moment
+    read = SCHEDULE_OPTIONS[system.get("training.schedule", schedule)]
+    options = dict.fromkeys(each for several in SCHEDULE_OPTIONS.values() for each in several)
+    for option in options:
+        if option not in read and getattr(training, option) != getattr(usual, option):
+            undone[f"training.{option}"] = getattr(usual, option)
+    averaging = "policies.averaging"
+    if averaging in system and averaging in undone:  # Else the configuration's would lie below.
+        whole = dataclasses.asdict(AveragingSettings()) | system[averaging]
+        system = {**system, averaging: whole}
+    found = undone | system
+    rows = config.training.batch_size
+    for key, values in found.get(VARY, {}).items():
+        if key.endswith("share"):  # One that makes no row of a batch would be refused.
+            made = [x for x in values if not x or 0 < Stream(OWN, x).rows(rows) < rows]
+            found = {**found, VARY: {**found[VARY], key: made}}
+    return found
+
+
+def _at_own_rates(system: Settings, rates: Sequence[float], config: Config) -> Settings:
+    """A system whose method has a learning rate of its own is tried with multiples of that."""
+    vary = system.get(VARY, {})
+    own = {key: value for key, value in system.items() if key not in (WITH, VARY)}
+    method = overlay({**own, WITH: system.get(WITH, ())}).get("method")
+    method = method if isinstance(method, dict) else {}
+    configured: Any = config.method if method.get("name") in (None, config.method.name) else None
+    rate = method.get("learning_rate", getattr(configured, "learning_rate", None))
+    if not isinstance(rate, int | float) or {RATE, OWN_RATE} & {*vary}:
+        return system
+    found = {**system, VARY: {OWN_RATE: list(_multiples(rates, rate)), **vary}}
+    if "learning_rate" in overlay(own).get("training", {}):
+        return found
+    return {RATE: config.training.learning_rate, **found}
 
 
 def _with_absolute(settings: Settings, directory: Path) -> Settings:
@@ -122,7 +188,7 @@ def overlay(settings: Settings) -> dict[str, Any]:
     own = {key: value for key, value in settings.items() if key != WITH}
     merged: dict[str, Any] = {}
     for path in settings.get(WITH, ()):
-        merged = _merged(merged, parse_file(Path(path)).plain())
+        merged = _merged(merged, layer_of(parse_file(Path(path))).plain())
     layer = layer_of(parse_yaml(dump_yaml(own), "candidates")) if own else Node({}, "candidates")
     return _merged(merged, layer.plain())
 
@@ -130,9 +196,35 @@ def overlay(settings: Settings) -> dict[str, Any]:
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     found = dict(one)
     for key, value in other.items():
-        both = isinstance(found.get(key), dict) and isinstance(value, dict)
-        found[key] = _merged(found[key], value) if both else value
+        before: Any = found.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        # What was chosen before has no part in another choice.
+        if both and before.get("name") == value.get("name", before.get("name")):
+            found[key] = _merged(before, value)
+        else:
+            found[key] = value
     return found
+
+
+def beside(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """The `--key=value` arguments that say nothing of what an overlay sets, over which they would lie."""
+    taken = [*_keys(settings)]
+    if "name" in settings.get("method", {}):
+        taken.append("method")
+
+    def free(override: str) -> bool:
+        key = f"{override.removeprefix('--').partition('=')[0]}."
+        return not any(key.startswith(f"{each}.") or f"{each}.".startswith(key) for each in taken)
+
+    return [each for each in overrides if free(each)]
+
+
+def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def write_configuration(config: Config, validation: float, path: Path) -> Config:

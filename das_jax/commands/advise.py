@@ -1,6 +1,7 @@
 """`das-jax advise`."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from das_jax.commands.arguments import add_config, load, path, positive
@@ -51,12 +52,12 @@ def run(options: argparse.Namespace) -> None:
 
     from das_jax.advising.advise import advice_table, advise, price
     from das_jax.advising.budget import Budget
-    from das_jax.advising.candidates import read_candidates
+    from das_jax.advising.candidates import beside, read_candidates
     from das_jax.training.console import Console
     from das_jax.training.distributed import connect
 
     candidates = read_candidates(options.candidates, config)
-    directory = options.output or Path(f"{config.output_dir}-advice").expanduser()
+    directory = options.output or Path(f"{Path(config.output_dir)}-advice").expanduser()
     budget = Budget(options.minutes, options.flops)
     connect()
     console = Console(options.quiet)
@@ -67,10 +68,13 @@ def run(options: argparse.Namespace) -> None:
     for sentence in (*advice.sentences, price(advice)):
         console.log(sentence)
     recommended = directory / "recommended.yaml"
-    console.log(f"{recommended} written; das-jax pretrain {options.config} --with={recommended}")
+    overlays = [*options.overlays, recommended]
+    overrides = beside(options.overrides, advice.settings)
+    arguments = [str(options.config), *(f"--with={each}" for each in overlays), *overrides]
+    console.log(f"{recommended} written; das-jax pretrain {shlex.join(arguments)}")
     if options.topology:
         from das_jax.config.load import load_config
         from das_jax.planning import plan_report
 
-        whole = load_config(options.config, options.overrides, [*options.overlays, recommended])
+        whole = load_config(options.config, overrides, overlays)
         plan_report.report(whole.config, options.topology, directory / "plan.json")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -109,17 +110,20 @@ def measured(cells: Sequence[Cell]) -> list[Measured]:
 def _outcome(cell: Cell) -> Outcome:
     scores = read_scores(cell.run.path)
     stages = [stage for stage in stages_of(cell.config) if not stage.warms_up]
-    names = {stage.name for stage in stages}
-    records = [each for each in read_records(cell.run.path) if each.stage in names]
-    seconds = (each.metrics.get("seconds_per_step", 0.0) * each.steps for each in records)
     return Outcome(
         cell,
         _measures(scores),
         _measures(dataclasses.replace(scores, heldout=scores.validation)),
         sum(stage.steps for stage in stages),
         flops_of(cell),
-        sum(seconds),
+        seconds_of(cell.run.path, [stage.name for stage in stages]),
     )
+
+
+def seconds_of(run: Path, stages: Sequence[str]) -> float:
+    """What the steps of some stages took, by name."""
+    records = [each for each in read_records(run) if each.stage in stages]
+    return sum(each.metrics.get("seconds_per_step", 0.0) * each.steps for each in records)
 
 
 def _measures(scores: RunScores) -> Measures:

@@ -65,6 +65,7 @@ def run_cells(
     interruption: Interruption,
     output_dir: Path,
     keep: Keep = "models",
+    warm_ups: Path | None = None,
 ) -> list[Failure]:
     """Learns what is not finished, each cell as `das-jax pretrain` would with its configuration.
 
@@ -75,8 +76,9 @@ def run_cells(
       cells: in the order in which they are learned.
       console: where a person watches.
       interruption: says whether somebody asked to stop.
-      output_dir: of the comparison: warm-ups are shared there.
+      output_dir: of the comparison.
       keep: what is left of a finished cell: everything, or all but the weights.
+      warm_ups: where warm-ups are shared; in output_dir if it is not said.
 
     Raises:
       UserError: another process is at work there, or the place of a cell holds something else.
@@ -100,7 +102,7 @@ def run_cells(
             number = len(cells) - len(left) + done + 1
             console.log(f"cell {number} of {len(cells)}: {cell.title}{about}")
             try:
-                _learn(cell, console, interruption, output_dir / WARM_UPS, keep)
+                _learn(cell, console, interruption, warm_ups or output_dir / WARM_UPS, keep)
             except UserError as error:
                 reason = str(error).splitlines()[0]
                 failures.append(Failure(cell, reason))

@@ -7,8 +7,12 @@ import yaml
 
 from das_jax import cli
 from das_jax.advising import advise, budget
-from das_jax.advising.candidates import overlay, read_candidates
+from das_jax.advising.candidates import beside, overlay, read_candidates
+from das_jax.comparing.budget import plain
 from das_jax.config.load import load_config
+from das_jax.config.parse import dump_yaml
+from das_jax.config.schema import Config
+from das_jax.config.show import to_yaml
 from das_jax.errors import UserError
 from tests.project import Project
 
@@ -21,6 +25,74 @@ def test_the_candidates_that_ship_are_settings_of_any_run(project: Project) -> N
     assert list(candidates.systems) == ["configured", "plain", "merge", "replay"]
     rate = config.training.learning_rate
     assert candidates.rates == pytest.approx((0.3 * rate, rate, 3 * rate))
+
+
+MERGING = (
+    *("--preset=merge", "--method.name=naive", "--policies.averaging.c=1"),
+    *("--policies.ema=null", "--policies.sharpness.rho=0.1", "--policies.general_share=0.5"),
+)
+WSD = ("--training.schedule=wsd", "--training.cooldown=0.3", "--training.trunk=false")
+
+
+def laid_over(project: Project, overrides: tuple[str, ...], system: str, tmp_path: Path) -> Config:
+    """The configuration with a system that ships, as `--with` would lay it over."""
+    path, base = tmp_path / "base.yaml", load_config(project.config, overrides).config
+    path.write_text(to_yaml(base))
+    settings = dict(read_candidates(None, base).systems[system])
+    del settings["vary"]
+    over = tmp_path / "over.yaml"
+    over.write_text(dump_yaml(overlay(settings)))
+    return load_config(path, overlays=[over]).config
+
+
+def test_plain_training_is_plain_whatever_the_configuration_is(
+    project: Project, tmp_path: Path
+) -> None:
+    config = load_config(project.config, MERGING).config
+    assert next(iter(read_candidates(None, config).systems)) == "configured"
+    found = laid_over(project, MERGING, "plain", tmp_path)
+    assert found == plain(found)
+    assert (found.training.schedule, found.training.second_moment) == ("linear", "fresh")
+    merged = laid_over(project, MERGING, "merge", tmp_path).policies
+    assert merged.averaging is not None
+    assert (merged.averaging.c, merged.sharpness, merged.general_share) == (2.0, None, 0.0)
+    assert laid_over(project, WSD, "replay", tmp_path).training.cooldown == 0.3
+    assert laid_over(project, WSD, "merge", tmp_path).training.schedule == "constant"
+
+
+def test_what_a_configuration_cannot_do_is_not_tried(project: Project) -> None:
+    config = load_config(project.config, ["--training.optimizer=lion"]).config
+    candidates = read_candidates(None, config)
+    assert "merge" not in candidates.systems
+    # 5 % of 8 rows are none.
+    assert candidates.systems["replay"]["vary"] == {"method.share": [0.2]}
+
+
+def test_a_method_with_a_learning_rate_of_its_own_is_tried_with_others(
+    project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "lora.yaml").write_text("method: {name: lora, r: 2, learning_rate: 3e-4}\n")
+    path = tmp_path / "candidates.yaml"
+    path.write_text(
+        "rates: [0.5, 2]\nsystems: {lora: {with: lora.yaml}, plain: {method.name: naive}}"
+    )
+    override = ["--method.name=adapter", "--method.learning_rate=1e-3"]
+    systems = read_candidates(path, load_config(project.config, override).config).systems
+    assert systems["lora"]["vary"] == {"method.learning_rate": [1.5e-4, 6e-4]}
+    assert systems["lora"]["training.learning_rate"] == 1e-2, "or it would be varied in vain"
+    assert systems["configured"]["vary"] == {"method.learning_rate": [5e-4, 2e-3]}
+    assert "vary" not in systems["plain"]
+
+
+def test_arguments_that_would_lie_over_what_is_recommended_are_left_out() -> None:
+    given = ["--method.share=0.5", "--policies.averaging.c=1", "--training.steps=4", "--seed=3"]
+    settings = {
+        "method": {"name": "naive"},
+        "policies": {"averaging": None},
+        "training": {"learning_rate": 1e-3},
+    }
+    assert beside(given, settings) == ["--training.steps=4", "--seed=3"]
+    assert beside(given, {"training": {"steps": 3}}) == [*given[:2], given[3]]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +116,9 @@ def test_what_is_recommended_is_a_file_to_lay_over(tmp_path: Path) -> None:
     (tmp_path / "ewc.yaml").write_text("method: {name: ewc, strength: 5}\ntraining: {steps: 3}\n")
     found = overlay({"with": [str(tmp_path / "ewc.yaml")], "method.strength": 7.0})
     assert found == {"method": {"name": "ewc", "strength": 7.0}, "training": {"steps": 3}}
+    (tmp_path / "dotted.yaml").write_text("method.name: naive\ntraining.b1: 0.5\n")
+    found = overlay({"with": [str(tmp_path / name) for name in ("ewc.yaml", "dotted.yaml")]})
+    assert found == {"method": {"name": "naive"}, "training": {"steps": 3, "b1": 0.5}}
 
 
 @pytest.mark.slow
@@ -79,7 +154,10 @@ def test_probes_end_in_a_file_that_pretrain_takes(
     assert found.policies.general_share == 0.25
     assert found.general is not None
     assert found.general.may_rise == 0.5
-    assert f"learning_rate={found.training.learning_rate:g}" in use.replace("0.0", "0.0")
+    assert found.general.warmup_learning_rate == 1e-2, "the probes' own"
+    assert f"learning_rate={found.training.learning_rate:g}" in use
+    (written,) = (line for line in first if "recommended.yaml written" in line)
+    assert written.endswith(f"{project.config} --with={recommended} --training.steps=4")
     tried = yaml.safe_load((out / "second.yaml").read_text())
     assert tried["seeds"] == [0, 1]
     assert len(tried["systems"]) == 2

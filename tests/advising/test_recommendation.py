@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from das_jax.advising.budget import Budget, Pace, check_steps
+from das_jax.advising.budget import Budget, Flops, Pace, check_steps
 from das_jax.advising.recommendation import Probe, frontier_of, recommend
 from das_jax.errors import UserError
 from das_jax.evaluation.statistics import Estimate, estimate
@@ -68,17 +68,21 @@ def test_a_promise_that_nothing_keeps_is_said() -> None:
 
 
 def test_flops_are_shared_by_what_the_whole_runs_would_need() -> None:
-    share = Budget(flops=50.0).share_of_steps(0.4, [100.0, 300.0], Pace(0.0, 0.0))
-    assert share * (100.0 + 300.0) == pytest.approx(0.4 * 50.0)
+    """What is measured between domains does not become less with the steps."""
+    runs = [Flops(100, 0), Flops(300, 6)]
+    share = Budget(flops=50.0).share_of_steps(0.4, runs, Pace())
+    assert share * (100.0 + 300.0) + 6.0 == pytest.approx(0.4 * 50.0)
 
 
 def test_minutes_pay_for_what_is_not_steps_first() -> None:
-    pace = Pace(seconds_per_flop=0.5, overhead=6.0)
-    share = Budget(minutes=2.0).share_of_steps(0.5, [100.0, 300.0], pace)
-    assert 0.5 * share * 400.0 + 2 * 6.0 == pytest.approx(60.0)
+    pace = Pace(per_flop=0.5, overhead=6.0, warm_up=5.0, spent=20.0)
+    runs = [Flops(100, 0), Flops(300, 10)]
+    share = Budget(minutes=2.0).share_of_steps(0.5, runs, pace, warm_ups=3)
+    assert 0.5 * (share * 400.0 + 10.0) + 2 * 6.0 + 3 * 5.0 == pytest.approx(0.5 * 100.0)
 
 
 def test_probes_that_say_nothing_are_refused() -> None:
-    check_steps([10, 40], 9, Budget(minutes=3.0))
+    check_steps([10, 40], [100, 400], 9, Budget(minutes=3.0))
+    check_steps([9, 40], [9, 40], 9, Budget(minutes=3.0))  # The run has no more.
     with pytest.raises(UserError, match=r"^3 minutes pay for 9 steps .* in each of 4 probes"):
-        check_steps([9, 40], 4, Budget(minutes=3.0))
+        check_steps([9, 40], [90, 400], 4, Budget(minutes=3.0))
