@@ -16,7 +16,7 @@ from das_jax.advising.budget import Budget, Flops, Pace, check_steps, flops_of, 
 from das_jax.advising.candidates import (
     RATE,
     Candidates,
-    name_of,
+    names_of,
     overlay,
     write_comparison,
     write_configuration,
@@ -172,7 +172,7 @@ class _Probes:
         decided = self._decided("second") or self._decide("second", self._second(best, pace))
         some = self.candidates.of_some(best)
         final = measured(self._compare("second", some, decided["steps"], SEEDS))
-        by_name = {name_of(point): point for point in best}
+        by_name = names_of(best)
         probes = [
             self._probe(dataclasses.replace(each, point=by_name[each.point.system]))
             for each in final

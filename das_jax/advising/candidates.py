@@ -1,6 +1,7 @@
 """What is tried: systems from a file, and the comparisons that are written from them."""
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,8 @@ class Candidates:
 
     def of_some(self, points: Sequence[Point]) -> dict[str, Any]:
         """These points alone, each as a system of its own."""
-        return {"systems": {name_of(point): self.settings_of(point) for point in points}}
+        named = names_of(points)
+        return {"systems": {name: self.settings_of(point) for name, point in named.items()}}
 
     def settings_of(self, point: Point) -> Settings:
         """The settings of a point on top of the configuration, by dotted keys."""
@@ -177,10 +179,17 @@ def _with_absolute(settings: Settings, directory: Path) -> Settings:
     }
 
 
-def name_of(point: Point) -> str:
-    """A point's name as a system of its own."""
-    chosen = re.sub(r"[^A-Za-z0-9_.]+", "-", point.name).strip("-")
-    return f"{point.system}-{chosen}"[:100]
+def names_of(points: Sequence[Point]) -> dict[str, Point]:
+    """Points by their names as systems of their own."""
+    found: dict[str, Point] = {}
+    for point in points:
+        chosen = re.sub(r"[^A-Za-z0-9_.]+", "-", point.name).strip("-")
+        name = numbered = f"{point.system}-{chosen}"[:95]
+        numbers = itertools.count(2)
+        while numbered in found:  # -1 and 1 are called the same, and so are names that begin alike.
+            numbered = f"{name}-{next(numbers)}"
+        found[numbered] = point
+    return found
 
 
 def overlay(settings: Settings) -> dict[str, Any]:

@@ -17,11 +17,13 @@ class Choice:
       chosen: the best point by the validation text.
       points: all that were measured, in the order of the grid.
       edges: the keys of which the chosen value is the smallest or the largest tried.
+      idle: the keys of which every value gives the same, so that none was chosen.
     """
 
     chosen: Measured
     points: tuple[Measured, ...]
     edges: tuple[str, ...]
+    idle: tuple[str, ...] = ()
 
     @property
     def system(self) -> str:
@@ -42,10 +44,19 @@ def choices_of(points: Sequence[Measured]) -> list[Choice]:
 
 def _choose(points: tuple[Measured, ...]) -> Choice:
     chosen = min(points, key=validation_loss)  # The first of equals.
-    edges = [
-        key for key, value in chosen.point.values.items() if value in _ends(chosen.point.grid[key])
-    ]
-    return Choice(chosen, points, tuple(edges))
+    values, grid = chosen.point.values, chosen.point.grid
+    idle = tuple(key for key in values if len(grid[key]) > 1 and _is_idle(key, points))
+    edges = tuple(key for key in values if values[key] in _ends(grid[key]) and key not in idle)
+    return Choice(chosen, points, edges, idle)
+
+
+def _is_idle(key: str, points: Sequence[Measured]) -> bool:
+    """Whether points that differ in a key alone came to the same, to the last bit."""
+    losses: dict[str, list[float]] = {}
+    for each in points:
+        others = repr({**each.point.values, key: None})
+        losses.setdefault(others, []).append(validation_loss(each))
+    return max(map(len, losses.values())) > 1 and all(len({*each}) == 1 for each in losses.values())
 
 
 def validation_loss(point: Measured) -> float:

@@ -135,6 +135,16 @@ def note(seeds: Sequence[int], orders: int) -> str:
     )
 
 
+def idle_warning(choice: Choice) -> str | None:
+    """A sentence if something was varied in vain."""
+    if not choice.idle:
+        return None
+    return (
+        f"{choice.system}: {', '.join(choice.idle)} made no difference, so another setting takes its place "
+        "(as method.learning_rate that of training.learning_rate); vary that"
+    )
+
+
 def edge_warning(choice: Choice) -> str | None:
     """A sentence if the best of a grid is at its end, where a better one may lie beyond."""
     if not choice.edges:

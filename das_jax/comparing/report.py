@@ -17,6 +17,7 @@ from das_jax.comparing.ranking import (
     Row,
     edge_warning,
     headlines,
+    idle_warning,
     note,
     ranking,
 )
@@ -83,14 +84,17 @@ class Report:
 
     @property
     def note(self) -> str:
-        return note(self.seeds, len(self.orders))
+        found = note(self.seeds, len(self.orders))
+        several = len(self.orders) > 1 and any(choice.bound for choice in self.choices)
+        return f"{found} Bounds: order 1 alone." if several else found
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must not miss."""
-        edges = [each for choice in self.choices if (each := edge_warning(choice)) is not None]
+        found = (warn(each) for warn in (idle_warning, edge_warning) for each in self.choices)
+        grids = [each for each in found if each is not None]
         failed = [f"{cell.title} failed: {reason}" for cell, reason in self.failures]
-        return [*failed, *self._other_starts(), *edges]
+        return [*failed, *self._other_starts(), *grids]
 
     def _other_starts(self) -> Iterator[str]:
         """Who begins with another model than the others."""

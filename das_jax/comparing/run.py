@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # Pydantic reads that of typing from Python 3.12 on only.
@@ -21,6 +22,7 @@ from das_jax.files import read_json, write_json
 from das_jax.training.console import Console, clock
 from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
+from das_jax.training.metrics import NotFiniteError
 from das_jax.training.pretrain import pretrain
 from das_jax.training.stages import stages_of
 
@@ -70,7 +72,8 @@ def run_cells(
     """Learns what is not finished, each cell as `das-jax pretrain` would with its configuration.
 
     The warm-up of equal starts is learned by the first and linked into the others. A cell that fails is
-    said, and the others of its point are left out; those of other points go on.
+    said, and the others of its point are left out; those of other points go on. Of several hosts, all must
+    see it fail: what one of them alone cannot do ends all.
 
     Args:
       cells: in the order in which they are learned.
@@ -104,6 +107,8 @@ def run_cells(
             try:
                 _learn(cell, console, interruption, warm_ups or output_dir / WARM_UPS, keep)
             except UserError as error:
+                if not _seen_by_all(error):
+                    raise
                 reason = str(error).splitlines()[0]
                 failures.append(Failure(cell, reason))
                 console.log(f"warning: {cell.title} failed ({reason}); the others go on")
@@ -119,13 +124,19 @@ def _learn(
     on_first_host(lambda: begin_with_warm_up(cell.config, warm_ups))
     try:
         pretrain(cell.config, console, interruption, lambda _: None, check_inputs)
-    except UserError:
-        on_first_host(lambda: keep_warm_up(cell.config, warm_ups))
+    except UserError as error:
+        if _seen_by_all(error):
+            on_first_host(lambda: keep_warm_up(cell.config, warm_ups))
         raise
     on_first_host(lambda: keep_warm_up(cell.config, warm_ups))
     flops = total_flops(cell.config)  # What grows with the domains depends on their order.
     on_first_host(lambda: write_json(cell.run.path / FINISHED, {"kept": keep, "flops": flops}))
     on_first_host(lambda: _reduce(cell, keep))
+
+
+def _seen_by_all(error: UserError) -> bool:
+    """Whether no host is left waiting in the cell that failed: all have the numbers that are not finite."""
+    return jax.process_count() == 1 or isinstance(error, NotFiniteError)
 
 
 def _reduce(cell: Cell, keep: Keep) -> None:

@@ -11,7 +11,7 @@ from das_jax.comparing.cells import Cell, base_of
 from das_jax.comparing.choice import choices_of, validation_loss
 from das_jax.comparing.file import Comparison
 from das_jax.comparing.outcomes import measured
-from das_jax.comparing.ranking import edge_warning, ranking
+from das_jax.comparing.ranking import edge_warning, idle_warning, ranking
 from das_jax.comparing.report import Report, report_of, tables_of, write_page
 from das_jax.comparing.warm_up import place_of
 from das_jax.evaluation.statistics import paired_difference
@@ -54,10 +54,18 @@ def test_a_point_is_chosen_on_validation_text_and_reported_on_held_out_text(repo
 
 def test_a_choice_at_the_end_of_its_grid_is_said(report: Report) -> None:
     plain, ewc = report.choices
+    assert (plain.idle, ewc.idle) == ((), ())
     assert edge_warning(plain) is None
     assert edge_warning(ewc) == (
         "ewc: the chosen method.strength 50.0 is the last one tried; widen the grid"
     )
+
+
+def test_what_is_varied_in_vain_is_said_and_is_no_edge(grid: Comparison) -> None:
+    cells = cells_by_hand(grid, ORDERS, SEEDS, lambda cell: (0.1, 2.0 + 0.1 * cell.seed, 2.0))
+    plain, _ = choices_of(measured(cells))
+    assert (plain.edges, plain.idle) == ((), ("training.learning_rate",))
+    assert "training.learning_rate made no difference" in (idle_warning(plain) or "")
 
 
 def test_another_start_is_said(report: Report, cells: list[Cell]) -> None:
