@@ -1,19 +1,26 @@
 """`das-jax advise` on the tiny project."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from das_jax import cli
 from das_jax.advising import advise, budget
-from das_jax.advising.candidates import beside, overlay, read_candidates
+from das_jax.advising.candidates import Candidates, beside, overlay, read_candidates
 from das_jax.comparing.budget import plain
+from das_jax.comparing.cells import Cell
 from das_jax.config.load import load_config
 from das_jax.config.parse import dump_yaml
 from das_jax.config.schema import Config
 from das_jax.config.show import to_yaml
 from das_jax.errors import UserError
+from das_jax.training.console import Console
+from das_jax.training.interruption import Interruption
+from tests.comparing.conftest import finish_by_hand
 from tests.project import Project
 
 Capture = pytest.CaptureFixture[str]
@@ -119,6 +126,42 @@ def test_what_is_recommended_is_a_file_to_lay_over(tmp_path: Path) -> None:
     (tmp_path / "dotted.yaml").write_text("method.name: naive\ntraining.b1: 0.5\n")
     found = overlay({"with": [str(tmp_path / name) for name in ("ewc.yaml", "dotted.yaml")]})
     assert found == {"method": {"name": "naive"}, "training": {"steps": 3, "b1": 0.5}}
+
+
+def test_the_pace_is_that_of_steps_and_of_the_warm_up(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs take 100 and 60 seconds, two of them for every step; the second does not warm up.
+
+    What a process left that was killed tells nothing, and is learned again.
+    """
+    config = load_config(project.config).config
+    clock = [0.0]
+    monkeypatch.setattr(advise, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def learn(self: Any, comparison: Any, cells: Sequence[Cell]) -> list[Any]:
+        cell = cells[-1]
+        finish_by_hand(cell, lambda cell: (0.1, 2.0, 2.0))
+        for stage, steps in (("00-news", 4), ("01-papers", 5), ("02-reviews", 5)):
+            (cell.run.path / stage).mkdir()
+            line = f'{{"step": {steps}, "seconds_per_step": 2.0}}\n'
+            (cell.run.path / stage / "metrics.jsonl").write_text(line)
+        clock[0] += {1: 100.0, 2: 60.0}[len(cells)]
+        return []
+
+    monkeypatch.setattr(advise._Probes, "_learn", learn)
+    candidates = Candidates({"configured": {}}, (config.training.learning_rate,))
+    watched = Console(quiet=True), Interruption()
+    probes = advise._Probes(config, candidates, budget.Budget(60.0), tmp_path, *watched)
+    probes._begin()
+    for _ in range(2):
+        decided = probes._first()
+        per_flop, overhead, warm_up, spent = decided["pace"]
+        whole = budget.flops_of(config)
+        assert per_flop * whole.steps == pytest.approx(2 * 5 * 2.0)
+        assert overhead == pytest.approx(60.0 - 20.0 - per_flop * whole.measured)
+        assert (warm_up, spent) == (8.0, 160.0)
+        assert decided["steps"] == [5, 5]
 
 
 @pytest.mark.slow

@@ -40,27 +40,32 @@ def cells_by_hand(
     """
     cells = cells_of(points_of(comparison), orders, seeds, comparison.output_dir)
     for cell in cells:
-        path = cell.run.path
-        path.mkdir(parents=True)
-        (path / "config.yaml").write_text(to_yaml(cell.config))
-        names = [domain.name for domain in cell.config.domains]
-        forgotten, *last = scores(cell)
-        matrices = [
-            {
-                "base model": {"news": 5.0} | dict.fromkeys(names, 4.0),
-                "news": {"news": 2.0} | dict.fromkeys(names, 3.0),
-                names[0]: {"news": 2.25, names[0]: loss - forgotten, names[1]: 3.0},
-                names[1]: {"news": 2.5, names[0]: loss, names[1]: loss},
-            }
-            for loss in last
-        ]
-        cell.run.write_scores(*matrices)
-        texts = {f"the text of {name}": name for name in ("news", *names)}
-        inputs = {**texts, f"the model {cell.config.model.path}": "weights"}
-        (path / "inputs.json").write_text(json.dumps(inputs))
-        flops = 1000 * (1 + len(cell.point.system))
-        (path / FINISHED).write_text(json.dumps({"kept": "scores", "flops": flops}))
+        finish_by_hand(cell, scores)
     return cells
+
+
+def finish_by_hand(cell: Cell, scores: Scores) -> None:
+    """Writes what a finished cell leaves."""
+    path = cell.run.path
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(to_yaml(cell.config))
+    names = [domain.name for domain in cell.config.domains]
+    forgotten, *last = scores(cell)
+    matrices = [
+        {
+            "base model": {"news": 5.0} | dict.fromkeys(names, 4.0),
+            "news": {"news": 2.0} | dict.fromkeys(names, 3.0),
+            names[0]: {"news": 2.25, names[0]: loss - forgotten, names[1]: 3.0},
+            names[1]: {"news": 2.5, names[0]: loss, names[1]: loss},
+        }
+        for loss in last
+    ]
+    cell.run.write_scores(*matrices)
+    texts = {f"the text of {name}": name for name in ("news", *names)}
+    inputs = {**texts, f"the model {cell.config.model.path}": "weights"}
+    (path / "inputs.json").write_text(json.dumps(inputs))
+    flops = 1000 * (1 + len(cell.point.system))
+    (path / FINISHED).write_text(json.dumps({"kept": "scores", "flops": flops}))
 
 
 @pytest.fixture
