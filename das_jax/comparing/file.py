@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from das_jax.config.check import check_seeds
 from das_jax.config.load import layer_of
 from das_jax.config.parse import Node, parse_file, parse_overrides
 from das_jax.errors import UserError, shown
@@ -113,7 +114,7 @@ def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
 
     Raises:
       UserError: a key is unknown, missing or of another type; a file that is named cannot be read; a key is
-        varied and set on the command line; the reference is no system.
+        varied and set on the command line; the reference is no system; two seeds are one.
     """
     file = parse_file(path)
     own = [name for name in ComparisonSettings.__dataclass_fields__ if name not in MAPPINGS]
@@ -131,6 +132,8 @@ def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         for name, node in _children(tree.child(group)).items()
     ]
     _check(tree, systems, found.reference, others)
+    seeds = tree.child("seeds")
+    check_seeds(found.seeds or (), lambda _: tree.origin if seeds is None else seeds.origin)
     common = layer_of(tree.child("settings") or Node({}, str(path)))
     config = _beside(path.parent, found.config)
     return Comparison(path, found, config, common, tuple(systems), others)

@@ -1,7 +1,7 @@
 """Impossible combinations of settings that are each possible."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
         than a domain, a method or a policy that lacks what it needs, a method's list that is not of the
         domains, or a file of the method's or of a policy's that does not exist.
     """
-    _check_seeds(config, origin)
+    check_seeds(config.seeds or (), origin)
     _check_domains(config, origin)
     _check_tasks(config, origin)
     _check_schedule(config.training, origin)
@@ -49,9 +49,10 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
             raise UserError(f"{origin(key)}: {key} is {path}, which does not exist.")
 
 
-def _check_seeds(config: Config, origin: Callable[[str], str]) -> None:
+def check_seeds(seeds: Sequence[int], origin: Callable[[str], str]) -> None:
+    """Raises UserError if two seeds are one, so that two runs would be."""
     found: dict[int, int] = {}
-    for i, seed in enumerate(config.seeds or ()):
+    for i, seed in enumerate(seeds):
         key = seed % 2**32
         if key in found:
             same = (

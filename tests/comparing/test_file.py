@@ -110,6 +110,7 @@ def test_seeds_are_the_configurations_own_where_there_are_no_others(
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"sytems": {}}, r"comparison.yaml:\d+: sytems is no setting of a comparison; these are"),
     ({"systems": {}}, r"systems: .* at least 1 item"),
+    ({"seeds": [1, 2**32 + 1]}, r"comparison.yaml:\d+: seeds holds 1 and 4294967297, which are"),
     ({"budget": "hours"}, r"budget: input should be 'steps' or 'flop', not \"hours\""),
     (
         {"reference": "x"},
