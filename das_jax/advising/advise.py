@@ -24,7 +24,7 @@ from das_jax.advising.candidates import (
 from das_jax.advising.recommendation import (
     Probe,
     Recommendation,
-    frontier_of,
+    finalists,
     probe_of,
     recommend,
 )
@@ -142,7 +142,7 @@ def advise(
             "what is forgotten is measured on general text, and the configuration has none; add `general:` "
             "with a source"
         )
-    probes = _Probes(config, candidates, budget, directory, console, interruption)
+    probes = _Probes(config, candidates, budget, promise, directory, console, interruption)
     finals, steps = probes.run()
     recommendation = recommend(finals, len(config.domains), promise)
     advice = Advice(config, candidates, finals, steps, recommendation, promise)
@@ -157,6 +157,7 @@ class _Probes:
     config: Config
     candidates: Candidates
     budget: Budget
+    promise: float | None
     directory: Path
     console: Console
     interruption: Interruption
@@ -167,7 +168,8 @@ class _Probes:
         decided = self._decided("first") or self._decide("first", self._first())
         tried = self._compare("first", self.candidates.of_all(), decided["steps"], SEEDS[:1])
         found = [self._probe(each) for each in measured(tried)]
-        best = [each.measured.point for each in _best(found, len(self.config.domains))]
+        finals = finalists(found, len(self.config.domains), self.promise, FINALISTS)
+        best = [each.measured.point for each in finals]
         pace = Pace(*decided["pace"])
         decided = self._decided("second") or self._decide("second", self._second(best, pace))
         some = self.candidates.of_some(best)
@@ -307,19 +309,6 @@ class _Probes:
     def _probe(self, measured: Measured) -> Probe:
         whole = _full(self.config, measured.point)
         return probe_of(measured, total_flops(whole) / total_flops(plain(whole)))
-
-
-def _best(probes: Sequence[Probe], texts: int) -> list[Probe]:
-    """The points of the frontier, and those next to it, as many as are tried longer."""
-    ordered = [*frontier_of(probes)]
-    if len(ordered) > FINALISTS:  # Spread over it, both ends included.
-        places = [round(i * (len(ordered) - 1) / (FINALISTS - 1)) for i in range(FINALISTS)]
-        return [ordered[place] for place in places]
-    rest = sorted(
-        (each for each in probes if each not in ordered),
-        key=lambda each: texts * each.domains.mean + each.rise.mean,
-    )
-    return ordered + rest[: FINALISTS - len(ordered)]
 
 
 def _points(cells: Sequence[Cell]) -> list[Point]:

@@ -87,6 +87,39 @@ def frontier_of(probes: Sequence[Probe]) -> tuple[Probe, ...]:
     return tuple(found)
 
 
+def finalists(
+    probes: Sequence[Probe], texts: int, promise: float | None, count: int
+) -> list[Probe]:
+    """The points that are worth a longer look.
+
+    With a promise: those that would be recommended, one after the other, of which the frontier may have none,
+    as cost is no part of it; and the one that loses the least, should none of these be sure. Without: those
+    of the frontier, spread over it if there are many, and those next to it.
+
+    Args:
+      probes: at least one.
+      texts: how many domains there are.
+      promise: as in `recommend`.
+      count: how many are wanted, if there are so many.
+    """
+    if promise is not None:
+        careful = min(probes, key=lambda each: each.rise.mean)
+        left, found = [each for each in probes if each is not careful], [careful]
+        while left and len(found) < count:
+            found.insert(-1, recommend(left, texts, promise).chosen)
+            left = [each for each in left if each is not found[-2]]
+        return found
+    ordered = [*frontier_of(probes)]
+    if len(ordered) > count:  # Both ends included.
+        places = [round(i * (len(ordered) - 1) / (count - 1)) for i in range(count)]
+        return [ordered[place] for place in places]
+    rest = sorted(
+        (each for each in probes if each not in ordered),
+        key=lambda each: texts * each.domains.mean + each.rise.mean,
+    )
+    return ordered + rest[: count - len(ordered)]
+
+
 def recommend(probes: Sequence[Probe], texts: int, promise: float | None) -> Recommendation:
     """The point to use.
 

@@ -152,7 +152,7 @@ def test_the_pace_is_that_of_steps_and_of_the_warm_up(
     monkeypatch.setattr(advise._Probes, "_learn", learn)
     candidates = Candidates({"configured": {}}, (config.training.learning_rate,))
     watched = Console(quiet=True), Interruption()
-    probes = advise._Probes(config, candidates, budget.Budget(60.0), tmp_path, *watched)
+    probes = advise._Probes(config, candidates, budget.Budget(60.0), None, tmp_path, *watched)
     probes._begin()
     for _ in range(2):
         decided = probes._first()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from das_jax.advising.budget import Budget, Flops, Pace, check_steps
-from das_jax.advising.recommendation import Probe, frontier_of, recommend
+from das_jax.advising.recommendation import Probe, finalists, frontier_of, recommend
 from das_jax.errors import UserError
 from das_jax.evaluation.statistics import Estimate, estimate
 
@@ -43,6 +43,16 @@ def test_a_promise_leaves_what_keeps_it_and_of_that_the_best(
 ) -> None:
     found = recommend(ALL, 2, promise)
     assert (found.chosen, found.kept) == (chosen, kept)
+
+
+def test_finalists_have_what_may_be_recommended() -> None:
+    """The cheap one that keeps the promise, too, though a dear one beats it in both losses."""
+    better = probe("better", 4.2, 0.1, flops=4.0)
+    assert MIDDLE not in frontier_of([*ALL, better])
+    assert finalists([*ALL, better], 2, 0.2, 3) == [MIDDLE, better, CAREFUL]
+    assert finalists([*ALL, better], 2, None, 3) == [CAREFUL, better, BOLD]
+    assert finalists(ALL, 2, None, 2) == [CAREFUL, BOLD]
+    assert finalists([BOLD], 2, 0.2, 3) == [BOLD]
 
 
 def test_a_promise_is_kept_by_the_cheapest() -> None:
