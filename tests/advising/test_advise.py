@@ -128,6 +128,7 @@ def test_what_is_recommended_is_a_file_to_lay_over(tmp_path: Path) -> None:
     assert found == {"method": {"name": "naive"}, "training": {"steps": 3, "b1": 0.5}}
 
 
+@pytest.mark.slow
 def test_the_pace_is_that_of_steps_and_of_the_warm_up(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
