@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,15 +42,39 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("das_jax")
 
 
+GOLDEN = Path(__file__).parent / "golden"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden",
         type=Path,
-        default=Path(__file__).parent / "golden",
+        default=GOLDEN,
         metavar="DIR",
         help="compare with other golden arrays: DIR/bert and DIR/roberta for DAS, DIR/systems/bert and "
         "DIR/systems/roberta for the other methods (see tests/golden/README.md)",
     )
+
+
+FAMILIES = ("bert", "roberta")
+PRECISIONS = ("float32", "float64")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`arch` and `precision`: of golden arrays every pair.
+
+    Of the other methods' arrays each family and each precision once: what a family does otherwise (positions,
+    token types, padding) and what a precision hides show in one of the two. Arrays from elsewhere are
+    compared in all four pairs.
+    """
+    asked = [name for name in ("arch", "precision") if name in metafunc.fixturenames]
+    values = {"arch": FAMILIES, "precision": PRECISIONS}
+    choices = list(itertools.product(*(values[name] for name in asked)))
+    ours = metafunc.config.getoption("golden") == GOLDEN
+    if "system_case" in metafunc.fixturenames and ours:
+        choices = list(zip(FAMILIES, PRECISIONS, strict=True))
+    if asked:
+        metafunc.parametrize(asked, choices)
 
 
 class Golden(NamedTuple):

@@ -195,16 +195,6 @@ def golden_case(
         yield Case(arrays, model, params, dtype, arguments or {}, families)
 
 
-@pytest.fixture(params=["float32", "float64"])
-def precision(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=["bert", "roberta"])
-def arch(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
 def case(golden: Any, arch: str, precision: str) -> Iterator[Case]:
     """What DAS computes, in every precision."""
