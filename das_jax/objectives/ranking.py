@@ -18,7 +18,9 @@ def global_ranks(x_N: jax.Array, axis_name: str | None = None) -> jax.Array:
     """
     all_M = global_rows(x_N, axis_name)
     ranks_M = jnp.zeros(all_M.shape, jnp.int32)
-    ranks_M = ranks_M.at[jnp.argsort(-all_M, stable=True)].set(jnp.arange(all_M.size))
+    ranks_M = ranks_M.at[jnp.argsort(-all_M, stable=True)].set(
+        jnp.arange(all_M.size, dtype=jnp.int32)
+    )
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * x_N.size
     return jax.lax.dynamic_slice_in_dim(ranks_M, first, x_N.size)
 
