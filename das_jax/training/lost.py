@@ -1,5 +1,6 @@
 """What a run should hold and does not: damaged, deleted, or never written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from das_jax.config.schema import Config
@@ -7,23 +8,27 @@ from das_jax.errors import UserError
 from das_jax.methods.registry import method_class
 from das_jax.training.metrics import read_rows
 from das_jax.training.run_directory import AGAIN, RunDirectory
-from das_jax.training.stages import stages_of
+from das_jax.training.stages import Stage, stages_of
 
 
-def lost(run: RunDirectory, config: Config) -> list[str]:
+def lost(run: RunDirectory, config: Config, stages: Sequence[Stage] | None = None) -> list[str]:
     """A sentence for everything that the finished stages of a run should have and have not.
 
-    Checkpoints are not looked at: older ones may be removed.
+    Args:
+      run: the run.
+      config: its configuration.
+      stages: the finished ones, if that is known. Else what a stage left says whether it is: checkpoints are
+        not looked at, as older ones may be removed.
     """
     try:
         rows = set(run.scores())
     except UserError as error:
         return [str(error)]
     found = []
-    for stage in stages_of(config):
+    for stage in stages_of(config) if stages is None else stages:
         name, directory = stage.name, run.stage(stage.number, stage.name)
         exported = (directory / "huggingface").is_dir()
-        if not exported and name not in rows:
+        if stages is None and not exported and name not in rows:
             continue  # Not finished.
         if not exported:
             found.append(f"{directory / 'huggingface'} is lost; {AGAIN}")

@@ -211,7 +211,8 @@ class Run:
         page = self.directory.report
         if finished and (made or on_first_host(lambda: not page.is_file())):
             self._report()
-        for sentence in on_first_host(lambda: lost(self.directory, self.workspace.config)):
+        stages = [each.stage for each in finished]
+        for sentence in on_first_host(lambda: lost(self.directory, self.workspace.config, stages)):
             self.workspace.console.log(f"warning: {sentence}")
 
     def _report(self) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from das_jax.config.load import load_config
+from das_jax.training.lost import lost
 from das_jax.training.promise import promise
 from das_jax.training.results import Results
 from das_jax.training.run_directory import RunDirectory
@@ -90,3 +92,15 @@ def test_without_a_warm_up_a_promise_counts_from_the_base_model() -> None:
     found = promise(configured(0.25, steps=0), scores)
     assert found is not None
     assert "0.500 nats above" in found
+
+
+def test_what_a_stage_under_way_has_written_already_is_not_lost(tmp_path: Path) -> None:
+    """It was killed between its export and its row of the scores, and writes both again."""
+    (tmp_path / "run.yaml").write_text(
+        f"output_dir: {tmp_path}\nmodel: {{path: x}}\n"
+        "domains: [{name: acl, source: {kind: demo, name: acl}}]\nmethod: {name: naive}\n"
+    )
+    config = load_config(tmp_path / "run.yaml").config
+    (tmp_path / "01-acl" / "huggingface").mkdir(parents=True)
+    assert "the held-out losses of acl are lost" in lost(RunDirectory(tmp_path), config)[0]
+    assert lost(RunDirectory(tmp_path), config, []) == []
