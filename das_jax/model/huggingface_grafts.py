@@ -42,12 +42,12 @@ from das_jax.model.units import Units
 KINDS: dict[str, tuple[type[Graft], Any]] = {
     "adapter": (Adapter, adapter_files),
     "blocks": (Blocks, blocks_files),
-    "capsules": (Capsules, capsules_files),
+    "capsules": (Capsules, capsules_files.FORMAT),
     "lora": (LoRA, lora_files),
-    "plugins": (Plugins, plugins_files),
+    "plugins": (Plugins, plugins_files.FORMAT),
     "prompt": (Prompt, prompt_files),
 }
-"""Every kind, and the module with its `write` and `read`."""
+"""Every kind, and what has its `write` and `read`: a module, or a format of our own."""
 
 
 class _About(TypedDict):

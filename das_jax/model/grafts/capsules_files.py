@@ -1,19 +1,7 @@
 """B-CL's adapters in files of our own: no library's format has them."""
 
-from pathlib import Path
-from typing import Any
-
-from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.capsules import ROUNDS, Capsules
-from das_jax.model.grafts.files import (
-    ABOUT_FILE,
-    Base,
-    graft_of,
-    read_layers,
-    write_layers,
-    write_readme,
-)
-from das_jax.model.grafts.graft import Params
+from das_jax.model.grafts.files import ABOUT_FILE, OwnFormat
 
 WEIGHTS_FILE = "capsules.safetensors"
 
@@ -53,27 +41,10 @@ def load(base, folder):
     return model
 """
 
-
-def write(
-    directory: Path, graft: Capsules, params: Params, base: Base, architecture: Architecture
-) -> None:
-    """Writes the adapters and README into an empty directory."""
-    write_layers(directory, WEIGHTS_FILE, params["graft"])
-    title = (
-        "Adapters with capsules\n\nThey stand behind both sub-layers of the base, of one domain and all "
-        "before it, which no plain\nmodel of transformers expresses; the domain's gates are in the matrices."
-    )
-    write_readme(directory, title, LOADER, base)
-
-
-def read(
-    directory: Path, settings: dict[str, Any], architecture: Architecture
-) -> tuple[Capsules, Params]:
-    """Reads what `write` wrote.
-
-    Raises:
-      UserError: a file is missing or damaged.
-    """
-    graft = graft_of(Capsules, settings, directory)
-    graft.check(architecture)
-    return graft, {"graft": read_layers(directory / WEIGHTS_FILE, graft, architecture)}
+FORMAT = OwnFormat(
+    Capsules,
+    WEIGHTS_FILE,
+    "Adapters with capsules\n\nThey stand behind both sub-layers of the base, of one domain and all "
+    "before it, which no plain\nmodel of transformers expresses; the domain's gates are in the matrices.",
+    LOADER,
+)

@@ -5,6 +5,7 @@ A directory says which base it belongs to, and its README how transformers loads
 
 import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -161,6 +162,43 @@ def read_layers(file: Path, graft: Graft, architecture: Architecture) -> Params:
         found[path] = np.stack([_transposed(path, tensors.take(name, shape)) for name in names])
     tensors.check_empty()
     return unflatten_dict(found, sep="/")
+
+
+@dataclass(frozen=True)
+class OwnFormat:
+    """A directory of a graft that no library's format has, and that needs no more than its own parameters.
+
+    Attributes:
+      kind: the graft's class; its parameters are all stacked by layer.
+      weights_file: where they are.
+      title: of the page that says what is here.
+      loader: a function `load(base, folder)` for transformers and torch.
+    """
+
+    kind: type[Graft]
+    weights_file: str
+    title: str
+    loader: str
+
+    def write(
+        self, directory: Path, graft: Graft, params: Params, base: Base, architecture: Architecture
+    ) -> None:
+        """Writes the parameters and the page into an empty directory."""
+        write_layers(directory, self.weights_file, params["graft"])
+        write_readme(directory, self.title, self.loader, base)
+
+    def read(
+        self, directory: Path, settings: dict[str, Any], architecture: Architecture
+    ) -> tuple[Graft, Params]:
+        """Reads what `write` wrote.
+
+        Raises:
+          UserError: a file is missing or damaged.
+        """
+        graft = graft_of(self.kind, settings, directory)
+        graft.check(architecture)
+        own = read_layers(directory / self.weights_file, graft, architecture)
+        return graft, {"graft": own}
 
 
 def _tensor_name(path: str) -> str:

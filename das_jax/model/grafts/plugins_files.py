@@ -1,18 +1,6 @@
 """Plug-ins in files of our own: no library's format has them."""
 
-from pathlib import Path
-from typing import Any
-
-from das_jax.model.architecture import Architecture
-from das_jax.model.grafts.files import (
-    ABOUT_FILE,
-    Base,
-    graft_of,
-    read_layers,
-    write_layers,
-    write_readme,
-)
-from das_jax.model.grafts.graft import Params
+from das_jax.model.grafts.files import ABOUT_FILE, OwnFormat
 from das_jax.model.grafts.plugins import Plugins
 
 WEIGHTS_FILE = "plugins.safetensors"
@@ -43,27 +31,10 @@ def load(base, folder):
     return model
 """
 
-
-def write(
-    directory: Path, graft: Plugins, params: Params, base: Base, architecture: Architecture
-) -> None:
-    """Writes the plug-ins and README into an empty directory."""
-    write_layers(directory, WEIGHTS_FILE, params["graft"])
-    title = (
-        "Plug-ins beside the sub-layers\n\nEvery layer of the base has two nets more, which no plain model "
-        "of transformers expresses; the\ngates of their domain are in their matrices."
-    )
-    write_readme(directory, title, LOADER, base)
-
-
-def read(
-    directory: Path, settings: dict[str, Any], architecture: Architecture
-) -> tuple[Plugins, Params]:
-    """Reads what `write` wrote.
-
-    Raises:
-      UserError: a file is missing or damaged.
-    """
-    graft = graft_of(Plugins, settings, directory)
-    graft.check(architecture)
-    return graft, {"graft": read_layers(directory / WEIGHTS_FILE, graft, architecture)}
+FORMAT = OwnFormat(
+    Plugins,
+    WEIGHTS_FILE,
+    "Plug-ins beside the sub-layers\n\nEvery layer of the base has two nets more, which no plain model "
+    "of transformers expresses; the\ngates of their domain are in their matrices.",
+    LOADER,
+)
