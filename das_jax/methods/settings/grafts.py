@@ -20,65 +20,52 @@ Target = Literal["query", "key", "value", "attention_output", "intermediate", "o
 
 
 @settings
-class AdapterSettings:
+class GraftSettings:
+    """What those have in common that train a set of parameters for every domain, or one for all."""
+
+    mode: Mode = "per_domain"
+    """A set for every domain, or one that is trained on."""
+    start: Start = None
+    """What a domain's set begins as, with `per_domain`: fresh (when absent), that of the domain before, or
+    the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
+    learning_rate: PositiveFloat | None = None
+    """The highest; `training.learning_rate` when absent."""
+
+
+@settings
+class AdapterSettings(GraftSettings):
     """Adapters (Houlsby et al., ICML 2019), and the layers' LayerNorms."""
 
     name: Literal["adapter"] = "adapter"
-    mode: Mode = "per_domain"
-    """An adapter for every domain, or one that is trained on."""
-    start: Start = None
-    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
-    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
     bottleneck: Count = 64
     """Features of the bottleneck."""
-    learning_rate: PositiveFloat | None = None
-    """The highest; `training.learning_rate` when absent."""
 
 
 @settings
-class PfeifferAdapterSettings:
+class PfeifferAdapterSettings(GraftSettings):
     """Adapters behind the feed-forward sub-layer, through its LayerNorm (Pfeiffer et al., EACL 2021)."""
 
     name: Literal["adapter_pfeiffer"] = "adapter_pfeiffer"
-    mode: Mode = "per_domain"
-    """An adapter for every domain, or one that is trained on."""
-    start: Start = None
-    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
-    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
     bottleneck: Count = 48
     """Features of the bottleneck."""
-    learning_rate: PositiveFloat | None = None
-    """The highest; `training.learning_rate` when absent."""
 
 
 @settings
-class ParallelAdapterSettings:
+class ParallelAdapterSettings(GraftSettings):
     """Adapters beside the feed-forward sub-layer (He et al., ICLR 2022)."""
 
     name: Literal["adapter_parallel"] = "adapter_parallel"
-    mode: Mode = "per_domain"
-    """An adapter for every domain, or one that is trained on."""
-    start: Start = None
-    """What a domain's adapter begins as, with `per_domain`: fresh (when absent), that of the domain before,
-    or the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
     bottleneck: Count = 48
     """Features of the bottleneck."""
     scale: PositiveFloat = 4.0
     """s: s (U relu(D x + b) + b') is added."""
-    learning_rate: PositiveFloat | None = None
-    """The highest; `training.learning_rate` when absent."""
 
 
 @settings
-class PromptSettings:
+class PromptSettings(GraftSettings):
     """Vectors before every text (Lester et al., EMNLP 2021)."""
 
     name: Literal["prompt"] = "prompt"
-    mode: Mode = "per_domain"
-    """A prompt for every domain, or one that is trained on."""
-    start: Start = None
-    """What a domain's prompt begins as, with `per_domain`: fresh (when absent), that of the domain before, or
-    the nearest: that with the lowest loss on the new text, the base model standing for fresh."""
     length: Count = 100
     """Vectors, which take the first positions of the model's table: a text may be so much shorter."""
     learning_rate: PositiveFloat | None = None
@@ -86,15 +73,11 @@ class PromptSettings:
 
 
 @settings
-class LoRASettings:
+class LoRASettings(GraftSettings):
     """Low-rank additions to projections (Hu et al., ICLR 2022)."""
 
     name: Literal["lora"] = "lora"
     mode: Mode = "sequential"
-    """Additions for every domain, or some that are trained on."""
-    start: Start = None
-    """What a domain's additions begin as, with `per_domain`: fresh (when absent), those of the domain before,
-    or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
     r: Count = 8
     """The rank."""
     alpha: PositiveFloat = 8.0
@@ -126,19 +109,13 @@ class OLoRASettings:
 
 
 @settings
-class BlockExpansionSettings:
+class BlockExpansionSettings(GraftSettings):
     """New layers between the old ones (Wu et al., ACL 2024)."""
 
     name: Literal["block_expansion"] = "block_expansion"
     mode: Mode = "sequential"
-    """New layers for every domain, or some that are trained on."""
-    start: Start = None
-    """What a domain's layers begin as, with `per_domain`: fresh (when absent), those of the domain before,
-    or the nearest: those with the lowest loss on the new text, the base model standing for fresh."""
     every: Count = 3
     """A new layer comes after so many old ones; it must divide their number."""
-    learning_rate: PositiveFloat | None = None
-    """The highest; `training.learning_rate` when absent."""
 
 
 @settings
