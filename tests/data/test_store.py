@@ -15,8 +15,6 @@ from das_jax.errors import UserError
 SEEDS = 2000
 UNLIKELY = 1e-4
 
-architectures = pytest.mark.parametrize("arch", ["bert", "roberta"])
-
 
 def fill(reservoir: Reservoir, counts, kept: Rows | None = None, first: int = 0) -> Rows:
     """The rows kept after domains of so many chunks; a chunk's tokens are its domain and index."""
@@ -53,7 +51,6 @@ def of_golden(golden: dict[str, np.ndarray]) -> np.ndarray:
     return sampled(int(golden["capacity"]), tuple(golden["seen"].tolist()))
 
 
-@architectures
 def test_every_chunk_and_every_pair_has_the_same_chance(systems, arch: str):
     golden = systems(arch).arrays("replay")
     inside = of_golden(golden)
@@ -71,7 +68,6 @@ def test_every_chunk_and_every_pair_has_the_same_chance(systems, arch: str):
     assert abs(neighbours - expected) < norm.isf(UNLIKELY) * np.sqrt(expected)
 
 
-@architectures
 def test_the_number_kept_of_a_domain_is_hypergeometric(systems, arch: str):
     golden = systems(arch).arrays("replay")
     inside = of_golden(golden)

@@ -71,7 +71,6 @@ def assert_epochs(stream: list[int], size: int) -> None:
     assert len(set(map(tuple, epochs))) > 1
 
 
-@pytest.mark.parametrize("arch", ["bert", "roberta"])
 def test_shares_of_a_mixture(systems, arch: str):
     golden = systems(arch).arrays("replay")
     sizes = golden["mixing.sizes"]

@@ -54,7 +54,6 @@ GOLDEN: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-5), (True, 1e-9)])
-@pytest.mark.parametrize("arch", ["bert", "roberta"])
 def test_rates_are_those_of_the_golden_arrays(
     systems: Any, arch: str, x64: bool, tolerance: float
 ) -> None:
