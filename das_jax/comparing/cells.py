@@ -85,6 +85,11 @@ class Cell:
         return RunDirectory(Path(self.config.output_dir).expanduser())
 
     @property
+    def place(self) -> Path:
+        """Of all runs of its point."""
+        return self.run.path.parents[1]
+
+    @property
     def title(self) -> str:
         """For people."""
         return f"{self.point.title}, order {self.order}, seed {self.seed}"

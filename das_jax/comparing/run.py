@@ -1,7 +1,8 @@
-"""Cells, one after the other; killed anywhere, the same call goes on."""
+"""Cells, one after the other, by one process or several; killed anywhere, the same call goes on."""
 
 import contextlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing_extensions import TypedDict  # Pydantic reads that of typing from Py
 
 from das_jax import stopping
 from das_jax.comparing.budget import total_flops
-from das_jax.comparing.cells import Cell
+from das_jax.comparing.cells import Cell, Point
 from das_jax.comparing.warm_up import begin_with_warm_up, keep_warm_up
 from das_jax.errors import UserError
 from das_jax.evaluation.inputs import check_inputs
@@ -41,6 +42,9 @@ _FINISHED = TypeAdapter(_Finished)
 
 WARM_UPS = "warm-up"
 """Where in a comparison's directory warm-ups are kept."""
+
+SECONDS_BETWEEN_LOOKS = 2
+"""How long one waits for what another process learns, before it looks again."""
 
 
 class Failure(NamedTuple):
@@ -75,6 +79,10 @@ def run_cells(
     said, and the others of its point are left out; those of other points go on. Of several hosts, all must
     see it fail: what one of them alone cannot do ends all.
 
+    Several processes may be called with the same cells: each takes a point that none of them is at work on,
+    for a program that is compiled learns all cells of a point, and all return when all is finished. What one
+    leaves that was killed, another takes.
+
     Args:
       cells: in the order in which they are learned.
       console: where a person watches.
@@ -84,37 +92,89 @@ def run_cells(
       warm_ups: where warm-ups are shared; in output_dir if it is not said.
 
     Raises:
-      UserError: another process is at work there, or the place of a cell holds something else.
+      UserError: the place of a cell, or of all, holds something else or cannot be written.
       Interrupted: somebody asked to stop; what is finished is kept.
     """
-    with _claimed(output_dir):
-        for cell in cells:
-            on_first_host(lambda cell=cell: cell.run.check(cell.config))  # type: ignore[misc]
-        left = [cell for cell in cells if not is_finished(cell)]
-        if not left:
-            console.log(
-                f"{output_dir}: all {len(cells)} cells are finished; nothing is left to learn"
-            )
-        failures: list[Failure] = []
-        began = time.monotonic()
-        for done, cell in enumerate(left):
-            if any(failed.cell.point is cell.point for failed in failures):
-                continue
-            seconds = (time.monotonic() - began) / done * (len(left) - done) if done else None
-            about = "" if seconds is None else f", about {clock(seconds)} left"
-            number = len(cells) - len(left) + done + 1
-            console.log(f"cell {number} of {len(cells)}: {cell.title}{about}")
-            try:
-                _learn(cell, console, interruption, warm_ups or output_dir / WARM_UPS, keep)
-            except UserError as error:
-                if not _seen_by_all(error):
-                    raise
-                reason = str(error).splitlines()[0]
-                failures.append(Failure(cell, reason))
-                console.log(f"warning: {cell.title} failed ({reason}); the others go on")
-        for cell in cells:  # One that was killed while its weights were removed.
-            on_first_host(lambda cell=cell: _reduce(cell, keep))  # type: ignore[misc]
-        return failures
+    on_first_host(lambda: _check_place(output_dir))
+    for cell in cells:
+        on_first_host(lambda cell=cell: cell.run.check(cell.config))  # type: ignore[misc]
+    if not _unfinished(cells):
+        console.log(f"{output_dir}: all {len(cells)} cells are finished; nothing is left to learn")
+    learning = _Learning(cells, console, interruption, keep, warm_ups or output_dir / WARM_UPS)
+    while left := learning.points_left():
+        took = [learning.take(point) for point in left]
+        if not any(took):
+            learning.wait()
+    for cell in cells:  # One that was killed while its weights were removed.
+        on_first_host(lambda cell=cell: _reduce(cell, keep))  # type: ignore[misc]
+    return learning.failures
+
+
+class _Learning:
+    """One process's share of the cells."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        console: Console,
+        interruption: Interruption,
+        keep: Keep,
+        warm_ups: Path,
+    ) -> None:
+        self._cells, self._console, self._interruption = cells, console, interruption
+        self._keep, self._warm_ups = keep, warm_ups
+        self._began, self._left_then = time.monotonic(), len(_unfinished(cells))
+        self._waits = False
+        self.failures: list[Failure] = []
+
+    def points_left(self) -> list[Point]:
+        """Those with something left to learn, failed ones apart."""
+        failed = [failure.cell.point for failure in self.failures]
+        points: list[Point] = []
+        for cell in _unfinished(self._cells):
+            if not any(cell.point is each for each in (*failed, *points)):
+                points.append(cell.point)
+        return points
+
+    def take(self, point: Point) -> bool:
+        """Learns what is left of a point, unless another process is at work on it; says whether."""
+        cells = [cell for cell in self._cells if cell.point is point]
+        with _claimed(cells[0].place) as mine:
+            for cell in _unfinished(cells) if mine else ():
+                try:
+                    self._learn(cell)
+                except UserError as error:
+                    if not _seen_by_all(error):
+                        raise
+                    reason = str(error).splitlines()[0]
+                    self.failures.append(Failure(cell, reason))
+                    self._console.log(f"warning: {cell.title} failed ({reason}); the others go on")
+                    break
+        return mine
+
+    def wait(self) -> None:
+        """A moment, for other processes."""
+        if not self._waits:
+            left = len(_unfinished(self._cells))
+            self._console.log(f"waiting for the last {left} cells, which other processes learn")
+        self._waits = True
+        stopping.check()
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _learn(self, cell: Cell) -> None:
+        left = len(_unfinished(self._cells))
+        done = self._left_then - left
+        seconds = (time.monotonic() - self._began) / done * left if done else None
+        about = "" if seconds is None else f", about {clock(seconds)} left"
+        number = len(self._cells) - left + 1
+        self._console.log(f"cell {number} of {len(self._cells)}: {cell.title}{about}")
+        self._waits = False
+        _learn(cell, self._console, self._interruption, self._warm_ups, self._keep)
+
+
+def _unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    finished = on_first_host(lambda: [(cell.run.path / FINISHED).is_file() for cell in cells])
+    return [cell for cell, its in zip(cells, finished, strict=True) if not its]
 
 
 def _learn(
@@ -151,30 +211,34 @@ def _reduce(cell: Cell, keep: Keep) -> None:
 
 
 @contextlib.contextmanager
-def _claimed(output_dir: Path) -> Iterator[None]:
-    """Keeps the directory for this process; the first host answers for all."""
+def _claimed(place: Path) -> Iterator[bool]:
+    """Keeps a directory for this process; says whether no other has it. The first host answers for all."""
     with contextlib.ExitStack() as stack:
 
-        def claim() -> None:
-            if (output_dir / "config.yaml").exists():
-                raise UserError(
-                    f"output_dir {output_dir} is a run, no comparison; give another with --output_dir=DIR"
-                )
+        def claim() -> bool:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place / ".lock")
             try:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(output_dir / ".lock")
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise UserError(
-                    f"another process is at work in output_dir {output_dir}; wait for its end or stop it, or "
-                    "give another with --output_dir=DIR"
-                ) from error
-            except OSError as error:
-                raise UserError(
-                    f"output_dir {output_dir} cannot be written ({error.strerror}); give another with "
-                    "--output_dir=DIR"
-                ) from error
+                lock.acquire(timeout=0)  # The operating system frees it when its holder dies.
+            except Timeout:
+                return False
             stack.callback(lock.release)
+            return True
 
-        on_first_host(claim)
-        yield
+        yield on_first_host(claim)
+
+
+def _check_place(output_dir: Path) -> None:
+    if (output_dir / "config.yaml").exists():
+        raise UserError(
+            f"output_dir {output_dir} is a run, no comparison; give another with --output_dir=DIR"
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output_dir {output_dir} cannot be written ({error.strerror}); give another with "
+            "--output_dir=DIR"
+        ) from error

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from das_jax.config.schema import (
     OPTIMIZER_OPTIONS,
     SCHEDULE_OPTIONS,
@@ -80,10 +82,14 @@ def keep_warm_up(config: Config, directory: Path) -> None:
     place = place_of(config, directory)
     first = next(each for each in stages_of(config) if not each.warms_up)
     finished = (run.stage(first.number, first.name) / "checkpoints").is_dir()
-    sweep(directory)
-    if finished and not place.exists():
-        with replacing(place) as temporary:
-            _copy(run, RunDirectory(temporary), config, stage)
+    if not finished:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".lock"):  # What another process is making is not swept away.
+        sweep(directory)
+        if not place.exists():
+            with replacing(place) as temporary:
+                _copy(run, RunDirectory(temporary), config, stage)
 
 
 def begin_with_warm_up(config: Config, directory: Path) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from das_jax.comparing import run
 from das_jax.comparing.cells import cells_of, points_of
@@ -90,6 +91,26 @@ def test_a_point_that_fails_is_said_and_the_others_go_on(
     learned.clear()
     run_cells(cells, console, interruption, tmp_path)
     assert learned == [failure.cell.title], "what is finished is not learned again"
+
+
+def test_processes_share_the_points_and_end_with_all_of_them(
+    grid: Comparison,
+    learned: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    points = [each for each in points_of(grid) if each.system == "plain"]
+    cells = cells_of(points, [("papers", "reviews")], [0, 2], tmp_path)
+    theirs = cells[0].place / ".lock"
+    theirs.parent.mkdir(parents=True)
+    with FileLock(theirs) as lock:
+        # Whoever is at work on the first point is killed while this process waits for it.
+        monkeypatch.setattr(run.time, "sleep", lambda _: lock.release())
+        assert run_cells(cells, Console(quiet=True), Interruption(), tmp_path) == []
+    assert learned == [cell.title for cell in (*cells[2:], *cells[:2])]
+    assert capsys.readouterr().out.count("waiting for the last 2 cells") == 1
+    assert all(is_finished(cell) for cell in cells)
 
 
 def test_a_place_that_holds_another_run_is_refused(grid: Comparison, tmp_path: Path) -> None:
