@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from das_jax.model.blocked_logits import BlockedLogits, per_token
 from das_jax.precision import at_least_float32
 
 
@@ -18,6 +19,11 @@ def softmax_kl(
         for x in (first_BxTxN, second_BxTxN)
     )
     return jnp.sum(jnp.exp(first_log) * (first_log - second_log), axis=-1)
+
+
+def vocabulary_kl(first: BlockedLogits, second: BlockedLogits) -> jax.Array:
+    """The same over the vocabulary, of logits that are never all there at once, nats, [B, T]."""
+    return per_token(softmax_kl, [first, second])
 
 
 def _over(temperature: float, x: jax.Array) -> jax.Array:

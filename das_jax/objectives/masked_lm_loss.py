@@ -41,7 +41,11 @@ def masked_lm_loss_per_example(
     logits_BxMxV: jax.Array, labels_BxM: jax.Array, weights_BxM: jax.Array
 ) -> jax.Array:
     """Mean cross-entropy over the masked positions of every example, nats, [B]; 0 where there is none."""
-    losses_BxM = token_losses(logits_BxMxV, labels_BxM)
+    return mean_per_example(token_losses(logits_BxMxV, labels_BxM), weights_BxM)
+
+
+def mean_per_example(losses_BxM: jax.Array, weights_BxM: jax.Array) -> jax.Array:
+    """The mean over the predictions of every example that count, [B]; 0 where none does."""
     return jnp.sum(losses_BxM * weights_BxM, axis=-1) / jnp.maximum(
         jnp.sum(weights_BxM, axis=-1), 1
     )

@@ -3,9 +3,10 @@
 """
 
 import jax
-import jax.numpy as jnp
 
-from das_jax.objectives.divergence import softmax_kl
+from das_jax.model.blocked_logits import BlockedLogits
+from das_jax.objectives.divergence import softmax_kl, vocabulary_kl
+from das_jax.objectives.masked_lm_loss import mean_per_example
 
 
 def proxy_kl_per_example(
@@ -19,5 +20,12 @@ def proxy_kl_per_example(
       mask_BxT: true at real tokens.
     """
     kl_BxT = softmax_kl(first_BxTxN, second_BxTxN)
-    weight_BxT = mask_BxT.astype(kl_BxT.dtype)
-    return jnp.sum(kl_BxT * weight_BxT, axis=-1) / jnp.maximum(jnp.sum(weight_BxT, axis=-1), 1)
+    return mean_per_example(kl_BxT, mask_BxT.astype(kl_BxT.dtype))
+
+
+def vocabulary_proxy_kl_per_example(
+    first: BlockedLogits, second: BlockedLogits, mask_BxT: jax.Array
+) -> jax.Array:
+    """The same of LM logits that are never all there at once."""
+    kl_BxT = vocabulary_kl(first, second)
+    return mean_per_example(kl_BxT, mask_BxT.astype(kl_BxT.dtype))
