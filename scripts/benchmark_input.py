@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    console, tokenizer = Console(), load_tokenizer(demo.model_directory(CACHE))
+    console, tokenizer = Console(), load_tokenizer(demo.model_directory("demo:bert-tiny", CACHE))
     tokenizer.model_max_length = 1 << 30  # transformers warns of long texts.
 
     table = Table(title=f"Waiting, share of {options.steps} steps of {STEP * 1e3:g} ms")

@@ -40,7 +40,8 @@ B2: Mapping[str, float] = {"adamw": 0.999, "lion": 0.99, "muon": 0.999}
 @settings
 class ModelSettings:
     path: LocalPath
-    """A HuggingFace checkpoint: a directory, a hub name, or `demo:bert-tiny`."""
+    """A HuggingFace checkpoint: a directory, a hub name, `demo:bert-tiny` or
+    `demo:smollm2-135m`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type of the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "selective", "full"] = "none"

