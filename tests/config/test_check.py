@@ -232,6 +232,16 @@ def test_a_schedule_may_fill_a_domain_and_others_options_may_be_as_they_are(load
             "set new.date.",
         ),
         (
+            ("--domains.0.source={kind: demo, name: acl, paragraphs: true}",),
+            "command line: domains.0.source.paragraphs is for name: sotu alone, whose texts have dates; "
+            "leave it out.",
+        ),
+        (
+            ("--domains.0.source={kind: demo, name: sotu, years: [1949, 1900]}",),
+            "command line: domains.0.source.years is [1949, 1900]; give the first and the last year, in 1790 "
+            "to 2026.",
+        ),
+        (
             ("--policies.averaging={alpha: 0.3}",),
             "command line: policies.averaging.alpha is 0.3, which the weights moments do not use; leave it "
             "out, or set policies.averaging.weights to uniform.",

@@ -2,6 +2,7 @@
 tasks.
 """
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from das_jax.data import demo, demo_tasks
+from das_jax.data import demo, demo_tasks, sources
+from das_jax.data.settings import DemoSource, is_dated
 from das_jax.errors import UserError
 
 
@@ -210,6 +212,7 @@ def test_the_model_directory(demo_cache: Path):
         ("acl", 250, 6_875_870),
         ("reviews", 13_905, 2_126_068),
         ("drugs", 979, 442_547),
+        ("sotu", 249, 12_181_093),
     ],
 )
 def test_the_texts(demo_cache: Path, name: str, documents: int, characters: int):
@@ -219,6 +222,66 @@ def test_the_texts(demo_cache: Path, name: str, documents: int, characters: int)
     # Links in tweets and HTML entities in drug reviews are gone.
     unwanted = {"tweets": "http://t.co/", "drugs": "&#"}.get(name, "\0")
     assert not any(unwanted in text for text in texts)
+
+
+@pytest.mark.network
+def test_every_year_of_the_addresses_is_in_one_period(demo_cache: Path):
+    def read(**options: object) -> list[str]:
+        source = DemoSource(kind="demo", name="sotu", **options)
+        return list(sources.documents(source, demo_cache))
+
+    periods = [read(years=years) for years in [(1790, 1899), (1900, 1999), (2000, 2026)]]
+    assert [len(period) for period in periods] == [111, 116, 22]
+    assert sorted(itertools.chain(*periods)) == sorted(read())
+    dated = read(years=(2000, 2026), date="date", paragraphs=True)
+    years = Counter(document[len("year: ") :][:4] for document in dated)
+    assert (min(years), max(years), sum(years.values())) == ("2000", "2026", 2497)
+
+
+def test_addresses_of_some_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    speeches = {
+        "1799-A-1": ("1799-12-03", "Gentlemen:\n\nAll is well."),
+        "1800-A-1": ("1800-11-22", "To\nyou.\n\n \nNo war.\n"),
+        "1801-B-1": ("1801-12-08", "Peace."),
+    }
+    table = ["fileid,year,date,president"]
+    for name, (date, text) in speeches.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        table.append(f'{name},{date[:4]},{date},"Somebody, Esq."')
+    (tmp_path / "metadata.csv").write_text("\n".join(table))
+    monkeypatch.setattr(demo, "fetch", lambda name, cache_dir: tmp_path)
+
+    def read(**options: object) -> list[str]:
+        source = DemoSource(kind="demo", name="sotu", **options)
+        return list(sources.documents(source, tmp_path))
+
+    first, second, third = ("Gentlemen:\n\nAll is well.", "To\nyou.\n\n \nNo war.", "Peace.")
+    assert read() == [first, second, third]
+    assert read(years=(1800, 1801)) == [second, third]
+    assert read(years=[1799, 1799], date="date") == [f"year: 1799 text: {first}"]
+    assert read(years=(1800, 1800), paragraphs=True) == ["To\nyou.", "No war."]
+    assert read(years=(1800, 1800), paragraphs=True, date="date") == [
+        "year: 1800 text: To\nyou.",
+        "year: 1800 text: No war.",
+    ]
+
+
+def test_the_options_of_the_addresses_are_other_corpora_and_those_of_others_stay():
+    whole = DemoSource(kind="demo", name="sotu")
+    some = [
+        DemoSource(kind="demo", name="sotu", **options)
+        for options in ({"years": (1800, 1900)}, {"date": "date"}, {"paragraphs": True})
+    ]
+    assert len({sources.fingerprint(source) for source in [whole, *some]}) == 4
+    assert [sources.label(source) for source in [whole, some[0]]] == [
+        "demo:sotu",
+        "demo:sotu:1800-1900",
+    ]
+    assert is_dated(some[1])
+    # Corpora that were prepared before there were addresses are found.
+    before = [{"kind": "demo", "name": "acl"}, demo.ASSETS["acl"].sha256]
+    expected = sha256(json.dumps(before).encode()).hexdigest()
+    assert sources.fingerprint(DemoSource(kind="demo", name="acl")) == expected
 
 
 @pytest.mark.network
