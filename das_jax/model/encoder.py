@@ -13,15 +13,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.attention import dense_attention
+from das_jax.model.attention import ATTENTION, Rule
 from das_jax.model.dense import dense
 from das_jax.model.dropout import dropout, dropout_seeds
-from das_jax.model.fused_attention import fused_attention
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.units import Units
 from das_jax.precision import at_least_float32
-
-ATTENTION = {"dense": dense_attention, "fused": fused_attention}
 
 KEPT = ("key", "value", "attention_output", "intermediate", "output", "sum")
 """What `selective` keeps of a layer, besides its input, as far as the backward pass needs it; the two outputs
@@ -169,7 +166,7 @@ class Attention(nn.Module):
             heads("key"),
             heads("value"),
             mask_BxT,
-            arch.attention_dropout,
+            Rule(dropout=arch.attention_dropout),
             seeds.attention,
         )
         context_BxTxHxK = at("context", hidden_BxTxD, context_BxTxHxK)

@@ -25,7 +25,7 @@ class MaskedLM:
       remat: what the backward pass recomputes: `none`, `selective` (all but large products) or `full`.
       unrolled: compiles every layer on its own instead of a loop over layers: faster to run, slower to
         compile.
-      attention: `dense`, or `fused`: one TPU kernel, worth it for long texts.
+      attention: the form that computes it, a name in `ATTENTION`.
       graft: what stands in the encoder beside its own layers; its parameters are `graft/...`.
       gather: makes a layer's parameters of what `encode` is given of them; None if that is all of them.
     """

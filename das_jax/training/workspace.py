@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: devices, model, tokenizer, corpora."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings, positions_before
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
-from das_jax.model.fused_attention import LANES
+from das_jax.model.attention import Asked, Rule, choose_attention
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.training.compiled_programs import keep_compiled_programs
 from das_jax.training.console import Console
@@ -61,7 +62,8 @@ class Workspace:
 
     @functools.cached_property
     def model(self) -> MaskedLM:
-        return make_model(self.checkpoint.architecture, self.config, jax.default_backend())
+        architecture, platform = self.checkpoint.architecture, jax.default_backend()
+        return make_model(architecture, self.config, platform, self.console.log)
 
     @functools.cached_property
     def masking(self) -> Masking:
@@ -132,25 +134,38 @@ class Workspace:
         return {each.name: self.corpus(each.name, each.source) for each in self._texts}
 
 
-def make_model(architecture: Architecture, config: Config, platform: str) -> MaskedLM:
+def make_model(
+    architecture: Architecture,
+    config: Config,
+    platform: str,
+    log: Callable[[str], None] | None = None,
+) -> MaskedLM:
     """The model of a configuration, for the devices of a platform: `cpu`, `tpu` or `gpu`.
+
+    Args:
+      architecture: its shapes.
+      config: the configuration.
+      platform: the devices.
+      log: is told if attention cannot use the platform's kernels, and why.
 
     Raises:
       UserError: the platform cannot do what the configuration asks for.
     """
-    settings, attention = config.model, config.model.attention
-    if attention == "auto":
-        lengths = config.data.length, positions_before(config.method)
-        fits = platform == "tpu" and all(length % LANES == 0 for length in lengths)
-        attention = "fused" if fits else "dense"
-    if attention == "fused" and platform != "tpu":
-        raise UserError(
-            f"model.attention is fused, a kernel for TPUs, and this machine computes on {platform}; "
-            "use auto or dense"
-        )
+    settings, dtype = config.model, compute_dtype(config, platform)
+    asked = Asked(
+        rules=(Rule(dropout=architecture.attention_dropout),),
+        heads=architecture.num_heads,
+        groups=architecture.num_heads,
+        size=architecture.head_size,
+        lengths=(config.data.length, positions_before(config.method)),
+        dtype=dtype,
+    )
+    attention, why_dense = choose_attention(settings.attention, asked, platform)
+    if log is not None and why_dense is not None:
+        log(f"attention is computed as matrix products (dense): {why_dense}")
     return MaskedLM(
         architecture,
-        compute_dtype(config, platform),
+        dtype,
         settings.remat,
         unrolled=settings.layers == "unrolled",
         attention=attention,

@@ -1,4 +1,5 @@
-"""Attention in one TPU kernel per example and group of heads: scores and weights never leave the chip.
+"""Attention both ways in one TPU kernel per example and group of heads: scores and weights never leave the
+chip.
 
 The longest text of BERT and RoBERTa has 512 tokens, so all scores of a head, [T, T] float32, fit into
 the memory on the chip and need no running softmax over blocks. The backward kernel computes the weights
@@ -16,10 +17,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from das_jax.model.attention.kernel import LANES, product, run_kernel
+from das_jax.model.attention.rule import Rule
 from das_jax.model.dropout import keep
-
-LANES = 128
-"""Numbers side by side in a TPU's register; the heads of a block should fill them."""
 
 ROWS = 512
 """Tokens of a block, if there are examples enough: every block costs some fixed time."""
@@ -30,10 +30,14 @@ def fused_attention(
     key_BxTxHxK: jax.Array,
     value_BxTxHxK: jax.Array,
     mask_BxT: jax.Array,
-    rate: float,
-    seed_Bx2: jax.Array | None,
+    rule: Rule,
+    seed_Bx2: jax.Array | None = None,
+    segments_BxT: jax.Array | None = None,
 ) -> jax.Array:
-    """`dense_attention` without an array of weights; on the CPU it is interpreted, slowly, for tests."""
+    """`dense_attention` without an array of weights, of the rule of BERT: dropout and nothing else."""
+    assert rule == Rule(dropout=rule.dropout)
+    assert segments_BxT is None
+    rate = rule.dropout
     if seed_Bx2 is None:
         rate = 0.0
         seed_Bx2 = jnp.repeat(mask_BxT[:, :1], 2, axis=1).astype(jnp.uint32)  # Nobody reads it.
@@ -74,7 +78,7 @@ def _forward_kernel(
         q, k, v = (x[row, :, columns] for x in (query, key, value))
         weights_TxT = _weights(q, k, mask[row])
         dropped_TxT = _dropped(weights_TxT, rate, seed, row, head)
-        context[row, :, columns] = _dot(dropped_TxT, v, (1, 0)).astype(context.dtype)
+        context[row, :, columns] = product(dropped_TxT, v, (1, 0)).astype(context.dtype)
 
 
 def _backward_kernel(
@@ -94,14 +98,14 @@ def _backward_kernel(
         q, k, v, c = (x[row, :, columns] for x in (query, key, value, cotangent))
         weights_TxT = _weights(q, k, mask[row])
         dropped_TxT = _dropped(weights_TxT, rate, seed, row, head)
-        to_value[row, :, columns] = _dot(dropped_TxT, c, (0, 0)).astype(to_value.dtype)
-        to_weights_TxT = _dropped(_dot(c, v, (1, 1)), rate, seed, row, head)
+        to_value[row, :, columns] = product(dropped_TxT, c, (0, 0)).astype(to_value.dtype)
+        to_weights_TxT = _dropped(product(c, v, (1, 1)), rate, seed, row, head)
         weights_TxT = weights_TxT.astype(jnp.float32)
         sum_Tx1 = jnp.sum(weights_TxT * to_weights_TxT, axis=1, keepdims=True)
         to_scores_TxT = weights_TxT * (to_weights_TxT - sum_Tx1) * size**-0.5
         to_scores_TxT = to_scores_TxT.astype(q.dtype)
-        to_query[row, :, columns] = _dot(to_scores_TxT, k, (1, 0)).astype(to_query.dtype)
-        to_key[row, :, columns] = _dot(to_scores_TxT, q, (0, 0)).astype(to_key.dtype)
+        to_query[row, :, columns] = product(to_scores_TxT, k, (1, 0)).astype(to_query.dtype)
+        to_key[row, :, columns] = product(to_scores_TxT, q, (0, 0)).astype(to_key.dtype)
 
 
 def _texts_and_heads(query: Any, size: int) -> Iterator[tuple[int, slice, Any]]:
@@ -114,14 +118,8 @@ def _texts_and_heads(query: Any, size: int) -> Iterator[tuple[int, slice, Any]]:
             yield row, slice(head * size, (head + 1) * size), first + head
 
 
-def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Product over one axis of each, accumulated in float32."""
-    dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
-
-
 def _weights(query_TxK: jax.Array, key_TxK: jax.Array, mask_1xT: jax.Array) -> jax.Array:
-    scores_TxT = _dot(query_TxK * query_TxK.shape[1] ** -0.5, key_TxK, (1, 1))
+    scores_TxT = product(query_TxK * query_TxK.shape[1] ** -0.5, key_TxK, (1, 1))
     scores_TxT = jnp.where(mask_1xT != 0, scores_TxT, jnp.finfo(jnp.float32).min)
     powers_TxT = jnp.exp(scores_TxT - jnp.max(scores_TxT, axis=1, keepdims=True))
     weights_TxT = powers_TxT * (1 / jnp.sum(powers_TxT, axis=1, keepdims=True))
@@ -141,49 +139,27 @@ def _dropped(x_TxT: jax.Array, rate: float, seed: Any, row: int, head: Any) -> j
 def _run(
     kernel: Any, rate: float, heads: int, seed: Any, mask: Any, arrays: Any, outputs: int
 ) -> tuple[jax.Array, ...]:
-    """Runs a kernel over all groups of texts and heads."""
+    """Runs a kernel over all groups of texts and heads; those of a block should fill the lanes."""
     batch, length, width = arrays[0].shape
     size = width // heads
     together = LANES // size if LANES % size == 0 and heads % (LANES // size) == 0 else heads
     texts = math.gcd(batch, max(1, ROWS // length))
     block = pl.BlockSpec((texts, length, together * size), lambda b, h: (b, 0, h))
+    seeds = pl.BlockSpec((1, texts, 2), lambda b, h: (b, 0, 0), memory_space=pltpu.SMEM)
+    masks = pl.BlockSpec((texts, 1, length), lambda b, h: (b, 0, 0))
     products = 2 if outputs == 1 else 5
     per_output = batch * length * width * arrays[0].dtype.itemsize
-
-    def call(interpret: bool, *arguments: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(
-            pl.pallas_call(
-                functools.partial(kernel, rate, size),
-                grid=(batch // texts, heads // together),
-                in_specs=[
-                    pl.BlockSpec((1, texts, 2), lambda b, h: (b, 0, 0), memory_space=pltpu.SMEM),
-                    pl.BlockSpec((texts, 1, length), lambda b, h: (b, 0, 0)),
-                    *(block for _ in arrays),
-                ],
-                out_specs=[block] * outputs,
-                out_shape=[
-                    jax.ShapeDtypeStruct(
-                        arrays[0].shape,
-                        arrays[0].dtype,
-                        manual_axis_type=jax.typeof(arrays[0]).manual_axis_type,
-                    )
-                ]
-                * outputs,
-                compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-                cost_estimate=pl.CostEstimate(
-                    flops=products * 2 * batch * length * length * width,
-                    transcendentals=batch * heads * length * length,
-                    bytes_accessed=(len(arrays) + outputs) * per_output,
-                ),
-                interpret=interpret,
-                name=kernel.__name__.strip("_"),
-            )(*arguments)
-        )
-
-    return jax.lax.platform_dependent(
-        seed.reshape(-1, texts, 2),
-        mask,
-        *arrays,
-        cpu=functools.partial(call, True),
-        default=functools.partial(call, False),
+    return run_kernel(
+        kernel,
+        (rate, size),
+        [(seed.reshape(-1, texts, 2), seeds), (mask, masks), *((x, block) for x in arrays)],
+        [(jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype), block)] * outputs,
+        like=arrays[0],
+        grid=(batch // texts, heads // together),
+        semantics=("parallel", "parallel"),
+        cost=pl.CostEstimate(
+            flops=products * 2 * batch * length * length * width,
+            transcendentals=batch * heads * length * length,
+            bytes_accessed=(len(arrays) + outputs) * per_output,
+        ),
     )
