@@ -84,7 +84,10 @@ def write_streams(
         if "error" in part:
             raise UserError(part["error"])
     splits = (TRAIN, *shares)
-    return {split: Stream(tuple(Part(**part[split]) for part in found)) for split in splits}
+    return {
+        split: Stream(tuple(Part(**part[split]) for part in found), encoder.special)
+        for split in splits
+    }
 
 
 def download_config(beam: BeamSettings) -> tfds.download.DownloadConfig:

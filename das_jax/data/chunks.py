@@ -16,7 +16,8 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from das_jax import stopping
-from das_jax.data.tokenization import SpecialTokens, Stream
+from das_jax.data.layouts import chunk_count
+from das_jax.data.tokenization import Stream
 from das_jax.errors import UserError
 
 # TFDS keeps one shard in memory while it writes it.
@@ -95,36 +96,6 @@ def _tokens(record: bytes) -> np.ndarray:
     return np.frombuffer(features["tokens"].bytes_list.value[0], "<i4")
 
 
-def chunk_count(tokens: int, length: int) -> int:
-    """How many chunks a stream of tokens gives; a tail less than a quarter full does not count."""
-    full, tail = divmod(tokens, length - 2)
-    return full + (tail > 0 and (full == 0 or tail + 2 >= length // 4))
-
-
-def pack(tokens: np.ndarray, special: SpecialTokens, length: int) -> np.ndarray:
-    """Cuts a stream of tokens into chunks; the last one is padded.
-
-    Args:
-        tokens: int32, of any number.
-        special: What opens, closes and pads a chunk.
-        length: T, the tokens in a chunk.
-
-    Returns:
-        chunks_NxT, int32: first, T - 2 tokens, separator.
-    """
-    body = length - 2
-    rows = -(-len(tokens) // body)
-    tail = len(tokens) - (rows - 1) * body
-    chunks_NxT = np.full((rows, length), special.padding, np.int32)
-    chunks_NxT[:, 0] = special.first
-    padded = np.full(rows * body, special.padding, np.int32)
-    padded[: len(tokens)] = tokens
-    chunks_NxT[:, 1:-1] = padded.reshape(rows, body)
-    chunks_NxT[:-1, -1] = special.separator
-    chunks_NxT[-1, 1 + tail] = special.separator
-    return chunks_NxT
-
-
 class ChunkBuilder(tfds.core.ShardBasedBuilder):
     """Cuts token streams into chunks and writes them as ArrayRecord, one shard at a time."""
 
@@ -134,11 +105,10 @@ class ChunkBuilder(tfds.core.ShardBasedBuilder):
     def __init__(
         self,
         streams: Mapping[str, Stream],
-        special: SpecialTokens,
         length: int,
         data_dir: epath.Path,
     ):
-        self._streams, self._special, self._length = streams, special, length
+        self._streams, self._length = streams, length
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -150,14 +120,13 @@ class ChunkBuilder(tfds.core.ShardBasedBuilder):
         del dl_manager
         return {
             split: [
-                partial(self._examples, stream, range)
-                for range in ranges(stream.tokens, self._length)
+                partial(self._examples, stream, range) for range in ranges(stream, self._length)
             ]
             for split, stream in self._streams.items()
         }
 
     def _examples(self, stream: Stream, numbers: range) -> Examples:
-        return examples(numbers, stream, self._special, self._length)
+        return examples(numbers, stream, self._length)
 
 
 def features(length: int) -> tfds.features.FeaturesDict:
@@ -166,20 +135,21 @@ def features(length: int) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict({"tokens": tokens})
 
 
-def ranges(tokens: int, length: int) -> list[range]:
-    """The numbers of the chunks that a stream of tokens gives, shard by shard."""
-    count, per_shard = chunk_count(tokens, length), max(1, SHARD_TOKENS // length)
+def ranges(stream: Stream, length: int) -> list[range]:
+    """The numbers of the chunks that a stream gives, shard by shard."""
+    count = chunk_count(stream.tokens, length, stream.layout.frame)
+    per_shard = max(1, SHARD_TOKENS // length)
     return [range(start, min(start + per_shard, count)) for start in range(0, count, per_shard)]
 
 
-def examples(numbers: range, stream: Stream, special: SpecialTokens, length: int) -> Examples:
+def examples(numbers: range, stream: Stream, length: int) -> Examples:
     """Cuts the chunks of these numbers out of a stream, a block at a time."""
-    body = length - 2
+    body = length - stream.layout.frame
     for start in range(numbers.start, numbers.stop, 1024):
         stopping.check()
         stop = min(start + 1024, numbers.stop)
         tokens = stream.read(start * body, stop * body)
-        for number, chunk in enumerate(pack(tokens, special, length), start):
+        for number, chunk in enumerate(stream.layout.pack(tokens, length), start):
             yield number, {"tokens": chunk}
 
 
@@ -192,11 +162,10 @@ class BeamChunkBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(
         self,
         streams: Mapping[str, Stream],
-        special: SpecialTokens,
         length: int,
         data_dir: epath.Path,
     ):
-        self._streams, self._special, self._length = streams, special, length
+        self._streams, self._length = streams, length
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -212,8 +181,8 @@ class BeamChunkBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, stream: Stream) -> Any:
         import apache_beam as beam
 
-        cut = partial(examples, stream=stream, special=self._special, length=self._length)
-        numbers = ranges(stream.tokens, self._length)
+        cut = partial(examples, stream=stream, length=self._length)
+        numbers = ranges(stream, self._length)
         return beam.Create(numbers) | beam.Reshuffle() | "cut" >> beam.FlatMap(cut)
 
     def _example_writer(self) -> ExampleWriter:

@@ -17,16 +17,25 @@ import tensorflow_datasets as tfds
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from das_jax.data import manifest, sources
+from das_jax.data import manifest, records, sources
 from das_jax.data.beam import download_config, explaining_failure, write_streams
-from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, chunk_count, copy
-from das_jax.data.settings import BeamSettings, Recognised, Source
+from das_jax.data.chat import Chat, chat
+from das_jax.data.chunks import BeamChunkBuilder, ChunkBuilder, Chunks, copy
+from das_jax.data.enough import check_documents, check_examples
+from das_jax.data.layouts import Rows, chunk_count
+from das_jax.data.settings import (
+    BeamSettings,
+    DocumentsName,
+    ObjectiveName,
+    Recognised,
+    RecordSettings,
+    Source,
+)
+from das_jax.data.supervised import write_examples
 from das_jax.data.tokenization import (
-    TRAIN,
     Encoder,
     Progress,
     Shares,
-    SpecialTokens,
     Stream,
     encoder,
     write_parts,
@@ -54,6 +63,10 @@ class Counts:
     """Tokens of the text alone; like `unknown`, not counted by earlier versions."""
     unknown: int | None = None
     """Words that the tokenizer does not know."""
+    cut: int | None = None
+    """Of examples, those that were longer than a chunk; like `dropped`, not counted of documents."""
+    dropped: int | None = None
+    """Of these, the ones of whose responses nothing was left, and that are in no chunk."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,21 @@ class Corpus:
         return sum(counts.tokens for counts in self.splits.values())
 
     @property
+    def shortened(self) -> str | None:
+        """A sentence on the examples that were longer than a chunk, if there are any."""
+        counts = self.splits.values()
+        cut, dropped = (
+            sum(getattr(each, name) or 0 for each in counts) for name in ("cut", "dropped")
+        )
+        if not cut:
+            return None
+        left_out = f"; {dropped} of these, whose prompts fill it, were left out" if dropped else ""
+        return (
+            f"{cut} of {self.documents + dropped} examples are longer than a chunk of {self.length} tokens "
+            f"and were cut{left_out}"
+        )
+
+    @property
     def unknown_share(self) -> float:
         """The share of the words that the tokenizer does not know, where it was counted."""
         words = sum(counts.words or 0 for counts in self.splits.values())
@@ -107,11 +135,13 @@ def prepare(
     log: Callable[[str], object] = lambda _: None,
     special_tokens: Recognised = "markers",
     validation: float = 0.0,
+    objective: ObjectiveName = "masked",
+    documents: DocumentsName = "joined",
 ) -> Corpus:
     """Turns a text into token chunks, or finds those of the same text, tokenizer and settings.
 
-    Each chunk is [CLS] ... [SEP]; documents follow each other with a [SEP] between them. Only the
-    last chunk of a split is padded, and left out when less than a quarter full.
+    Documents follow each other as `das_jax.data.layouts` says, for masked models or for decoders. The last
+    chunk of a split is padded, and left out when less than a quarter full.
 
     A corpus that is found is compared with the sizes and hashes that were written down when it was
     prepared, about as long a work as hashing the text; a damaged one is prepared anew.
@@ -127,6 +157,9 @@ def prepare(
         log: Is told when a damaged corpus is prepared anew.
         special_tokens: Which added tokens of the tokenizer are recognised in the text.
         validation: The share of the documents kept away from training to choose settings by; 0 for none.
+        objective: What the chunks are for: documents for masked models, or for decoders, with roles beside
+            the ids; or examples (`supervised`), of a source with `messages` or with `prompt` and `response`.
+        documents: Whether a chunk of examples may hold several (`apart`); of no matter to documents.
 
     Returns:
         The corpus, complete on disk.
@@ -136,22 +169,40 @@ def prepare(
             tokenizer lacks special tokens; the disk is full; or Beam is missing or fails.
     """
     cache_dir = Path(cache_dir).expanduser()
-    enc = encoder(tokenizer, special_tokens)
+    if objective == "supervised":
+        if beam is not None:
+            raise UserError(
+                f"data.beam prepares documents, and the corpus {sources.label(source)} is one of examples: "
+                "leave data.beam out."
+            )
+        writer: Encoder | Chat = chat(tokenizer)
+        fingerprint = f"{writer.fingerprint} {documents}"
+    else:
+        writer = encoder(tokenizer, special_tokens, objective == "causal")
+        fingerprint = writer.fingerprint
     shares = {"heldout": heldout} | ({"validation": validation} if validation else {})
-    parts = [FORMAT, sources.fingerprint(source), enc.fingerprint, length, *shares.values()]
+    parts = [FORMAT, sources.fingerprint(source), fingerprint, length, *shares.values()]
     key = sha256(json.dumps(parts).encode()).hexdigest()[:16]
     label = sources.label(source)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[-60:]
     directory = cache_dir / "corpora" / f"{name}-{key}"
     with built_once(directory, partial(_damage, key=key), log) as unfinished:
         if unfinished is not None:
-            splits = _build(source, enc, length, shares, cache_dir, unfinished, progress, beam)
+            with _workplace(unfinished, beam) as place:
+                (place / "streams").mkdir()
+                if isinstance(writer, Chat):
+                    streams = _examples(source, writer, length, documents, shares, place, progress)
+                else:
+                    streams = _texts(
+                        source, writer, length, shares, cache_dir, place, progress, beam
+                    )
+                splits = _build(streams, length, place, beam)
             facts = {
                 "source": label,
                 "key": key,
                 "length": length,
                 **shares,
-                "splits": {split: asdict(counts) for split, counts in splits.items()},
+                "splits": {split: _known(counts) for split, counts in splits.items()},
             }
             _write_facts(unfinished, facts)
     return load(directory)
@@ -213,39 +264,70 @@ def load(directory: Path) -> Corpus:
     return Corpus(directory, facts["key"], facts["length"], splits)
 
 
-def _build(
+def _known(counts: Counts) -> dict[str, int]:
+    return {name: value for name, value in asdict(counts).items() if value is not None}
+
+
+def _texts(
     source: Source,
     enc: Encoder,
     length: int,
     shares: Shares,
     cache_dir: Path,
-    directory: Path,
+    place: epath.Path,
     progress: Progress | None,
     beam: BeamSettings | None,
+) -> Mapping[str, Stream]:
+    if beam is None:
+        documents = sources.documents(source, cache_dir)
+        found = write_parts(documents, enc, shares, place / "streams" / "all", progress)
+        streams = {split: Stream((part,), enc.special) for split, part in found.items()}
+    else:
+        streams = write_streams(source, enc, shares, cache_dir, place / "streams", beam)
+        if progress is not None:
+            done = streams.values()
+            progress(sum(s.documents for s in done), sum(s.tokens for s in done))
+    check_documents(streams, sources.label(source), length, shares)
+    return streams
+
+
+def _examples(
+    source: Source,
+    writer: Chat,
+    length: int,
+    documents: DocumentsName,
+    shares: Shares,
+    place: epath.Path,
+    progress: Progress | None,
+) -> Mapping[str, Stream]:
+    assert isinstance(source, RecordSettings)
+    streams = write_examples(
+        records.conversations(source),
+        writer,
+        length,
+        documents == "apart",
+        shares,
+        place / "streams" / "all",
+        progress,
+    )
+    check_examples(streams, sources.label(source), length, shares)
+    return streams
+
+
+def _build(
+    streams: Mapping[str, Stream], length: int, place: epath.Path, beam: BeamSettings | None
 ) -> dict[str, Counts]:
-    with _workplace(directory, beam) as place:
-        parts = place / "streams"
-        parts.mkdir()
-        if beam is None:
-            documents = sources.documents(source, cache_dir)
-            found = write_parts(documents, enc, shares, parts / "all", progress)
-            streams = {split: Stream((part,)) for split, part in found.items()}
-        else:
-            streams = write_streams(source, enc, shares, cache_dir, parts, beam)
-            if progress is not None:
-                done = streams.values()
-                progress(sum(s.documents for s in done), sum(s.tokens for s in done))
-        _check(streams, sources.label(source), length, shares)
-        _write_chunks(streams, enc.special, length, place, beam)
-        parts.rmtree()
-        (place / "downloads").rmtree(missing_ok=True)
+    _write_chunks(streams, length, place, beam)
+    (place / "streams").rmtree()
+    (place / "downloads").rmtree(missing_ok=True)
     return {
         split: Counts(
             stream.documents,
-            stream.tokens,
-            chunk_count(stream.tokens, length),
+            stream.tokens - stream.padding,
+            chunk_count(stream.tokens, length, stream.layout.frame),
             stream.words,
             stream.unknown,
+            *((stream.cut, stream.dropped) if isinstance(stream.layout, Rows) else ()),
         )
         for split, stream in streams.items()
     }
@@ -270,68 +352,21 @@ def _workplace(directory: Path, beam: BeamSettings | None) -> Iterator[epath.Pat
 
 def _write_chunks(
     streams: Mapping[str, Stream],
-    special: SpecialTokens,
     length: int,
     place: epath.Path,
     beam: BeamSettings | None,
 ) -> None:
     if beam is None:
-        builder = ChunkBuilder(streams, special, length, place)
+        builder = ChunkBuilder(streams, length, place)
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         failures: AbstractContextManager[None] = nullcontext()
     else:
-        builder = BeamChunkBuilder(streams, special, length, place)
+        builder = BeamChunkBuilder(streams, length, place)
         config, failures = download_config(beam), explaining_failure(beam)
     # TFDS draws bars and prints where it downloads from; there is nothing to download.
     tfds.disable_progress_bar()
     with redirect_stdout(StringIO()), failures:
         builder.download_and_prepare(download_config=config)
-
-
-def _check(streams: Mapping[str, Stream], label: str, length: int, shares: Shares) -> None:
-    train = streams[TRAIN]
-    documents, tokens, words, unknown, predictable = (
-        sum(getattr(stream, what) for stream in streams.values())
-        for what in ("documents", "tokens", "words", "unknown", "predictable")
-    )
-    lower = " or ".join(f"data.{split}, which is {share}," for split, share in shares.items())
-    if documents == 0:
-        raise UserError(
-            f"The corpus {label} is empty: give it at least one document that is not blank."
-        )
-    if 0 < words == unknown:
-        raise UserError(
-            f"Every token of the corpus {label} is unknown to the tokenizer: give a model that knows its "
-            "language and script."
-        )
-    if words > 0 and predictable == 0:
-        raise UserError(
-            f"The corpus {label} has nothing but special tokens and words unknown to the tokenizer, so "
-            "that there is nothing to predict: give it other text, or another model."
-        )
-    if tokens < length - 2:
-        raise UserError(
-            f"The corpus {label} has {tokens} tokens, fewer than one chunk of {length}: give it more text or "
-            "lower data.length."
-        )
-    if train.tokens < length - 2:
-        raise UserError(
-            f"The corpus {label} has only {train.tokens} tokens left for training, fewer than one chunk of "
-            f"{length}: give it more documents, or lower {lower} or data.length."
-        )
-    for split, share in shares.items():
-        if streams[split].tokens == 0:
-            purpose = "" if split == "heldout" else f" for {split}"
-            raise UserError(
-                f"None of the {documents} documents of the corpus {label} was held out{purpose}: give it "
-                f"more documents or raise data.{split}, which is {share}."
-            )
-    for split, stream in streams.items():
-        if stream.predictable == 0:
-            raise UserError(
-                f"The corpus {label} has nothing to predict in its {split} documents, only special tokens "
-                "and words unknown to the tokenizer: give it more documents, or another model."
-            )
 
 
 def _builder_directory(directory: AnyPath) -> AnyPath:

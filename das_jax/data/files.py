@@ -80,7 +80,22 @@ def jsonl(pattern: str, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[s
     Raises:
         UserError: As `jsonl_records`, or a field is missing in a line.
     """
-    for where, record in jsonl_records(pattern):
+    return with_fields(jsonl_records(pattern), fields)
+
+
+def with_fields(
+    records: Iterable[tuple[str, dict[str, Any]]], fields: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Passes records through that have certain fields.
+
+    Args:
+        records: Each with its place.
+        fields: The fields by the settings that name them.
+
+    Raises:
+        UserError: A record lacks a field.
+    """
+    for where, record in records:
         for setting, field in fields.items():
             if field not in record:
                 raise UserError(
@@ -172,6 +187,16 @@ def csv_form(path: epath.Path, delimiter: str | None, quoting: Quoting) -> tuple
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
         delimiter = "\t" if ".tsv" in suffixes else ","
     return delimiter, quoting == "quoted" or (quoting == "auto" and delimiter != "\t")
+
+
+def csv_forms(pattern: str, delimiter: str | None, quoting: Quoting) -> list[str]:
+    """What the names of CSV files say of how they are read; a digest does not tell .tsv.gz from .csv.gz."""
+    said = []
+    for path in matching(pattern):
+        ending, _ = csv_form(path, None, quoting)
+        _, in_quotes = csv_form(path, delimiter, quoting)
+        said.append(ending if in_quotes else f"{ending} unquoted")
+    return said
 
 
 def _in_quotes(name: str) -> bool:

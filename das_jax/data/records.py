@@ -1,10 +1,11 @@
-"""Documents that are records with fields: a text, perhaps a date, perhaps an id."""
+"""Documents that are records with fields: a text, perhaps a date, perhaps an id; or a conversation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, assert_never
 
 from das_jax.data import files, hubs
 from das_jax.data.settings import (
+    CSVSource,
     HuggingFaceSource,
     JSONLSource,
     ParquetSource,
@@ -51,12 +52,81 @@ def documents(source: RecordSource, id_field: str | None = None) -> Iterator[Doc
         )
 
 
+Message = Mapping[str, Any]
+"""Who speaks, `role`, and what is said, `content`; more, if the chat template asks for more."""
+
+
+class Conversation(NamedTuple):
+    """Messages, the last ones or others of the assistant's.
+
+    Attributes:
+        where: Its place, for error messages: `answers.jsonl, line 3`.
+        messages: At least one is the assistant's.
+    """
+
+    where: str
+    messages: list[Message]
+
+
+ASSISTANT = "assistant"
+"""The role whose messages are learned."""
+
+
+def conversations(source: RecordSource) -> Iterator[Conversation]:
+    """Reads the conversations of a source one after the other, in constant memory.
+
+    Args:
+        source: Where the records are; it has `messages`, or `prompt` and `response`.
+
+    Raises:
+        UserError: The source cannot be read, a record lacks a field or holds something else in it, a prompt
+            or a response is blank, or the assistant says nothing.
+    """
+    wanted = {name: getattr(source, name) for name in ("prompt", "response", "messages")}
+    fields = {setting: field for setting, field in wanted.items() if field is not None}
+    for where, record in _records(source, fields):
+        if source.messages is not None:
+            messages = _messages(record[source.messages], source.messages, where)
+        else:
+            messages = [
+                {"role": role, "content": _said(record[fields[setting]], fields[setting], where)}
+                for role, setting in (("user", "prompt"), (ASSISTANT, "response"))
+            ]
+        yield Conversation(where, messages)
+
+
+def _said(value: Any, field: str, where: str) -> str:
+    text = files.checked_text(value, field, where)
+    if not text.strip():
+        raise UserError(f"{where}: field {field!r} is blank; mend or drop the record.")
+    return text
+
+
+def _messages(value: Any, field: str, where: str) -> list[Message]:
+    if not isinstance(value, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) for each in value
+    ):
+        raise UserError(
+            f"{where}: field {field!r} is no list of objects with a `role`; mend or drop the record."
+        )
+    if not any(each["role"] == ASSISTANT for each in value):
+        raise UserError(
+            f"{where}: field {field!r} has no message of the role {ASSISTANT}, so that there is nothing to "
+            "learn; mend or drop the record."
+        )
+    # Tables have every field in every object.
+    return [{name: each[name] for name in each if each[name] is not None} for each in value]
+
+
 def _records(
     source: RecordSource, fields: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     match source:
         case JSONLSource():
             return files.jsonl(source.path, fields)
+        case CSVSource():
+            found = files.csv_records(source.path, source.delimiter, source.quoting)
+            return files.with_fields(found, fields)
         case ParquetSource():
             return files.parquet(source.path, fields)
         case TFDSSource():

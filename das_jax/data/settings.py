@@ -14,9 +14,18 @@ from das_jax.settings import AnyPath, BatchSize, Count, Length, Name, refusing_b
 Quoting = Literal["auto", "quoted", "none"]
 """Of a table's fields; `auto` is none where tabs stand between them and quoted elsewhere."""
 
+Delimiter = Annotated[str, Field(pattern=r'^[^"\r\n]$')]
+"""One character."""
 
 Recognised = Literal["markers", "all", "none"]
 """Which added tokens of a tokenizer are recognised where a text spells them."""
+
+
+ObjectiveName = Literal["masked", "causal", "supervised"]
+"""What is predicted of a text: hidden tokens, every next token, or every next token of a response."""
+
+DocumentsName = Literal["joined", "apart"]
+"""Whether the documents of a chunk see each other."""
 
 
 @settings
@@ -29,48 +38,60 @@ class TextSource:
 
 
 @settings
-class JSONLSource:
+class RecordSettings:
+    field: str = "text"
+    """The field of the text."""
+    date: str | None = None
+    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
+    masked. Null is no date; see docs/text.md."""
+    prompt: str | None = None
+    """The field of what is answered, for the objective `supervised`; see docs/text.md."""
+    response: str | None = None
+    """The field of the answer to `prompt`, which alone is learned."""
+    messages: str | None = None
+    """The field of a conversation, in place of `prompt` and `response`: a list of objects with `role` and
+    `content`, of which what the assistant says is learned."""
+
+
+@settings
+class JSONLSource(RecordSettings):
     kind: Literal["jsonl"]
     path: AnyPath
-    field: str = "text"
-    date: str | None = None
-    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
-    masked. Null is no date; see docs/text.md."""
 
 
 @settings
-class ParquetSource:
+class CSVSource(RecordSettings):
+    kind: Literal["csv"]
+    path: AnyPath
+    """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name. The first line names the
+    columns."""
+    delimiter: Delimiter | None = None
+    """What stands between columns; when absent, a tab in .tsv files and a comma in others."""
+    quoting: Quoting = "auto"
+    """As of a table of end tasks."""
+
+
+@settings
+class ParquetSource(RecordSettings):
     kind: Literal["parquet"]
     path: AnyPath
-    field: str = "text"
-    date: str | None = None
-    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
-    masked. Null is no date; see docs/text.md."""
 
 
 @settings
-class TFDSSource:
+class TFDSSource(RecordSettings):
     kind: Literal["tfds"]
     name: str
     """As in `tfds.load`: `name`, `name/config`, `name:version`."""
     split: str = "train"
-    field: str = "text"
     data_dir: AnyPath | None = None
-    date: str | None = None
-    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
-    masked. Null is no date; see docs/text.md."""
 
 
 @settings
-class HuggingFaceSource:
+class HuggingFaceSource(RecordSettings):
     kind: Literal["huggingface"]
     name: str
     config: str | None = None
     split: str = "train"
-    field: str = "text"
-    date: str | None = None
-    """The field of the date, if texts are to begin with their year: `year: 2021 text: ...`, which is never
-    masked. Null is no date; see docs/text.md."""
 
 
 FIRST_ADDRESS, LAST_ADDRESS = 1790, 2026
@@ -105,7 +126,8 @@ class DemoSource:
 
 
 RecordSource = Annotated[
-    JSONLSource | ParquetSource | TFDSSource | HuggingFaceSource, Field(discriminator="kind")
+    JSONLSource | CSVSource | ParquetSource | TFDSSource | HuggingFaceSource,
+    Field(discriminator="kind"),
 ]
 """A source whose documents have fields beside the text."""
 
@@ -135,6 +157,7 @@ class SnapshotsSource:
 Source = Annotated[
     TextSource
     | JSONLSource
+    | CSVSource
     | ParquetSource
     | TFDSSource
     | HuggingFaceSource
@@ -163,7 +186,7 @@ class CSVTable:
     path: AnyPath
     """A file or a glob; gzip, bzip2, xz and zstd are unpacked, whatever the name. The first line names the
     columns."""
-    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    delimiter: Delimiter | None = None
     """What stands between columns; when absent, a tab in .tsv files and a comma in others."""
     quoting: Quoting = "auto"
     """`quoted`: quotes hold a field with delimiters and line ends together, and are doubled inside it.

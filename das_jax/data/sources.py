@@ -1,4 +1,4 @@
-"""Raw text: files, JSONL, Parquet, TFDS, HuggingFace datasets, the demo, differences of snapshots."""
+"""Raw text: files, JSONL, CSV, Parquet, TFDS, HuggingFace datasets, the demo, differences of snapshots."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from typing import Any, assert_never
 
 from das_jax.data import demo, files, globs, hubs, records, snapshots
 from das_jax.data.settings import (
+    CSVSource,
     DemoSource,
     HuggingFaceSource,
     JSONLSource,
@@ -45,7 +46,7 @@ def _read(source: Source, cache_dir: Path) -> Iterator[str]:
     match source:
         case TextSource():
             return files.text(source.path, source.documents)
-        case JSONLSource() | ParquetSource() | TFDSSource() | HuggingFaceSource():
+        case JSONLSource() | CSVSource() | ParquetSource() | TFDSSource() | HuggingFaceSource():
             # A blank text with a date is blank.
             read = records.documents(source)
             return (each.prefix + each.text for each in read if each.text.strip())
@@ -77,7 +78,7 @@ def pieces(source: Source) -> list[Source]:
         UserError: The source is not there.
     """
     match source:
-        case TextSource() | JSONLSource() | ParquetSource():
+        case TextSource() | JSONLSource() | CSVSource() | ParquetSource():
             return [replace(source, path=str(path)) for path in globs.matching(source.path)]
         case TFDSSource():
             splits = hubs.tfds_splits(source.name, source.split, source.data_dir)
@@ -101,6 +102,9 @@ def fingerprint(source: Source) -> str:
     match source:
         case TextSource() | JSONLSource() | ParquetSource():
             content = files.digest(source.path)
+        case CSVSource():
+            said = files.csv_forms(source.path, source.delimiter, source.quoting)
+            return identity(source, files.digest(source.path), *said)
         case TFDSSource():
             content = hubs.tfds_fingerprint(source.name, source.split, source.data_dir)
         case HuggingFaceSource():
@@ -123,7 +127,7 @@ def identity(settings: Any, *content: str) -> str:
     elsewhere = ("path", "data_dir", "quoting")
     reading = {k: v for k, v in asdict(settings).items() if k not in elsewhere}
     # So that what was prepared before there were these options is found.
-    for option in ("date", "years", "paragraphs"):
+    for option in ("date", "years", "paragraphs", "prompt", "response", "messages"):
         if not reading.get(option, True):
             del reading[option]
     return sha256(json.dumps([reading, *content], sort_keys=True).encode()).hexdigest()

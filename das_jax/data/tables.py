@@ -85,12 +85,7 @@ def fingerprint(table: Table) -> str:
         case JSONLTable():
             return identity(table, files.digest(table.path))
         case CSVTable():
-            # A digest does not tell .tsv.gz from .csv.gz.
-            said = []
-            for path in globs.matching(table.path):
-                ending, _ = files.csv_form(path, None, table.quoting)
-                _, quoted = files.csv_form(path, table.delimiter, table.quoting)
-                said.append(ending if quoted else f"{ending} unquoted")
+            said = files.csv_forms(table.path, table.delimiter, table.quoting)
             return identity(table, files.digest(table.path), *said)
         case TFDSTable():
             return identity(table, hubs.tfds_fingerprint(table.name, table.split, table.data_dir))

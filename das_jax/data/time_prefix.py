@@ -43,13 +43,13 @@ class PrefixTokens(NamedTuple):
         opens: The tokens of `year:`.
         closes: Those of ` text:`.
         longest: The most tokens of a prefix.
-        boundaries: What stands before a document: the token that opens a chunk, and the separator.
+        boundaries: What may stand before a document: the token that opens a chunk, and the separator.
     """
 
     opens: tuple[int, ...]
     closes: tuple[int, ...]
     longest: int
-    boundaries: tuple[int, int]
+    boundaries: tuple[int, ...]
 
 
 def prefix_tokens(encoder: Encoder) -> PrefixTokens:
@@ -63,5 +63,7 @@ def prefix_tokens(encoder: Encoder) -> PrefixTokens:
         ),
         closes=tuple(i for i, (at, _) in zip(first.ids, first.offsets, strict=True) if at >= stop),
         longest=max(len(encoding.ids) for encoding in encodings),
-        boundaries=(encoder.special.first, encoder.special.separator),
+        boundaries=tuple(
+            i for i in (encoder.special.first, encoder.special.separator) if i is not None
+        ),
     )

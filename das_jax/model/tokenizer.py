@@ -21,6 +21,7 @@ from das_jax.model.vocabulary import FAMILIES, Family, build, family_of
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 NAMES = PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES
 """`mask_token` and the others that have a name."""
 
@@ -73,7 +74,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
             named["mask_token"] = {"content": mask, "lstrip": True}
     with _explaining(directory):
         added = _added_tokens(directory, config, [*named.values(), *others])
-        return _tokenizer(directory, config, family, backend, named, others, added)
+        tokenizer = _tokenizer(directory, config, family, backend, named, others, added)
+        tokenizer.chat_template = _chat_template(directory, config)
+        return tokenizer
 
 
 def _tokenizer(
@@ -154,6 +157,14 @@ def _added_tokens(
     }
 
 
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    """How conversations are written: a template, or several by name; None if the tokenizer does not say."""
+    if (directory / TEMPLATE).is_file():
+        return (directory / TEMPLATE).read_bytes().decode()
+    said = config.get("chat_template")
+    return {each["name"]: each["template"] for each in said} if isinstance(said, list) else said
+
+
 def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
@@ -197,7 +208,7 @@ def _unreadable(directory: Path, reason: str) -> UserError:
 
 
 def write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes tokenizer.json and tokenizer_config.json into an existing directory.
+    """Writes tokenizer.json, tokenizer_config.json and a chat template into an existing directory.
 
     The class and the form are those that were loaded, unless a version of transformers would not read
     them, or would make another tokenizer of them.
@@ -217,6 +228,9 @@ def write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None
     if tokenizer.extra_special_tokens and "extra_special_tokens" not in config:
         config["additional_special_tokens"] = list(map(str, tokenizer.extra_special_tokens))
     config["added_tokens_decoder"] = added_tokens(tokenizer.backend_tokenizer)
+    template = tokenizer.chat_template
+    if isinstance(template, str) and template != config.get("chat_template"):
+        (directory / TEMPLATE).write_bytes(template.encode())
     kind = config.get("tokenizer_class")
     if kind is not None and (kind.endswith("Backend") or not hasattr(transformers, kind)):
         config["tokenizer_class"] = AS_STORED

@@ -254,15 +254,15 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
         ),
         (
             "general:\n  source:\n    kind: jsonlines\n    path: x",
-            "x.yaml:11: general.source.kind must be one of text, jsonl, parquet, tfds, huggingface, demo, "
-            'snapshots, got "jsonlines"; did you mean jsonl?',
+            "x.yaml:11: general.source.kind must be one of text, jsonl, csv, parquet, tfds, huggingface, "
+            'demo, snapshots, got "jsonlines"; did you mean jsonl?',
         ),
         # Required keys.
         ("general: {steps: 3}", None),
         (
             "general: {source: {path: x}}",
             "x.yaml:9: general.source.kind is missing; "
-            "it must be one of text, jsonl, parquet, tfds, huggingface, demo, snapshots.",
+            "it must be one of text, jsonl, csv, parquet, tfds, huggingface, demo, snapshots.",
         ),
         (
             "general: {source: {kind: jsonl}}",

@@ -114,3 +114,35 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
         mask_token=AddedToken("<mask>", lstrip=True),
         **{f"{name}_token": token for name, token in names.items()},
     )
+
+
+def decoder_tokenizer(opens: bool) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a token that ends texts and, as Llama 3's, perhaps one put before them."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=350,
+        special_tokens=["<end>", "<begin>", "<|user|>", "<|assistant|>", "<|done|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    if opens:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<begin> $A", special_tokens=[("<begin>", 1)]
+        )
+    names = {"bos_token": "<begin>"} if opens else {"unk_token": "<end>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", **names)
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    """Puts nothing before a text; what ends one is also its unknown word, and there is no padding."""
+    return decoder_tokenizer(opens=False)
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Puts a token before a text."""
+    return decoder_tokenizer(opens=True)

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import corpus
 from das_jax.data.batches import train_batches
-from das_jax.data.chunks import chunk_count, pack
 from das_jax.data.corpus import Corpus, load, prepare
+from das_jax.data.layouts import chunk_count
 from das_jax.data.sources import TextSource
 from das_jax.data.tokenization import encoder, split_of
 from das_jax.errors import UserError
@@ -160,21 +160,21 @@ def test_preparing_prints_nothing(source, bert_tokenizer, tmp_path: Path, capfd)
     ],
 )
 def test_a_tail_less_than_a_quarter_full_is_dropped(tokens: int, chunks: int):
-    assert chunk_count(tokens, 16) == chunks
+    assert chunk_count(tokens, 16, 2) == chunks
 
 
 def test_packing(bert_tokenizer: PreTrainedTokenizerFast):
     enc = encoder(bert_tokenizer)
     first, sep, pad = enc.special
     assert_array_equal(
-        pack(np.arange(10, 19), enc.special, 6),
+        enc.special.pack(np.arange(10, 19), 6),
         [
             [first, 10, 11, 12, 13, sep],
             [first, 14, 15, 16, 17, sep],
             [first, 18, sep, pad, pad, pad],
         ],
     )
-    assert_array_equal(pack(np.arange(10, 14), enc.special, 6), [[first, 10, 11, 12, 13, sep]])
+    assert_array_equal(enc.special.pack(np.arange(10, 14), 6), [[first, 10, 11, 12, 13, sep]])
 
 
 # Keys

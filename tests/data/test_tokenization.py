@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import tokenization
-from das_jax.data.chunks import chunk_count, examples
+from das_jax.data.chunks import examples
+from das_jax.data.layouts import chunk_count
 from das_jax.data.tokenization import Stream, encoder, split_of, write_parts
 from das_jax.errors import UserError
 
@@ -30,7 +31,7 @@ def streams(documents: list[str], tokenizer, tmp_path: Path, heldout: float = 0.
     parts = write_parts(
         documents, encoder(tokenizer), {"heldout": heldout}, epath.Path(tmp_path / "all")
     )
-    found = {split: Stream((part,)) for split, part in parts.items()}
+    found = {split: Stream((part,), encoder(tokenizer).special) for split, part in parts.items()}
     return found, {split: stream.read(0, stream.tokens) for split, stream in found.items()}
 
 
@@ -87,12 +88,12 @@ def test_in_any_number_of_parts_the_chunks_are_the_same(bert_tokenizer, tmp_path
             write_parts(group, enc, {"heldout": 1e-9}, epath.Path(tmp_path / str(number)))["train"]
             for number, group in enumerate(groups)
         ]
-        return Stream(tuple(found))
+        return Stream(tuple(found), enc.special)
 
     def chunks(stream: Stream, per_range: int) -> list[list[int]]:
-        count = chunk_count(stream.tokens, length)
+        count = chunk_count(stream.tokens, length, enc.special.frame)
         ranges = [range(i, min(i + per_range, count)) for i in range(0, count, per_range)]
-        found = [pair for part in ranges for pair in examples(part, stream, enc.special, length)]
+        found = [pair for part in ranges for pair in examples(part, stream, length)]
         assert [number for number, _ in found] == list(range(count))
         return [chunk["tokens"].tolist() for _, chunk in found]
 

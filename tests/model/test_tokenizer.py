@@ -133,6 +133,24 @@ def test_what_the_file_holds_counts_not_what_its_class_would_make(
     assert huggingface.tokenizer_notes(target, tokenizer) == []
 
 
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_a_chat_template_goes_in_and_out(in_a_file: bool, tmp_path: Path) -> None:
+    said = {} if in_a_file else {"chat_template": "{{ messages }}"}
+    directory = config(tmp_path / "model", "bert", **said)
+    word_piece().save(str(directory / "tokenizer.json"))
+    if in_a_file:
+        (directory / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n")
+    tokenizer = huggingface.load_tokenizer(directory)
+    target = config(tmp_path / "exported", "bert")
+    huggingface.write_tokenizer(target, tokenizer)
+    assert (target / "chat_template.jinja").exists() == in_a_file
+    for place in (directory, target):
+        assert tokenizer.chat_template == huggingface.load_tokenizer(place).chat_template
+    expected = AutoTokenizer.from_pretrained(directory).chat_template
+    assert AutoTokenizer.from_pretrained(target).chat_template == expected
+    assert tokenizer.chat_template.split() == expected.split()
+
+
 def test_the_form_of_transformers_5_becomes_one_that_4_reads_too(tmp_path: Path) -> None:
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), BERT, strict=False))
     directory = config(
