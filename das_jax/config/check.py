@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from das_jax.config.objectives import check_columns
 from das_jax.config.schema import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, Config, TrainingSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
@@ -27,13 +28,15 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
       origin: where the value of a dotted key came from.
 
     Raises:
-      UserError: two seeds that are one, a domain listed twice, two end tasks with one name, an end task of
-        a domain that is not learned, a schedule or an optimizer with another's options, a schedule longer
-        than a domain, a method or a policy that lacks what it needs, a method's list that is not of the
-        domains, or a file of the method's or of a policy's that does not exist.
+      UserError: two seeds that are one, a domain listed twice, an objective without its columns or the
+        other way round, two end tasks with one name, an end task of a domain that is not learned, a schedule
+        or an optimizer with another's options, a schedule longer than a domain, a method or a policy that
+        lacks what it needs, a method's list that is not of the domains, or a file of the method's or of a
+        policy's that does not exist.
     """
     check_seeds(config.seeds or (), origin)
     _check_domains(config, origin)
+    check_columns(config, origin)
     _check_tasks(config, origin)
     _check_schedule(config.training, origin)
     _check_optimizer(config, origin)

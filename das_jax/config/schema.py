@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
-from das_jax.data.settings import BeamSettings, ClozeSettings, Recognised, Source, TaskSettings
+from das_jax.data.settings import (
+    BeamSettings,
+    ClozeSettings,
+    DocumentsName,
+    ObjectiveName,
+    Recognised,
+    Source,
+    TaskSettings,
+)
 from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.methods.settings.policies import PoliciesSettings
 from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
@@ -64,10 +72,14 @@ class DataSettings:
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of the documents kept away from training and from the held-out loss, to choose settings by: a
     run then measures its models on both."""
+    documents: DocumentsName = "joined"
+    """Of decoders: whether attention crosses the documents of a chunk (`joined`), or stays inside each
+    (`apart`), where positions begin anew and nothing is predicted across a boundary. A chunk of examples
+    holds one if they are joined, and as many as fit if they are apart."""
     special_tokens: Recognised = "markers"
     """Which added tokens of the tokenizer are recognised where a text of a corpus spells them: `markers`,
-    all but those for masks, padding, unknown words, beginning and end; `all`; or `none`. End tasks and
-    cloze facts always recognise all, as the exported tokenizer does."""
+    all but those for masks, padding, unknown words, beginning and end; `all`; or `none`. End tasks,
+    cloze facts and examples always recognise all, as the exported tokenizer does."""
     cache_dir: LocalPath = "~/.cache/das_jax"
     """Where demo assets, prepared token chunks and compiled programs live."""
     beam: BeamSettings | None = None
@@ -80,6 +92,10 @@ class CorpusSettings:
     """What the run directory and the reports call it."""
     source: Source
     """Where its text comes from."""
+    objective: ObjectiveName | None = None
+    """What is predicted: hidden tokens (`masked`), every next token (`causal`), or that of responses alone
+    (`supervised`, of a source with `prompt` and `response`, or `messages`). When absent, what the model was
+    made for: `masked` or `causal`."""
     steps: Count | None = None
     """Optimizer steps on this corpus; `training.steps` when absent."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from das_jax.config.objectives import check_objectives
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
@@ -73,11 +74,13 @@ def find_architecture(config: Config) -> Architecture:
     well-known model, or of config.json on the hub.
 
     Raises:
-      UserError: there is none of them, or the model has too few positions for `data.length`.
+      UserError: there is none of them, the model has too few positions for `data.length`, or a
+        domain has an objective that is not the model's.
     """
     path = config.model.path
     architecture = _find(path, cache_dir(config) / "hub")
     check_length(config, architecture)
+    check_objectives(config, causal=False)
     return architecture
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
+from das_jax.config.objectives import check_objectives
 from das_jax.config.schema import Config, CorpusSettings, GeneralSettings
 from das_jax.data import corpus, demo
 from das_jax.data.corpus import Corpus
@@ -122,6 +123,8 @@ class Workspace:
                 special_tokens=data.special_tokens,
                 validation=data.validation,
             )
+        if prepared.shortened is not None:
+            self.console.log(f"{name}: {prepared.shortened}")
         if prepared.unknown_share > USUAL_UNKNOWN:
             self.console.log(
                 f"{name}: {prepared.unknown_share:.1%} of its tokens are {self.tokenizer.unk_token}, words "
@@ -202,6 +205,7 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     pairs = any(task.pair is not None for task in config.evaluation.tasks)
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs)
     check_length(config, checkpoint.architecture)
+    check_objectives(config, causal=False)
     if tokenizer.mask_token_id is None:
         raise UserError(
             f"the tokenizer of {config.model.path} has no mask token, so the model is no masked "

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from das_jax.config.load import load_config
+from das_jax.config.objectives import check_objectives, objective_of
 from das_jax.errors import UserError
 
 TEXT = """\
@@ -352,3 +353,90 @@ def test_what_masks_the_first_moment_carries_the_second(load):
         "--training.second_moment=carried",
     )
     load("--training.optimizer=lion", "--policies.averaging={weights: fisher}")
+
+
+EXAMPLES = "--domains.1.source={kind: jsonl, path: two.jsonl, prompt: q, response: a}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            [EXAMPLES],
+            "domains.1.source.prompt is q, which only the objective supervised reads; set "
+            "domains.1.objective to supervised, or leave it out.",
+        ),
+        (
+            ["--general.source={kind: jsonl, path: a.jsonl, messages: talk}"],
+            "general.source.messages is talk, which only the objective supervised reads; leave it out.",
+        ),
+        (
+            ["--domains.0.objective=supervised"],
+            "domains.0.source.kind is demo, which has no prompts and responses, but",
+        ),
+        (
+            ["--domains.1.objective=supervised"],
+            "domains.1.source has no columns, but the domain's objective is supervised, which reads",
+        ),
+        (
+            [EXAMPLES, "--domains.1.objective=supervised", "--domains.1.source.messages=talk"],
+            "domains.1.source has prompt and response and messages, but",
+        ),
+        (
+            [EXAMPLES, "--domains.1.objective=supervised", "--domains.1.source.date=day"],
+            "domains.1.source.date is day, which the objective supervised does not read; leave it out.",
+        ),
+        (
+            ["--domains.0.objective=masked", "--domains.1.objective=causal"],
+            "domains.1.objective is causal, but domains.0.objective is masked, and no model is made for",
+        ),
+    ],
+)
+def test_an_objective_and_its_columns_come_together(load, overrides, sentence):
+    with pytest.raises(UserError, match=re.escape(f": {sentence}")):
+        load(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "causal", "sentence"),
+    [
+        (
+            ["--domains.0.objective=masked"],
+            True,
+            "domains.0.objective is masked, but somewhere is a decoder;",
+        ),
+        (
+            [EXAMPLES, "--domains.1.objective=supervised"],
+            False,
+            "domains.1.objective is supervised, but somewhere is a masked language model; leave it out, or "
+            "set model.path to a decoder",
+        ),
+        (
+            ["--data.documents=apart"],
+            False,
+            "data.documents is apart, which is for a decoder, but somewhere is a masked language model;",
+        ),
+        (
+            ["--training.mask_rate=0.3"],
+            True,
+            "training.mask_rate is 0.3, which is for a masked language",
+        ),
+        (
+            ["--policies.masking={name: spans}"],
+            True,
+            "policies.masking is spans, which is for a masked language model, but somewhere is a decoder;",
+        ),
+    ],
+)
+def test_an_objective_must_be_the_models(load, overrides, causal, sentence):
+    config = load(*overrides).config
+    check_objectives(config, not causal)
+    with pytest.raises(UserError, match="^" + re.escape(sentence)):
+        check_objectives(config, causal)
+
+
+def test_what_is_not_said_is_what_the_model_was_made_for(load):
+    config = load(EXAMPLES, "--domains.1.objective=supervised").config
+    found = [objective_of(each, causal=True) for each in (config.general, *config.domains)]
+    assert found == ["causal", "causal", "supervised"]
+    assert objective_of(config.domains[0], causal=False) == "masked"
