@@ -209,7 +209,9 @@ def finetune(
       NotFiniteError: a loss or a logit is infinite or NaN; there are no scores then, of no seed.
     """
     settings = task.settings
-    words = own_words(task, classifier.model.architecture.pad_token_id)
+    padding = classifier.model.architecture.pad_token_id
+    assert padding is not None, "an encoder's texts are padded"
+    words = own_words(task, padding)
     train, test = words.examples(task.train), words.examples(task.test)
     validation = None if task.validation is None else words.examples(task.validation)
     count = len(train.labels_N)

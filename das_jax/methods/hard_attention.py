@@ -34,7 +34,7 @@ from das_jax.methods.partition import EVERYTHING, Rules
 from das_jax.methods.settings.gates import HardAttentionSettings
 from das_jax.model.leaves import Leaves, sides_of
 from das_jax.model.masked_lm import Params
-from das_jax.model.units import Owner, along, parameter_paths
+from das_jax.model.units import Owner, along, of_rows, parameter_paths
 from das_jax.objectives.collectives import global_mean
 
 Gates = dict[str, jax.Array]
@@ -132,8 +132,10 @@ def scale_by_free(
       others: what multiplies a parameter without units on either side, by its path; None leaves it.
     """
 
-    def used(owner: Owner | None, rank: int) -> jax.Array | float:
-        return 1.0 if owner is None else along(accumulated[owner.kind], owner, rank)
+    def used(owner: Owner | None, x: jax.Array) -> jax.Array | float:
+        if owner is None:
+            return 1.0
+        return along(of_rows(accumulated[owner.kind], owner, x.shape), owner, x.ndim)
 
     def update(updates: Params, params: Params | None = None) -> Params:
         del params
@@ -144,7 +146,7 @@ def scale_by_free(
         ):
             factor: jax.Array | float | None = others(path)
             if any(sides):
-                factor = 1 - jnp.minimum(used(sides.output, x.ndim), used(sides.input, x.ndim))
+                factor = 1 - jnp.minimum(used(sides.output, x), used(sides.input, x))
             scaled.append(x if factor is None else x * factor)
         return jax.tree.unflatten(treedef, scaled)
 

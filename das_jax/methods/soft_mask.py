@@ -12,7 +12,7 @@ import optax
 from das_jax.methods.settings.das import SoftMaskSettings as SoftMaskSettings
 from das_jax.model.leaves import OWNERS, owners_of
 from das_jax.model.units import FREE as FREE
-from das_jax.model.units import Owner, Rules, along, parameter_paths
+from das_jax.model.units import Owner, Rules, along, of_rows, parameter_paths
 
 TINY = 1e-30
 
@@ -178,6 +178,7 @@ def factors_of(params: Any, importance: Any, rules: Rules = OWNERS) -> list[jax.
             return None
         values = jnp.asarray(_importance_of(owner.kind, importance))
         _check_axes(path, leaf.shape, owner, values.shape)
+        values = of_rows(values, owner, leaf.shape)
         return along(1 - values, owner, leaf.ndim).astype(leaf.dtype)
 
     return [
@@ -247,6 +248,10 @@ def _check_axes(path: str, shape: tuple[int, ...], owner: Owner, values: tuple[i
             "correct them"
         )
     wanted = tuple(shape[axis] for axis in axes)
+    if owner.shared and len(values) == len(wanted):
+        values = tuple(
+            one if one % other else other for one, other in zip(values, wanted, strict=True)
+        )
     if values != wanted:
         raise ValueError(
             f"the importance of {owner.kind!r} has the shape {values}, but axes {owner.axes} of {path!r}, "

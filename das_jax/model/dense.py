@@ -17,11 +17,13 @@ def dense(
     dtype: jnp.dtype,
     name: str,
     axis: int | tuple[int, ...] = -1,
+    use_bias: bool = True,
 ) -> nn.DenseGeneral:
     """A dense layer from the last axes of its input, `axis`, to `features`."""
     return nn.DenseGeneral(
         features,
         axis=axis,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.initializers.normal(architecture.initializer_range),
         dot_general=_dot_general,

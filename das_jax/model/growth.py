@@ -89,6 +89,8 @@ def grown(
       noise: its standard deviation, relative to that of the matrix it is added to, layer by layer.
       key: for the noise.
     """
+    if "H" in maps:  # Every head has keys and values of its own.
+        maps = {**maps, "G": maps["H"]}
     arrays, treedef = jax.tree.flatten(params)
     found = []
     for number, (leaf, x) in enumerate(zip(claimed(params, MODEL), arrays, strict=True)):

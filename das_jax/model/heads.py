@@ -8,13 +8,13 @@ from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
 from das_jax.model.dense import dense, product
 from das_jax.model.dropout import dropout
-from das_jax.model.encoder import layer_norm
+from das_jax.model.norms import norm
 from das_jax.precision import at_least_float32
 
 
 class LMHead(nn.Module):
-    """Dense, activation, LayerNorm, then the decoder: the word embedding transposed, or a matrix of
-    its own.
+    """The decoder, the word embedding transposed or a matrix of its own; before it, in encoders, dense,
+    activation and norm.
     """
 
     architecture: Architecture
@@ -24,12 +24,14 @@ class LMHead(nn.Module):
     def __call__(self, hidden_BxMxD: jax.Array, word_embedding_VxD: jax.Array) -> jax.Array:
         """Returns logits [B, M, V], float32 at least."""
         arch = self.architecture
-        activation = ACTIVATIONS[arch.activation if arch.family == "bert" else "gelu"]
-        transformed_BxMxD = activation(
-            dense(arch, arch.hidden_size, self.dtype, "dense")(hidden_BxMxD)
-        )
-        transformed_BxMxD = layer_norm(arch, self.dtype, "layer_norm")(transformed_BxMxD)
-        bias_V = self.param("bias", nn.initializers.zeros, (arch.vocab_size,))
+        if arch.head == "transform":
+            activation = ACTIVATIONS[arch.head_activation or arch.activation]
+            project = dense(arch, arch.hidden_size, self.dtype, "dense", use_bias=arch.head_bias)
+            hidden_BxMxD = activation(project(hidden_BxMxD))
+            hidden_BxMxD = norm(arch, self.dtype, "layer_norm")(hidden_BxMxD)
+        bias_V = None
+        if arch.decoder_bias:
+            bias_V = self.param("bias", nn.initializers.zeros, (arch.vocab_size,))
         if arch.tied:
             kernel_DxV = word_embedding_VxD.T
         else:
@@ -37,11 +39,15 @@ class LMHead(nn.Module):
                 (arch.hidden_size, arch.vocab_size), arch.initializer_range, name="decoder"
             )()
         logits_BxMxV = product(
-            transformed_BxMxD,
+            hidden_BxMxD,
             kernel_DxV.astype(self.dtype),
             dtype=jnp.promote_types(self.dtype, jnp.float32),
         )
-        return logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
+        if bias_V is not None:
+            logits_BxMxV = logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
+        if arch.logit_cap is not None:
+            logits_BxMxV = arch.logit_cap * jnp.tanh(logits_BxMxV / arch.logit_cap)
+        return logits_BxMxV
 
 
 class ClassifierHead(nn.Module):
@@ -56,7 +62,7 @@ class ClassifierHead(nn.Module):
         """Returns logits [B, C], float32 at least."""
         arch = self.architecture
         first_Bx2, second_Bx2 = (None, None) if seeds_2xBx2 is None else seeds_2xBx2
-        if arch.family != "bert":
+        if arch.classifier_input_dropout:
             hidden_BxD = dropout(hidden_BxD, arch.hidden_dropout, first_Bx2)
         hidden_BxD = jnp.tanh(dense(arch, arch.hidden_size, self.dtype, "dense")(hidden_BxD))
         hidden_BxD = at_least_float32(dropout(hidden_BxD, arch.hidden_dropout, second_Bx2))

@@ -1,32 +1,22 @@
 """config.json of a HuggingFace checkpoint, and the architecture that it describes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig, RobertaConfig, XLMRobertaConfig
 
 from das_jax.errors import UserError
 from das_jax.files import write_json
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-
-FAMILIES = {
-    "bert": (BertConfig, "BertFor"),
-    "roberta": (RobertaConfig, "RobertaFor"),
-    "xlm-roberta": (XLMRobertaConfig, "XLMRobertaFor"),
-}
+from das_jax.model.families.registry import FAMILIES
 
 ONLY = {
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "position_embedding_type": "absolute",
     "auto_map": None,  # The model's own Python code, which is never run.
-    "pruned_heads": {},
 }
-"""Keys that make another model of the same family, and the one value that is supported."""
+"""Keys that make another model of any family, and the one value that is supported."""
 
 HEAD = (
     "num_labels",
@@ -47,13 +37,22 @@ MOST_LABELS = 100_000
 
 SIZES = (
     "vocab_size",
-    "num_hidden_layers",
+    "num_layers",
     "hidden_size",
-    "num_attention_heads",
+    "num_heads",
+    "num_kv_heads",
     "intermediate_size",
-    "max_position_embeddings",
+    "position_rows",
     "type_vocab_size",
 )
+RATES = (
+    "hidden_dropout",
+    "attention_dropout",
+    "attention_output_dropout",
+    "embedding_dropout",
+    "intermediate_dropout",
+)
+GROWS = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -81,20 +80,20 @@ def read_config(directory: Path) -> dict[str, Any]:
 def write_config(
     directory: Path, config: dict[str, Any], classes: Sequence[str] | None = None
 ) -> None:
-    """Writes config.json of a masked LM, or of a classifier, in float32.
+    """Writes config.json of a language model, or of a classifier, in float32.
 
     All keys of `config` stay as they are but those that describe other weights or a classifier's other head.
 
     Args:
       directory: where.
       config: of the checkpoint that the encoder came from.
-      classes: of the classifier, in the order of its logits; None for a masked LM.
+      classes: of the classifier, in the order of its logits; None for a language model.
     """
-    _, prefix = FAMILIES[config["model_type"]]
+    family = FAMILIES[config["model_type"]]
     stale: tuple[str, ...] = WEIGHTS
-    head, labels = "MaskedLM", {}
+    loads, labels = family.lm, {}
     if classes is not None:
-        stale, head = WEIGHTS + HEAD, "SequenceClassification"
+        stale, loads = WEIGHTS + HEAD, family.classifier
         labels = {
             "id2label": {str(number): name for number, name in enumerate(classes)},
             "label2id": {name: number for number, name in enumerate(classes)},
@@ -103,19 +102,15 @@ def write_config(
     kept = {key: value for key, value in config.items() if key not in stale}
     write_json(
         Path(directory) / "config.json",
-        {**kept, **labels, "architectures": [prefix + head], "dtype": "float32"},
+        {**kept, **labels, "architectures": [loads], "dtype": "float32"},
     )
 
 
 def sized(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
     """A configuration with the sizes of a model that has grown since; all else is as it was."""
-    return {
-        **config,
-        "num_hidden_layers": architecture.num_layers,
-        "hidden_size": architecture.hidden_size,
-        "num_attention_heads": architecture.num_heads,
-        "intermediate_size": architecture.intermediate_size,
-    }
+    keys = FAMILIES[config["model_type"]].keys
+    grown = {keys[name]: getattr(architecture, name) for name in GROWS if name in keys}
+    return {**config, **grown}
 
 
 def architecture_of(directory: Path) -> Architecture:
@@ -126,72 +121,96 @@ def architecture_of(directory: Path) -> Architecture:
     """
     file = Path(directory) / "config.json"
     raw = read_config(directory)
-    family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise UserError(f"{file}: model_type is {family!r}; supported are {', '.join(FAMILIES)}")
-    for key, value in ONLY.items():
-        if raw.get(key, value) != value:
+    name = raw.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{file}: model_type is {name!r}; supported are {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    for key, value in {**ONLY, **family.only}.items():
+        supported = value if isinstance(value, tuple) else (value,)
+        if raw.get(key, supported[0]) not in supported:
             raise UserError(
-                f"{file}: {key} is {raw[key]!r}; only {value!r} is supported, so use another checkpoint"
+                f"{file}: {key} is {raw[key]!r}; only {supported[0]!r} is supported, so use another "
+                "checkpoint"
             )
     if isinstance(labels := raw.get("num_labels"), int) and labels > MOST_LABELS:
-        raise UserError(f"{file}: num_labels is {labels}; remove it, as a masked LM has no labels")
-    config_class, _ = FAMILIES[family]
+        raise UserError(
+            f"{file}: num_labels is {labels}; remove it, as a language model has no labels"
+        )
     try:
-        config = config_class.from_dict({key: raw[key] for key in raw if key not in WEIGHTS})
-    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        config = family.config.from_dict({key: raw[key] for key in raw if key not in WEIGHTS})
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{file} is no valid {family} configuration ({reason}); correct it"
+            f"{file} is no valid {name} configuration ({reason}); correct it"
         ) from error
-    check_values(config, file)
-    return Architecture(
-        family=raw["model_type"],
-        vocab_size=config.vocab_size,
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        position_rows=config.max_position_embeddings,
-        type_vocab_size=config.type_vocab_size,
-        pad_token_id=config.pad_token_id,
-        first_position=0 if family == "bert" else config.pad_token_id + 1,
-        layer_norm_eps=float(config.layer_norm_eps),
-        activation=config.hidden_act,
-        hidden_dropout=float(config.hidden_dropout_prob),
-        attention_dropout=float(config.attention_probs_dropout_prob),
-        initializer_range=float(config.initializer_range),
-        tied=config.tie_word_embeddings,
-    )
-
-
-def check_values(config: Any, file: Path) -> None:
-    """Raises UserError for a value of the right type that no model can have."""
-    for key in SIZES:
-        if (size := getattr(config, key)) < 1:
-            raise UserError(f"{file}: {key} is {size}; it must be positive")
-    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if not 0 <= (rate := getattr(config, key)) < 1:
-            raise UserError(f"{file}: {key} is {rate}; it must be in [0, 1)")
-    if not 1e-30 <= config.layer_norm_eps < 1:
+    try:
+        rest = dict(family.rest(config))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file}: layer_norm_eps is {config.layer_norm_eps}; it must be a small positive number, such as "
+            f"{file} lacks a value that a {name} needs ({error}); fetch the checkpoint again"
+        ) from error
+    numbers = {number: getattr(config, key) for number, key in family.keys.items()}
+    check_values(numbers | rest, family.keys, file)
+    for number, value in numbers.items():
+        if number in (*RATES, "layer_norm_eps", "initializer_range"):
+            numbers[number] = float(value)
+    return Architecture(family=name, **numbers, **rest)
+
+
+def check_values(numbers: dict[str, Any], keys: Mapping[str, str], file: Path) -> None:
+    """Raises UserError for a value of the right type that no model can have.
+
+    Args:
+      numbers: of the architecture.
+      keys: what config.json calls them.
+      file: that one.
+    """
+
+    def key(number: str) -> str:
+        return keys.get(number, number)
+
+    def given(names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        return ((name, numbers[name]) for name in names if name in keys)
+
+    for name, size in given(SIZES):
+        if size is not None and size < 1:
+            raise UserError(f"{file}: {key(name)} is {size}; it must be positive")
+    for name, rate in given(RATES):
+        if not 0 <= rate < 1:
+            raise UserError(f"{file}: {key(name)} is {rate}; it must be in [0, 1)")
+    if not 1e-30 <= (eps := numbers["layer_norm_eps"]) < 1:
+        raise UserError(
+            f"{file}: {key('layer_norm_eps')} is {eps}; it must be a small positive number, such as "
             "1e-12 in BERT and 1e-5 in RoBERTa"
         )
-    if not 0 < config.initializer_range <= 1:
+    if not 0 < (spread := numbers["initializer_range"]) <= 1:
         raise UserError(
-            f"{file}: initializer_range is {config.initializer_range}; it must be in (0, 1], such as 0.02"
+            f"{file}: initializer_range is {spread}; it must be in (0, 1], such as 0.02"
         )
-    if config.hidden_size % config.num_attention_heads:
+    heads, groups = numbers["num_heads"], numbers.get("num_kv_heads") or numbers["num_heads"]
+    head_size = numbers.get("own_head_size")
+    if not head_size and numbers["hidden_size"] % heads:
         raise UserError(
-            f"{file}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
-            f"{config.num_attention_heads}; correct one of them"
+            f"{file}: {key('hidden_size')} {numbers['hidden_size']} is no multiple of {key('num_heads')} "
+            f"{heads}; correct one of them"
         )
-    if config.pad_token_id is None or not 0 <= config.pad_token_id < config.vocab_size:
+    if heads % groups:
         raise UserError(
-            f"{file}: pad_token_id is {config.pad_token_id}; set it to the tokenizer's padding id"
+            f"{file}: {key('num_heads')} {heads} is no multiple of {key('num_kv_heads')} {groups}; correct "
+            "one of them"
         )
-    if config.hidden_act not in ACTIVATIONS:
+    if numbers.get("rotary") and (head_size or numbers["hidden_size"] // heads) % 2:
         raise UserError(
-            f"{file}: hidden_act is {config.hidden_act!r}; supported are {', '.join(ACTIVATIONS)}"
+            f"{file}: heads are {head_size or numbers['hidden_size'] // heads} wide; rotary positions need "
+            "an even number, so use another checkpoint"
         )
+    pad, vocabulary = numbers["pad_token_id"], numbers["vocab_size"]
+    if not numbers.get("causal") and (pad is None or not 0 <= pad < vocabulary):
+        raise UserError(f"{file}: pad_token_id is {pad}; set it to the tokenizer's padding id")
+    for name, activation in given(("activation", "head_activation")):
+        if activation not in ACTIVATIONS:
+            raise UserError(
+                f"{file}: {key(name)} is {activation!r}; supported are {', '.join(ACTIVATIONS)}"
+            )

@@ -11,67 +11,127 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
+from das_jax.model.families.family import Names
+from das_jax.model.families.registry import FAMILIES
 from das_jax.model.leaves import (
     CLASSIFIER,
     DECODER,
-    ENCODER,
     LM_HEAD,
-    NAMES,
+    SUFFIXES,
     WORDS,
     Leaf,
     Leaves,
+    encoder_leaves,
     leaves_of,
+    present,
 )
 from das_jax.model.safetensors_files import StoredTensor, open_tensors
 
 OLD_LAYER_NORM = {".gamma": ".weight", ".beta": ".bias"}
 
+FIRST_NORM = "layers/attention/input_norm/"
+"""What the first layer lacks where an architecture says so."""
+
 
 class Row(NamedTuple):
-    """One parameter: its path here, its name there, its shape (that of one layer) on both sides."""
+    """One parameter: its path here, its name there, its shape (that of one layer) on both sides.
+
+    Attributes:
+      path: here.
+      name: of the tensor, {} being the number of the layer.
+      tensor_shape: of the tensor.
+      shape: of the parameter.
+      transposed: whether the tensor is [out, in] where the parameter is [in, out].
+      part: where in the tensor the parameter lies, which it shares with others: the axis, the first index
+        and the number of them. None if the tensor is its own.
+      first: the first layer that has it; what stands for it in those before is never read.
+    """
 
     path: str
     name: str
     tensor_shape: tuple[int, ...]
     shape: tuple[int, ...]
     transposed: bool
+    part: tuple[int, int, int] | None = None
+    first: int = 0
 
     def names(self, num_layers: int) -> list[str]:
-        """The tensors that make the parameter: one for every layer, or just one."""
+        """The tensors that make the parameter: one for every layer that has it, or just one."""
         return (
-            [self.name.format(layer) for layer in range(num_layers)]
+            [self.name.format(layer) for layer in range(self.first, num_layers)]
             if "{}" in self.name
             else [self.name]
         )
 
     def from_tensor(self, tensor: np.ndarray) -> np.ndarray:
+        if self.part is not None:
+            axis, first, count = self.part
+            tensor = tensor.take(range(first, first + count), axis)
         return (tensor.T if self.transposed else tensor).reshape(self.shape)
 
     def to_tensor(self, value: np.ndarray) -> np.ndarray:
+        """The tensor, or the part of it that the parameter is."""
+        shape = list(self.tensor_shape)
+        if self.part is not None:
+            axis, _, count = self.part
+            shape[axis] = count
         if self.transposed:
-            return np.ascontiguousarray(value.reshape(self.tensor_shape[::-1]).T)
-        return np.ascontiguousarray(value.reshape(self.tensor_shape))
+            return np.ascontiguousarray(value.reshape(shape[::-1]).T)
+        return np.ascontiguousarray(value.reshape(shape))
 
 
 def table(leaves: Leaves, architecture: Architecture, num_classes: int | None = None) -> list[Row]:
     """The rows of these parameters."""
     sizes = architecture.sizes if num_classes is None else {**architecture.sizes, "C": num_classes}
+    names = FAMILIES[architecture.family].names
 
     def row(leaf: Leaf) -> Row:
-        tensor_shape = tuple(math.prod(sizes[x] for x in axis) for axis in leaf.tensor_axes)
         shape = tuple(sizes[x] for x in leaf.one)
-        return Row(leaf.path, leaf.name(architecture.family), tensor_shape, shape, leaf.projects)
+        transposed = leaf.projects and names.transposed
+        axes = leaf.tensor_axes if transposed or not leaf.projects else leaf.one_way
+        tensor_shape = [math.prod(sizes[x] for x in axis) for axis in axes]
+        part, outputs = None, (0 if transposed or not leaf.projects else 1)
+        others = sharing(leaf, leaves, names)
+        if others:
+            widths = [math.prod(sizes[x] for x in outputs_of(other)) for other in others]
+            place = others.index(leaf)
+            part = outputs, sum(widths[:place]), widths[place]
+            tensor_shape[outputs] = sum(widths)
+        first = int(leaf.path.startswith(FIRST_NORM) and not architecture.first_norm)
+        name = name_of(leaf, names)
+        return Row(leaf.path, name, tuple(tensor_shape), shape, transposed, part, first)
 
     return [row(leaf) for leaf in leaves]
 
 
+def name_of(leaf: Leaf, names: Names) -> str:
+    """The tensor at HuggingFace; {} is the number of the layer."""
+    module, _, last = leaf.path.rpartition("/")
+    return f"{names.modules[module]}.{SUFFIXES[last]}"
+
+
+def outputs_of(leaf: Leaf) -> str:
+    """The letters of what a projection gives, or of its bias."""
+    return leaf.one_way[1] if leaf.projects else leaf.one
+
+
+def sharing(leaf: Leaf, leaves: Leaves, names: Names) -> list[Leaf]:
+    """The parameters that lie in one tensor with this one, itself included, in their order there."""
+    module, _, last = leaf.path.rpartition("/")
+    for modules in names.joined:
+        if module in modules:
+            paths = {each.path: each for each in leaves}
+            return [paths[f"{each}/{last}"] for each in modules]
+    return []
+
+
 def to_tensors(params: Any, architecture: Architecture) -> dict[str, np.ndarray]:
-    """Parameters, or anything shaped like them, as tensors of HuggingFace's masked LM: by name, [out, in]."""
+    """Parameters, or anything shaped like them, as tensors of HuggingFace's language model, by name."""
     tensors = _tensors(params, table(leaves_of(architecture), architecture), architecture)
-    if not architecture.tied:
+    bias, decoder = (FAMILIES[architecture.family].names.modules.get(x) for x in BIASES)
+    if not architecture.tied and bias is not None and bias != decoder:
         # HuggingFace keeps the bias twice: only the decoder's is used, but both are asked for.
-        head = NAMES[architecture.family].head
-        tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"].copy()
+        tensors[f"{decoder}.bias"] = tensors[f"{bias}.bias"].copy()
     return tensors
 
 
@@ -79,18 +139,32 @@ def to_classifier_tensors(
     params: Any, architecture: Architecture, num_classes: int
 ) -> dict[str, np.ndarray]:
     """Parameters of a classifier as tensors of HuggingFace's: by name, [out, in]."""
-    rows = table((*ENCODER, *CLASSIFIER), architecture, num_classes)
+    rows = table((*encoder_leaves(architecture), *CLASSIFIER), architecture, num_classes)
     return _tensors(params, rows, architecture)
 
 
 def _tensors(params: Any, rows: list[Row], architecture: Architecture) -> dict[str, np.ndarray]:
     leaves = flatten_dict(params, sep="/")
-    tensors: dict[str, np.ndarray] = {}
+    parts: dict[str, list[tuple[Row, np.ndarray]]] = {}
     for row in rows:
         names = row.names(architecture.num_layers)
-        value = np.asarray(leaves[row.path]).reshape(len(names), *row.shape)
-        tensors |= {name: row.to_tensor(part) for name, part in zip(names, value, strict=True)}
-    return tensors
+        value = np.asarray(leaves[row.path]).reshape(-1, *row.shape)[row.first :]
+        for name, part in zip(names, value, strict=True):
+            parts.setdefault(name, []).append((row, row.to_tensor(part)))
+    return {name: _joined(found) for name, found in parts.items()}
+
+
+def _joined(found: list[tuple[Row, np.ndarray]]) -> np.ndarray:
+    """A tensor from what it is made of."""
+    row, tensor = found[0]
+    if row.part is None:
+        return tensor
+    found = sorted(found, key=lambda each: each[0].part or ())
+    return np.concatenate([part for _, part in found], axis=row.part[0])
+
+
+BIASES = "lm_head", "lm_head/decoder"
+"""The modules whose bias is added to the logits, where HuggingFace has it twice."""
 
 
 class Weights(NamedTuple):
@@ -119,30 +193,35 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
             f"{source} holds {len(tensors)} tensors, too few for the {architecture.num_layers} layers of "
             "config.json; the two files are not of one checkpoint"
         )
-    names = NAMES[architecture.family]
-    tensors = usual_names(tensors, names.encoder)
+    names = FAMILIES[architecture.family].names
+    rows = table(leaves_of(architecture), architecture)
+    tensors = usual_names(tensors, names, rows)
     dropped = [name for name in tensors if re.fullmatch(names.others, name)]
     dropped_as = [tensors.pop(name).name for name in dropped]
-    notes = [f"left out: {', '.join(dropped_as)} (not part of the masked LM)"] if dropped else []
+    kind = architecture.kind
+    notes = [f"left out: {', '.join(dropped_as)} (not part of the {kind})"] if dropped else []
 
-    has_head = any(name.startswith(f"{names.head}.") for name in tensors)
-    if has_head:
-        architecture = settle_decoder(tensors, architecture, notes)
-    else:
+    heads = [row for row in rows if row.path.startswith("lm_head/")]
+    places = {row.name.rpartition(".")[0] for row in heads}
+    has_head = not heads or any(name.rpartition(".")[0] in places for name in tensors)
+    if not has_head and not architecture.causal:
         architecture = dataclasses.replace(architecture, tied=True)
+        rows = table(encoder_leaves(architecture), architecture)
         notes.append(
             "new: the LM head, which the checkpoint lacks; its decoder is the word embedding"
         )
-    params = {
-        row.path: read_parameter(row, tensors, architecture, source)
-        for row in table(leaves_of(architecture) if has_head else ENCODER, architecture)
-    }
+    else:
+        has_head = True
+        architecture = settle_decoder(tensors, architecture, notes)
+        rows = table(leaves_of(architecture), architecture)
+    left: set[str] = set()
+    params = {row.path: read_parameter(row, tensors, left, architecture, source) for row in rows}
     if not has_head:
         params |= new_lm_head(architecture)
-    if tensors:
+    if unknown := [tensor.name for name, tensor in tensors.items() if name not in left]:
         raise UserError(
-            f"{source} holds tensors that no {architecture.family} masked LM has: "
-            f"{shortened([tensor.name for tensor in tensors.values()])}; use a masked LM or a bare encoder"
+            f"{source} holds tensors that no {architecture.family} {kind} has: {shortened(unknown)}; use a "
+            f"{kind} or a bare {'decoder' if architecture.causal else 'encoder'}"
         )
     return Weights(architecture, unflatten_dict(params, sep="/"), notes)
 
@@ -155,12 +234,12 @@ def settle_decoder(
     What is tied may be stored under either name, or under both. Where these differ, it is not tied, as in
     transformers.
     """
-    family = architecture.family
-    head, decoder = NAMES[family].head, DECODER.name(family)
-    if (bias := tensors.pop(f"{head}.decoder.bias", None)) is not None:
+    names = FAMILIES[architecture.family].names
+    words, decoder = name_of(WORDS, names), name_of(DECODER, names)
+    head, second = (names.modules.get(module) for module in BIASES)
+    if head != second and (bias := tensors.pop(f"{second}.bias", None)) is not None:
         # Where there are two, this is the one that the model adds.
         tensors[f"{head}.bias"] = bias
-    words = WORDS.name(family)
     if not (architecture.tied and decoder in tensors):
         return architecture
     if words not in tensors:
@@ -177,20 +256,26 @@ def settle_decoder(
 
 
 def read_parameter(
-    row: Row, tensors: dict[str, StoredTensor], architecture: Architecture, source: Path
+    row: Row,
+    tensors: dict[str, StoredTensor],
+    read: set[str],
+    architecture: Architecture,
+    source: Path,
 ) -> np.ndarray:
-    """Takes one parameter's tensors out of `tensors`; stacked [L, ...] if it belongs to a layer."""
+    """One parameter from its tensors, whose names go into `read`; [L, ...] if it belongs to a layer."""
     names = row.names(architecture.num_layers)
     if missing := [name for name in names if name not in tensors]:
         raise UserError(
-            f"{source} lacks {shortened(missing)}, which a {architecture.family} masked LM needs; "
+            f"{source} lacks {shortened(missing)}, which a {architecture.family} {architecture.kind} needs; "
             "the checkpoint is incomplete or of another kind"
         )
     for name in names:  # Before room is made for what config.json claims.
         tensors[name].check(row.tensor_shape)
-    value = np.empty((len(names), *row.shape), np.float32)
-    for part, name in zip(value, names, strict=True):
-        part[...] = row.from_tensor(tensors.pop(name).read(row.tensor_shape))
+    value = np.empty((row.first + len(names), *row.shape), np.float32)
+    value[: row.first] = row.path.endswith("/scale")
+    for part, name in zip(value[row.first :], names, strict=True):
+        part[...] = row.from_tensor(tensors[name].read(row.tensor_shape))
+    read.update(names)
     return value if "{}" in row.name else value[0]
 
 
@@ -198,7 +283,7 @@ def new_lm_head(architecture: Architecture) -> dict[str, np.ndarray]:
     """A tied LM head by path, always the same: dense normal with `initializer_range`, LayerNorm 1 and 0."""
     random = np.random.default_rng(0)
     params = {}
-    for leaf in LM_HEAD:
+    for leaf in filter(present(architecture), LM_HEAD):
         shape = leaf.shape(architecture.sizes)
         if leaf.matrix:
             value = random.normal(0, architecture.initializer_range, shape)
@@ -208,14 +293,22 @@ def new_lm_head(architecture: Architecture) -> dict[str, np.ndarray]:
     return params
 
 
-def usual_names(tensors: dict[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
-    """The tensors by the names of today's masked LMs: LayerNorm weight and bias, the encoder's prefix."""
+def usual_names(
+    tensors: dict[str, StoredTensor], names: Names, rows: list[Row]
+) -> dict[str, StoredTensor]:
+    """The tensors by the names of today's language models: LayerNorm weight and bias, the prefix."""
+    known = {row.name.replace("{}", "0") for row in rows}
+    bare = {name.removeprefix(f"{names.prefix}.") for name in known}
     usual: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        if name.startswith(("embeddings.", "encoder.", "pooler.")):
-            name = f"{prefix}.{name}"
         for old, new in OLD_LAYER_NORM.items():
             name = re.sub(f"{re.escape(old)}$", new, name)
+        of_first_layer = re.sub(r"\.\d+\.", ".0.", name)
+        prefixed = f"{names.prefix}.{name}"
+        if of_first_layer not in known and (
+            of_first_layer in bare or re.fullmatch(names.others, prefixed)
+        ):
+            name = prefixed
         if name in usual:
             raise UserError(
                 f"{tensor.file} holds {name} twice, as {usual[name].name} and as {tensor.name}; "

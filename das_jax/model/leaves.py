@@ -1,8 +1,9 @@
 """The one table of parameters: where each stands, along which axes, and which units it writes and reads.
 
 Everything that depends on a parameter's place asks here: HuggingFace's tensors, the owners of the soft mask,
-what is cast, the rows of the word embedding. A family of models is a mapping from modules here to modules
-there. What stands under `graft/` is known by the last part of its path, until rows of its own say more.
+what is cast, the rows of the word embedding. The table has the parameters of all architectures; `leaves_of`
+says which a model has. What stands under `graft/` is known by the last part of its path, until rows of its
+own say more.
 """
 
 import re
@@ -88,8 +89,8 @@ class Leaf(NamedTuple):
     def sides(self) -> "Sides":
         """The units that it writes and those that it reads, and along which of its axes they lie."""
         return Sides(
-            output=_owner(self.writes, self.letters.rindex),
-            input=_owner(self.reads, self.letters.index),
+            output=_owner(self.writes, self.letters, self.letters.rindex),
+            input=_owner(self.reads, self.letters, self.letters.index),
         )
 
     @property
@@ -101,14 +102,14 @@ class Leaf(NamedTuple):
         """Of the array, from the length of every axis."""
         return tuple(sizes[letter] for letter in self.letters)
 
-    def name(self, family: str) -> str:
-        """The tensor at HuggingFace; {} is the number of the layer."""
-        module, _, last = self.path.rpartition("/")
-        return f"{NAMES[family].modules[module]}.{SUFFIXES[last]}"
 
-
-def _owner(kind: Kind | None, axis: Callable[[str], int]) -> Owner | None:
-    return kind and Owner(kind.name, tuple(axis(letter) for letter in kind.axes))
+def _owner(kind: Kind | None, letters: str, axis: Callable[[str], int]) -> Owner | None:
+    """G stands where H would: a key-value head belongs to the heads that read it."""
+    if kind is None:
+        return None
+    shared = "H" in kind.axes and "H" not in letters
+    axes = kind.axes.replace("H", "G") if shared else kind.axes
+    return Owner(kind.name, tuple(axis(letter) for letter in axes), shared)
 
 
 class Sides(NamedTuple):
@@ -136,23 +137,37 @@ ENCODER: tuple[Leaf, ...] = (
     Leaf("embeddings/token_type/embedding", "YD"),
     Leaf("embeddings/layer_norm/scale", "D"),
     Leaf("embeddings/layer_norm/bias", "D"),
+    Leaf("layers/attention/input_norm/scale", "LD"),
+    Leaf("layers/attention/input_norm/bias", "LD"),
     Leaf("layers/attention/query/kernel", "LD->HK", writes=HEADS),
     Leaf("layers/attention/query/bias", "LHK", writes=HEADS),
-    Leaf("layers/attention/key/kernel", "LD->HK", writes=HEADS),
-    Leaf("layers/attention/key/bias", "LHK", writes=HEADS),
-    Leaf("layers/attention/value/kernel", "LD->HK", writes=HEADS),
-    Leaf("layers/attention/value/bias", "LHK", writes=HEADS),
+    Leaf("layers/attention/key/kernel", "LD->GK", writes=HEADS),
+    Leaf("layers/attention/key/bias", "LGK", writes=HEADS),
+    Leaf("layers/attention/value/kernel", "LD->GK", writes=HEADS),
+    Leaf("layers/attention/value/bias", "LGK", writes=HEADS),
+    Leaf("layers/attention/query_norm/scale", "LK"),
+    Leaf("layers/attention/key_norm/scale", "LK"),
     Leaf("layers/attention/output/kernel", "LHK->D", reads=HEADS),
     Leaf("layers/attention/output/bias", "LD"),
+    Leaf("layers/attention/output_norm/scale", "LD"),
     Leaf("layers/attention/layer_norm/scale", "LD"),
     Leaf("layers/attention/layer_norm/bias", "LD"),
+    Leaf("layers/feed_forward/input_norm/scale", "LD"),
+    Leaf("layers/feed_forward/input_norm/bias", "LD"),
+    Leaf("layers/feed_forward/gate/kernel", "LD->F", writes=INTERMEDIATE),
+    Leaf("layers/feed_forward/gate/bias", "LF", writes=INTERMEDIATE),
     Leaf("layers/feed_forward/intermediate/kernel", "LD->F", writes=INTERMEDIATE),
     Leaf("layers/feed_forward/intermediate/bias", "LF", writes=INTERMEDIATE),
     Leaf("layers/feed_forward/output/kernel", "LF->D", writes=OUTPUT, reads=INTERMEDIATE),
     Leaf("layers/feed_forward/output/bias", "LD", writes=OUTPUT),
+    Leaf("layers/feed_forward/output_norm/scale", "LD"),
     Leaf("layers/feed_forward/layer_norm/scale", "LD"),
     Leaf("layers/feed_forward/layer_norm/bias", "LD"),
+    Leaf("final_norm/scale", "D"),
+    Leaf("final_norm/bias", "D"),
 )
+"""Of every architecture; the gate of a feed-forward is the projection that is activated."""
+
 LM_HEAD: tuple[Leaf, ...] = (
     Leaf("lm_head/dense/kernel", "D->D"),
     Leaf("lm_head/dense/bias", "D"),
@@ -183,73 +198,40 @@ axes, rows that say so go before these."""
 LEAVES: Leaves = (*MODEL, *GRAFT)
 
 
-class Names(NamedTuple):
-    """How a family names its modules at HuggingFace.
+def present(architecture: Architecture) -> Callable[[Leaf], bool]:
+    """Whether a model has a parameter of the table."""
+    arch = architecture
+    post, around = arch.placement == "post", arch.placement == "around"
+    shifts = arch.norm == "layer" and arch.norm_bias
+    only_where: tuple[tuple[str, bool], ...] = (
+        (r"embeddings/position/.*", arch.position_rows > 0),
+        (r"embeddings/token_type/.*", arch.type_vocab_size > 0),
+        (r"embeddings/layer_norm/.*", arch.embedding_norm),
+        (r"layers/.*/layer_norm/.*", post),
+        (r"layers/.*/input_norm/.*|final_norm/.*", not post),
+        (r"layers/.*/output_norm/.*", around),
+        (r"layers/.*/(query|key)_norm/.*", arch.query_key_norm),
+        (r"layers/feed_forward/gate/.*", arch.gated),
+        (r"lm_head/(dense|layer_norm)/.*", arch.head == "transform"),
+        (r"lm_head/decoder/.*", not arch.tied),
+        (r".*norm/bias", shifts),
+        (r"layers/attention/(query|key|value)/bias", arch.qkv_bias),
+        (r"layers/attention/output/bias", arch.attention_bias),
+        (r"layers/feed_forward/(gate|intermediate|output)/bias", arch.feed_forward_bias),
+        (r"lm_head/dense/bias", arch.head_bias),
+        (r"lm_head/bias", arch.decoder_bias),
+    )
+    return lambda leaf: all(is_so for path, is_so in only_where if re.fullmatch(path, leaf.path))
 
-    Attributes:
-      encoder: the prefix of the encoder's, which a bare encoder leaves out.
-      modules: from a module here to the one there.
-      others: a pattern for what its checkpoints may hold besides a masked LM.
-    """
 
-    encoder: str
-    modules: dict[str, str]
-    others: str
-
-    @property
-    def head(self) -> str:
-        """The LM head's prefix."""
-        return self.modules["lm_head"]
-
-
-# The encoders of BERT and RoBERTa have the same names behind the prefix.
-_ENCODER = {
-    "embeddings/word": "embeddings.word_embeddings",
-    "embeddings/position": "embeddings.position_embeddings",
-    "embeddings/token_type": "embeddings.token_type_embeddings",
-    "embeddings/layer_norm": "embeddings.LayerNorm",
-    "layers/attention/query": "encoder.layer.{}.attention.self.query",
-    "layers/attention/key": "encoder.layer.{}.attention.self.key",
-    "layers/attention/value": "encoder.layer.{}.attention.self.value",
-    "layers/attention/output": "encoder.layer.{}.attention.output.dense",
-    "layers/attention/layer_norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "layers/feed_forward/intermediate": "encoder.layer.{}.intermediate.dense",
-    "layers/feed_forward/output": "encoder.layer.{}.output.dense",
-    "layers/feed_forward/layer_norm": "encoder.layer.{}.output.LayerNorm",
-}
-BERT = Names(
-    "bert",
-    {
-        **{module: f"bert.{name}" for module, name in _ENCODER.items()},
-        "lm_head": "cls.predictions",
-        "lm_head/dense": "cls.predictions.transform.dense",
-        "lm_head/layer_norm": "cls.predictions.transform.LayerNorm",
-        "lm_head/decoder": "cls.predictions.decoder",
-        "classifier/dense": "bert.pooler.dense",
-        "classifier/output": "classifier",
-    },
-    r"bert\.(pooler\..*|embeddings\.(position_ids|token_type_ids))|cls\.seq_relationship\..*",
-)
-ROBERTA = Names(
-    "roberta",
-    {
-        **{module: f"roberta.{name}" for module, name in _ENCODER.items()},
-        "lm_head": "lm_head",
-        "lm_head/dense": "lm_head.dense",
-        "lm_head/layer_norm": "lm_head.layer_norm",
-        "lm_head/decoder": "lm_head.decoder",
-        "classifier/dense": "classifier.dense",
-        "classifier/output": "classifier.out_proj",
-    },
-    r"roberta\.(pooler\..*|embeddings\.(position_ids|token_type_ids))",
-)
-NAMES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA}
-"""By family."""
+def encoder_leaves(architecture: Architecture) -> Leaves:
+    """The parameters of a model without its LM head."""
+    return tuple(filter(present(architecture), ENCODER))
 
 
 def leaves_of(architecture: Architecture) -> Leaves:
-    """The parameters of a masked LM."""
-    return (*ENCODER, *LM_HEAD) if architecture.tied else (*ENCODER, *LM_HEAD, DECODER)
+    """The parameters of a model and its LM head."""
+    return tuple(filter(present(architecture), (*ENCODER, *LM_HEAD, DECODER)))
 
 
 def rules_of(leaves: Leaves) -> Rules:

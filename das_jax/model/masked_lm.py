@@ -67,22 +67,26 @@ class MaskedLM:
     def init(self, key: jax.Array) -> Params:
         """Random parameters, normal with the architecture's `initializer_range`; a graft's as it starts."""
         arch = self.architecture
-        tokens_1x1 = jnp.full((1, 1), arch.pad_token_id + 1, jnp.int32)
+        tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
         encoder_key, head_key = jax.random.split(key)
         plain = self._encoder.clone(graft=None)
         params = plain.init(encoder_key, tokens_1x1, jnp.ones_like(tokens_1x1))["params"]
         head = self._lm_head.init(
             head_key, jnp.zeros((1, 1, arch.hidden_size)), params["embeddings"]["word"]["embedding"]
         )
-        params = {**params, "lm_head": head["params"]}
+        params = {**params, **({"lm_head": head["params"]} if head else {})}
         if self.graft is None:
             return params
         graft_key = jax.random.fold_in(key, 1)
         return {**params, "graft": self.graft.init(arch, graft_key, params)}
 
     def mask(self, tokens_BxT: jax.Array) -> jax.Array:
-        """True at real tokens, False at padding; of clean text, as masking may draw the padding token."""
-        return tokens_BxT != self.architecture.pad_token_id
+        """True at real tokens, False at padding; of clean text, as masking may draw the padding token.
+
+        Where no token is reserved for padding, all are real.
+        """
+        padding = self.architecture.pad_token_id
+        return jnp.ones_like(tokens_BxT, bool) if padding is None else tokens_BxT != padding
 
     def encode(
         self,
@@ -92,6 +96,8 @@ class MaskedLM:
         gates: Units | None = None,
         dropout_keys_B: jax.Array | None = None,
         types_BxT: jax.Array | None = None,
+        segments_BxT: jax.Array | None = None,
+        positions_BxT: jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden state, [B, T, D].
 
@@ -102,9 +108,12 @@ class MaskedLM:
           gates: what multiplies the units, [L, U] or [B, L, U]; None costs nothing.
           dropout_keys_B: one random key per example; None switches dropout off.
           types_BxT: token types, which tell the two texts of a pair apart; None is type 0 everywhere.
+          segments_BxT: the number of every token's document, which alone it reads; None if all are one.
+          positions_BxT: the place of every token, from 0; None if a row is one text from its first token on.
         """
         # Without a graft in the model, what a method keeps under `graft` is the method's alone.
         parts = ["embeddings", "layers", *([] if self.graft is None else ["graft"])]
+        parts += [] if self.architecture.placement == "post" else ["final_norm"]
         cast = cast_matrices({part: params[part] for part in parts}, self.dtype, self.leaves)
         graft = cast.pop("graft", None)
         if self.gather is not None:
@@ -118,6 +127,8 @@ class MaskedLM:
             gates,
             types_BxT,
             graft,
+            segments_BxT,
+            positions_BxT,
         )
 
     def logits(
@@ -128,7 +139,7 @@ class MaskedLM:
             hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, positions_BxM[..., None], axis=1)
         word_embedding_VxD = params["embeddings"]["word"]["embedding"]
         return self._lm_head.apply(  # type: ignore[return-value]
-            {"params": params["lm_head"]}, hidden_BxTxD, word_embedding_VxD
+            {"params": params.get("lm_head", {})}, hidden_BxTxD, word_embedding_VxD
         )
 
 

@@ -27,10 +27,15 @@ class Units(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """The units of `kind` own a parameter: their array's axes lie along `axes` of the parameter."""
+    """The units of `kind` own a parameter: their array's axes lie along `axes` of the parameter.
+
+    Where units are `shared`, an axis of the parameter may be shorter than theirs: each of its rows belongs to
+    as many units that follow each other, as a key-value head to the heads that read it.
+    """
 
     kind: str
     axes: tuple[int, ...]
+    shared: bool = False
 
 
 FREE = None
@@ -105,6 +110,25 @@ def claims(params: Any, rules: Sequence[tuple[str, T]], unclaimed: str) -> list[
         raise ValueError(unclaimed.format(path))
 
     return [claim(path) for path in parameter_paths(params)]
+
+
+def of_rows(unit_values: jax.Array, owner: Owner, shape: tuple[int, ...]) -> jax.Array:
+    """What is so of a parameter's rows: of several units that share one, the largest value.
+
+    Moving a key moves every head that reads it, so the one that must not move decides.
+
+    Args:
+      unit_values: e.g. [L, H].
+      owner: of the parameter.
+      shape: of the parameter.
+    """
+    for number, axis in enumerate(owner.axes if owner.shared else ()):
+        rows, units = shape[axis], unit_values.shape[number]
+        if rows != units:
+            around = unit_values.shape[:number], unit_values.shape[number + 1 :]
+            grouped = unit_values.reshape(*around[0], rows, units // rows, *around[1])
+            unit_values = grouped.max(number + 1)
+    return unit_values
 
 
 def along(unit_values: jax.Array, owner: Owner, rank: int) -> jax.Array:

@@ -13,7 +13,7 @@ from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
 from das_jax.model.huggingface_config import architecture_of
-from das_jax.training.workspace import DEMO_MODEL, cache_dir, check_length
+from das_jax.training.workspace import DEMO_MODEL, cache_dir, check_length, check_trained
 
 
 def _bert(vocab_size: int, num_layers: int, hidden_size: int, **changes: Any) -> Architecture:
@@ -53,6 +53,8 @@ def _roberta(
         pad_token_id=1,
         first_position=2,
         layer_norm_eps=1e-5,
+        head_activation="gelu",
+        classifier_input_dropout=True,
     )
 
 
@@ -79,6 +81,7 @@ def find_architecture(config: Config) -> Architecture:
     """
     path = config.model.path
     architecture = _find(path, cache_dir(config) / "hub")
+    check_trained(path, architecture)
     check_length(config, architecture)
     check_objectives(config, causal=False)
     return architecture

@@ -218,10 +218,12 @@ def _texts() -> ChunkRows:
 def _rows(start: int) -> Batch:
     """Texts of random words, the last two shorter than the others."""
     tokens = np.random.default_rng(start).integers(5, _ARCHITECTURE.vocab_size, (ROWS, LENGTH))
-    tokens[:, 0], tokens[:, -1], tokens[6:, 10:] = 0, 2, _ARCHITECTURE.pad_token_id
+    tokens[:, 0], tokens[:, -1], tokens[6:, 10:] = 0, 2, _PADDING
     index = np.arange(start, start + ROWS, dtype=np.uint32)
     return Batch(tokens.astype(np.int32), index, np.ones(ROWS, np.float32))  # type: ignore[arg-type]
 
+
+_PADDING = 1
 
 _ARCHITECTURE = Architecture(
     family="roberta",
@@ -232,7 +234,7 @@ _ARCHITECTURE = Architecture(
     intermediate_size=24,
     position_rows=32,
     type_vocab_size=1,
-    pad_token_id=1,
+    pad_token_id=_PADDING,
     first_position=2,
     layer_norm_eps=1e-5,
     activation="gelu",

@@ -23,9 +23,10 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings, positions_before
-from das_jax.model import huggingface
+from das_jax.model import huggingface, huggingface_config
 from das_jax.model.architecture import Architecture
-from das_jax.model.attention import Asked, Rule, choose_attention
+from das_jax.model.attention import Asked, choose_attention
+from das_jax.model.block import rules_of
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.training.compiled_programs import keep_compiled_programs
 from das_jax.training.console import Console
@@ -156,9 +157,9 @@ def make_model(
     """
     settings, dtype = config.model, compute_dtype(config, platform)
     asked = Asked(
-        rules=(Rule(dropout=architecture.attention_dropout),),
+        rules=rules_of(architecture, config.data.length)[0],
         heads=architecture.num_heads,
-        groups=architecture.num_heads,
+        groups=architecture.kv_heads,
         size=architecture.head_size,
         lengths=(config.data.length, positions_before(config.method)),
         dtype=dtype,
@@ -196,6 +197,7 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     """
     keep_compiled_programs(cache_dir(config) / "compiled", console.log)
     directory = model_directory(config)
+    check_trained(config.model.path, huggingface_config.architecture_of(directory))
     checkpoint = huggingface.load(directory)
     for note in checkpoint.notes:
         console.log(f"{config.model.path}: {note}")
@@ -219,6 +221,15 @@ def model_directory(config: Config) -> Path:
     if config.model.path in demo.MODELS:
         return demo.model_directory(config.model.path, cache_dir(config))
     return huggingface.resolve(config.model.path, cache_dir(config))
+
+
+def check_trained(path: str, architecture: Architecture) -> None:
+    """Raises UserError for a model that can be read and computed, but that nothing trains yet."""
+    if architecture.causal or architecture.placement != "post":
+        raise UserError(
+            f"{path} is a {architecture.family} {architecture.kind}, which can be read and written, but not "
+            "trained yet; use a BERT, RoBERTa or XLM-R"
+        )
 
 
 def check_length(config: Config, architecture: Architecture) -> None:

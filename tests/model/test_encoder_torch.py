@@ -14,7 +14,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from das_jax.data import demo
 from das_jax.model import huggingface
-from das_jax.model.encoder import NO_SEEDS, Attention, Embeddings, FeedForward
+from das_jax.model.block import NO_SEEDS, Attention, FeedForward, Places
+from das_jax.model.embeddings import Embeddings
 from das_jax.model.heads import LMHead
 from das_jax.model.masked_lm import MaskedLM
 
@@ -89,7 +90,7 @@ def test_attention(pair: Pair, number: int, attention: str) -> None:
     ours = module.apply(
         {"params": pair.layer(number)["attention"]},
         jnp.asarray(hidden),
-        jnp.asarray(mask),
+        Places(jnp.asarray(mask)),
         NO_SEEDS,
         None,
     )

@@ -317,7 +317,10 @@ def test_pickled_weights_are_refused_with_a_command_that_converts_them(
 
 
 BAD_CONFIGS = [
-    ({"model_type": "gpt2"}, "model_type is 'gpt2'; supported are bert, roberta, xlm-roberta"),
+    (
+        {"model_type": "bart"},
+        "model_type is 'bart'; supported are bert, roberta, xlm-roberta, modernbert",
+    ),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
     ({"is_decoder": True}, "is_decoder is True"),
     ({"add_cross_attention": True}, "add_cross_attention is True"),

@@ -24,8 +24,8 @@ class Target(NamedTuple):
 
 TARGETS = {
     "query": Target(("attention", "query"), "D", "HK"),
-    "key": Target(("attention", "key"), "D", "HK"),
-    "value": Target(("attention", "value"), "D", "HK"),
+    "key": Target(("attention", "key"), "D", "GK"),
+    "value": Target(("attention", "value"), "D", "GK"),
     "attention_output": Target(("attention", "output"), "HK", "D"),
     "intermediate": Target(("feed_forward", "intermediate"), "D", "F"),
     "output": Target(("feed_forward", "output"), "F", "D"),

@@ -1,0 +1,151 @@
+"""ModernBERT and the decoders against arrays made by an independent float64 implementation.
+
+Tolerances are those of the other golden arrays: in float32 1e-5 for hidden states, logits and losses and 1e-4
+for gradients, relative to the largest entry; in float64 1e-9 for all. `--golden DIR` may lack families.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from das_jax.methods.soft_mask import soft_mask
+from das_jax.model import huggingface
+from das_jax.model.heads import mean_pool
+from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.units import Units, full_units
+from tests.golden_case import Case, golden_case
+
+FAMILIES = ("modernbert", "gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3")
+
+
+class Computed(NamedTuple):
+    """What one compiled program makes of a family's model."""
+
+    hidden: jax.Array
+    logits: jax.Array
+    per_example: jax.Array
+    loss: jax.Array
+    gate_gradients: Units
+    gradients: Params
+    gated_hidden: jax.Array
+
+
+def cross_entropy(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of every example, and of the batch."""
+    counts_BxT = labels_BxT >= 0
+    picked = jnp.take_along_axis(logits_BxTxV, jnp.maximum(labels_BxT, 0)[..., None], axis=-1)
+    losses = jnp.where(counts_BxT, jax.nn.logsumexp(logits_BxTxV, axis=-1) - picked[..., 0], 0)
+    per_example = losses.sum(1) / jnp.maximum(counts_BxT.sum(1), 1)
+    return per_example, losses.sum() / counts_BxT.sum()
+
+
+def compute(case: Case) -> Computed:
+    mask, model = case.array("attention_mask"), case.model
+    tokens = case.array("corrupted_ids" if "corrupted_ids" in case.arrays else "input_ids")
+
+    @jax.jit
+    def all_of_it(params: Params, accumulated: Units) -> Computed:
+        def losses(params: Params, gates: Units) -> Any:
+            hidden = model.encode(params, tokens, mask, gates)
+            logits = model.logits(params, hidden)
+            return cross_entropy(logits, case.array("labels")), (hidden, logits)
+
+        gates = full_units(model.architecture, 1.0, (len(tokens),), case.dtype)
+        (per_example, loss), pull_back, (hidden, logits) = jax.vjp(
+            losses, params, gates, has_aux=True
+        )
+        _, gate_gradients = pull_back((jnp.ones_like(per_example), jnp.zeros_like(loss)))
+        gradients, _ = pull_back((jnp.zeros_like(per_example), jnp.ones_like(loss)))
+        gated = model.encode(params, case.array("input_ids"), mask, accumulated)
+        return Computed(hidden, logits, per_example, loss, gate_gradients, gradients, gated)
+
+    return all_of_it(case.params, case.units("importance_accumulated"))
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["float32", "float64"], scope="module")
+def model_case(
+    request: pytest.FixtureRequest, family: str, golden: Any
+) -> Iterator[tuple[Case, Computed]]:
+    directory, arrays = golden(family)
+    with golden_case(directory, request.param, arrays) as case:
+        yield case, compute(case)
+
+
+def test_hidden_states_logits_and_losses(model_case: tuple[Case, Computed]) -> None:
+    case, computed = model_case
+    loss = "causal_lm" if case.model.architecture.causal else "mlm"
+    real = np.asarray(case.arrays["attention_mask"], bool)
+    for name, value in (("hidden", computed.hidden), ("logits", computed.logits)):
+        case.assert_close(np.asarray(value)[real], case.arrays[name][real], 1e-5, name)
+    case.assert_close(computed.per_example, case.arrays[f"{loss}_per_example"], 1e-5, loss)
+    case.assert_close(computed.loss, case.arrays[loss], 1e-5, loss)
+
+
+def test_gates(model_case: tuple[Case, Computed]) -> None:
+    case, computed = model_case
+    for kind, value in computed.gate_gradients._asdict().items():
+        name = f"gate_grad_per_example.{kind}"
+        case.assert_close(value, case.arrays[name], 1e-4, name)
+    real = np.asarray(case.arrays["attention_mask"], bool)
+    gated = np.asarray(computed.gated_hidden)
+    case.assert_close(gated[real], case.arrays["gated_hidden"][real], 1e-5, "gated_hidden")
+    pooled = mean_pool(computed.gated_hidden, case.array("attention_mask"))
+    case.assert_close(pooled, case.arrays["pooled_gated"], 1e-5, "pooled_gated")
+
+
+def test_gradients_and_what_the_soft_mask_leaves_of_them(
+    model_case: tuple[Case, Computed],
+) -> None:
+    case, computed = model_case
+    mask = soft_mask(case.units("importance_accumulated"))
+    masked, _ = mask.update(computed.gradients, mask.init(case.params))
+    for prefix, gradients in (("grad.", computed.gradients), ("soft_masked_grad.", masked)):
+        ours, theirs = case.tensors(gradients), case.named(prefix)
+        assert set(ours) == set(theirs)
+        for name, value in theirs.items():
+            # GPT-2's key bias has a gradient of exactly 0, and so the whole tensor's scale is the measure.
+            case.assert_close(ours[name], value, 1e-4, f"{prefix}{name}")
+
+
+def test_documents_apart_are_documents_alone(model_case: tuple[Case, Computed]) -> None:
+    case, _ = model_case
+    if "segments.ids" not in case.arrays:
+        pytest.skip("an encoder")
+    places = case.array("segments.ids"), case.array("segments.positions")
+    hidden = jax.jit(case.model.encode)(
+        case.params,
+        case.array("input_ids"),
+        case.array("attention_mask"),
+        segments_BxT=places[0],
+        positions_BxT=places[1],
+    )
+    real = np.asarray(case.arrays["attention_mask"], bool)
+    case.assert_close(
+        np.asarray(hidden)[real], case.arrays["segments.hidden"][real], 1e-5, "segments.hidden"
+    )
+
+
+def test_the_first_layer_of_modernbert_has_no_norm(golden: Any) -> None:
+    """What stands for it in the stacked array has no part in anything."""
+    stored = golden("modernbert")
+    checkpoint = huggingface.load(stored.model)
+    model, params = MaskedLM(checkpoint.architecture), checkpoint.params
+    tokens = jnp.asarray(stored.arrays["input_ids"][:1])
+
+    def total(scale: jax.Array) -> jax.Array:
+        attention = {**params["layers"]["attention"], "input_norm": {"scale": scale}}
+        changed = {**params, "layers": {**params["layers"], "attention": attention}}
+        return jnp.sum(model.encode(changed, tokens, tokens > 0) ** 2)
+
+    gradient = jax.grad(total)(jnp.asarray(params["layers"]["attention"]["input_norm"]["scale"]))
+    assert not gradient[0].any()
+    assert np.abs(gradient[1:]).max() > 1e-3
