@@ -6,13 +6,14 @@ is a logit where nothing is predicted. An optimizer's own products, such as Muon
 that hold the whole state all compute the same.
 """
 
-import dataclasses
+import functools
 
 import jax
 
 from das_jax.methods.partition import EVERYTHING, partition
 from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
 from das_jax.model.leaves import WORDS, claimed
+from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.muon import Muon
 from das_jax.training.step import Recipe
 
@@ -42,9 +43,15 @@ def _optimizer_flops(recipe: Recipe) -> int:
     direction = recipe.optimizer.direction
     if not isinstance(direction, Muon):
         return 0
-    shapes = jax.eval_shape(recipe.plan.model.init, jax.random.key(0))
-    trained, _ = partition(shapes, recipe.plan.trains)
+    trained, _ = partition(_shapes(recipe.plan.model), recipe.plan.trains)
     return direction.flops(trained)
+
+
+# Tracing it takes a second or so, and the next stage mostly has the same model.
+@functools.lru_cache(maxsize=4)
+def _shapes(model: MaskedLM) -> Params:
+    """Of its parameters, and those of its graft."""
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def _of_frozen(recipe: Recipe, length: int, masked: int) -> tuple[int, int]:
@@ -52,8 +59,7 @@ def _of_frozen(recipe: Recipe, length: int, masked: int) -> tuple[int, int]:
     if recipe.plan.trains == EVERYTHING:
         return 0, 0
     model = recipe.plan.model
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    _, frozen = partition(shapes, recipe.plan.trains)
+    _, frozen = partition(_shapes(model), recipe.plan.trains)
     layers = head = 0
     for leaf, x in zip(claimed(frozen, model.leaves), jax.tree.leaves(frozen), strict=True):
         if leaf.projects and leaf.stacked:
@@ -68,9 +74,7 @@ def _graft_flops(recipe: Recipe, length: int) -> int:
     graft, arch = recipe.plan.model.graft, recipe.plan.model.architecture
     if graft is None:
         return 0
-    plain = dataclasses.replace(recipe.plan.model, graft=None)
-    shapes = jax.eval_shape(lambda key: graft.init(arch, key, plain.init(key)), jax.random.key(0))
-    own = {"graft": shapes}
+    own = {"graft": _shapes(recipe.plan.model)["graft"]}
     leaves = zip(claimed(own, graft.leaves()), jax.tree.leaves(own), strict=True)
     products = sum(2 * length * x.size for leaf, x in leaves if leaf.projects)
     blocks = 0 if graft.every is None else arch.num_layers // graft.every
