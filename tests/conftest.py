@@ -4,14 +4,22 @@ import os
 
 # JAX reads these once, when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of the time that the tests take, and the older code generator takes a third less of it.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+# Compiling is most of the time that the tests take. The older code generator takes a third less of it, and a
+# program that is not cut into parts for several cores another fifth: each worker has one core.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # A test that asks a hub for something is a mistake; it should fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import functools
+import gc
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -32,6 +40,10 @@ from das_jax.model.masked_lm import MaskedLM, Params
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes so many objects that Python would look for garbage in all it has imported again and again.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest never parses.
 
 pytest_plugins = ["tests.project", "tests.golden_case"]

@@ -58,7 +58,7 @@ def write_model(directory: Path, **changes: Any) -> Path:
     }
     huggingface.export(
         directory,
-        jax.device_get(MaskedLM(architecture).init(jax.random.key(1))),
+        jax.device_get(jax.jit(MaskedLM(architecture).init)(jax.random.key(1))),
         config,
         architecture,
         PreTrainedTokenizerFast(tokenizer_object=backend, **tokens),
