@@ -40,6 +40,9 @@ from das_jax.model.masked_lm import MaskedLM, Params
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A worker finds in memory what it has compiled; writing it to disk, too, as a run does from when it begins,
+# takes another tenth of the time that compiling takes. Runs in processes of their own do it.
+jax.config.update("jax_enable_compilation_cache", False)
 # Tracing makes so many objects that Python would look for garbage in all it has imported again and again.
 gc.collect()
 gc.freeze()
