@@ -53,12 +53,13 @@ def at_equal_flops(config: Config, flops: int) -> Config:
     while round(fewest * training.warmup) < min(1, training.warmup):
         fewest += 1
     for domain in config.domains:
-        steps = round(share * (domain.steps or training.steps))
+        usual = domain.steps or training.steps
+        steps = round(share * usual)
         if steps < fewest:
             raise UserError(
                 f"the FLOPs of plain training pay for {max(steps, 0)} steps on {domain.name}, as what is "
                 f"measured between domains takes {measured / flops:.0%} of them; at least {fewest} are "
                 "needed: raise training.steps, or let the method measure less"
             )
-        domains.append(dataclasses.replace(domain, steps=steps))
+        domains.append(domain if steps == usual else dataclasses.replace(domain, steps=steps))
     return dataclasses.replace(config, domains=tuple(domains))

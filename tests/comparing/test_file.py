@@ -19,7 +19,8 @@ PLAIN = {"method.name": "naive"}
 def test_the_comparisons_that_ship_load() -> None:
     for path in (Path(__file__).parents[2] / "configs" / "comparisons").glob("*.yaml"):
         points = points_of(read_comparison(path))
-        assert {"joint", "alone"} == {each.system for each in points if each.bound}
+        bounds = {each.system for each in points if each.bound}
+        assert bounds in ({"joint", "alone"}, set())
 
 
 def test_points_are_the_product_of_what_is_varied(grid: Comparison) -> None:
