@@ -74,7 +74,7 @@ _ROBERTA = Names(
 def _roberta(config: Any) -> dict[str, Any]:
     # Positions count from behind the padding's, and the LM head has an activation of its own.
     return {
-        "first_position": config.pad_token_id + 1,
+        "first_position": (config.pad_token_id or 0) + 1,
         "head_activation": "gelu",
         "classifier_input_dropout": True,
     }

@@ -65,12 +65,14 @@ def rotary_of(parameters: Mapping[str, Any]) -> Rotary:
     base = float(parameters["rope_theta"])
     if kind == "default":
         return Rotary(base)
-    factor = float(parameters["factor"])
     if kind == "linear":
-        return Rotary(base, factor)
+        return Rotary(base, float(parameters["factor"]))
     if kind == "llama3":
-        keys = "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-        return Rotary(base, stretch=Stretch(factor, *(float(parameters[key]) for key in keys)))
+        keys = (
+            *("factor", "low_freq_factor", "high_freq_factor"),
+            "original_max_position_embeddings",
+        )
+        return Rotary(base, stretch=Stretch(*(float(parameters[key]) for key in keys)))
     raise UserError(
         f"rope_type is {kind!r}; supported are default, linear and llama3, so use another checkpoint"
     )
