@@ -180,6 +180,7 @@ def model() -> MaskedLM:
             attention_dropout=0.1,
             initializer_range=0.2,
             tied=True,
+            classifier_input_dropout=True,
         )
     )
 
