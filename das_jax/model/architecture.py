@@ -8,11 +8,8 @@ from typing import Any, Literal
 
 from das_jax.model.rotary import Rotary
 
-SAID_BY_FAMILY = ("head_activation", "classifier_input_dropout")
-"""What is the same in all models of a family, and so no part of a model's identity."""
-
-
 ENDLESS = 2**31 - 1
+"""Tokens that no text has."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +154,11 @@ class Architecture:
         """A SHA-256 of every number here, hence of all parameter shapes; equal for all checkpoints of
         one model.
 
-        Numbers at their default are left out, so that a model keeps its identity when others become known.
+        Numbers at their default are left out, so that a model keeps its identity when others become known,
+        and so is that of the classifier's head, which a family's name implies.
         """
         said: dict[str, Any] = dataclasses.asdict(self)
         for field in dataclasses.fields(self):
-            if field.name in SAID_BY_FAMILY or said[field.name] == field.default:
+            if said[field.name] == field.default or field.name == "classifier_input_dropout":
                 del said[field.name]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -53,7 +53,6 @@ def _roberta(
         pad_token_id=1,
         first_position=2,
         layer_norm_eps=1e-5,
-        head_activation="gelu",
         classifier_input_dropout=True,
     )
 

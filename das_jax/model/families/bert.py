@@ -72,10 +72,10 @@ _ROBERTA = Names(
 
 
 def _roberta(config: Any) -> dict[str, Any]:
-    # Positions count from behind the padding's, and the LM head has an activation of its own.
+    # Positions count from behind the padding's, and the LM head's activation is always the same.
     return {
         "first_position": (config.pad_token_id or 0) + 1,
-        "head_activation": "gelu",
+        "head_activation": None if config.hidden_act == "gelu" else "gelu",
         "classifier_input_dropout": True,
     }
 
