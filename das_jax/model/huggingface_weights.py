@@ -214,14 +214,19 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
         has_head = True
         architecture = settle_decoder(tensors, architecture, notes)
         rows = table(leaves_of(architecture), architecture)
-    left: set[str] = set()
-    params = {row.path: read_parameter(row, tensors, left, architecture, source) for row in rows}
+    sharing: dict[str, list[Row]] = {}
+    for row in rows:
+        sharing.setdefault(row.name, []).append(row)
+    params: dict[str, np.ndarray] = {}
+    for together in sharing.values():
+        params |= read_parameters(together, tensors, architecture, source)
     if not has_head:
         params |= new_lm_head(architecture)
-    if unknown := [tensor.name for name, tensor in tensors.items() if name not in left]:
+    if tensors:
+        unknown = shortened([tensor.name for tensor in tensors.values()])
         raise UserError(
-            f"{source} holds tensors that no {architecture.family} {kind} has: {shortened(unknown)}; use a "
-            f"{kind} or a bare {'decoder' if architecture.causal else 'encoder'}"
+            f"{source} holds tensors that no {architecture.family} {kind} has: {unknown}; use a {kind} or a "
+            f"bare {'decoder' if architecture.causal else 'encoder'}"
         )
     return Weights(architecture, unflatten_dict(params, sep="/"), notes)
 
@@ -255,28 +260,28 @@ def settle_decoder(
     return dataclasses.replace(architecture, tied=False)
 
 
-def read_parameter(
-    row: Row,
-    tensors: dict[str, StoredTensor],
-    read: set[str],
-    architecture: Architecture,
-    source: Path,
-) -> np.ndarray:
-    """One parameter from its tensors, whose names go into `read`; [L, ...] if it belongs to a layer."""
-    names = row.names(architecture.num_layers)
+def read_parameters(
+    rows: list[Row], tensors: dict[str, StoredTensor], architecture: Architecture, source: Path
+) -> dict[str, np.ndarray]:
+    """Takes the tensors that some parameters share out of `tensors`, and reads each once; by path, [L, ...]
+    if they belong to a layer.
+    """
+    names, shape = rows[0].names(architecture.num_layers), rows[0].tensor_shape
     if missing := [name for name in names if name not in tensors]:
         raise UserError(
             f"{source} lacks {shortened(missing)}, which a {architecture.family} {architecture.kind} needs; "
             "the checkpoint is incomplete or of another kind"
         )
     for name in names:  # Before room is made for what config.json claims.
-        tensors[name].check(row.tensor_shape)
-    value = np.empty((row.first + len(names), *row.shape), np.float32)
-    value[: row.first] = row.path.endswith("/scale")
-    for part, name in zip(value[row.first :], names, strict=True):
-        part[...] = row.from_tensor(tensors[name].read(row.tensor_shape))
-    read.update(names)
-    return value if "{}" in row.name else value[0]
+        tensors[name].check(shape)
+    found = {row.path: np.empty((row.first + len(names), *row.shape), np.float32) for row in rows}
+    for row in rows:
+        found[row.path][: row.first] = row.path.endswith("/scale")
+    for number, name in enumerate(names):
+        tensor = tensors.pop(name).read(shape)
+        for row in rows:
+            found[row.path][row.first + number] = row.from_tensor(tensor)
+    return found if "{}" in rows[0].name else {path: value[0] for path, value in found.items()}
 
 
 def new_lm_head(architecture: Architecture) -> dict[str, np.ndarray]:
