@@ -248,11 +248,12 @@ def _check_axes(path: str, shape: tuple[int, ...], owner: Owner, values: tuple[i
             "correct them"
         )
     wanted = tuple(shape[axis] for axis in axes)
-    if owner.shared and len(values) == len(wanted):
-        values = tuple(
-            one if one % other else other for one, other in zip(values, wanted, strict=True)
+    lengths = values
+    if owner.shared and len(values) == len(wanted):  # As many units to every row.
+        lengths = tuple(
+            rows if units % rows == 0 else units for units, rows in zip(values, wanted, strict=True)
         )
-    if values != wanted:
+    if lengths != wanted:
         raise ValueError(
             f"the importance of {owner.kind!r} has the shape {values}, but axes {owner.axes} of {path!r}, "
             f"which it owns, have the shape {wanted}"

@@ -83,6 +83,11 @@ def _polynomial(factors: tuple[float, ...], x: jax.Array) -> jax.Array:
     return value
 
 
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """c tanh(x / c), which stays within c of 0 (Gemma 2, arXiv:2408.00118, section 2); `x` without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_new": lambda x: nn.gelu(x, approximate=True),

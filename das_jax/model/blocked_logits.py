@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from das_jax.model.activations import soft_cap
 from das_jax.model.dense import product
 from das_jax.precision import at_least_float32
 
@@ -51,7 +52,7 @@ class Unembedding:
         )
         if self.bias_V is not None:
             logits_NxV = logits_NxV + self.bias_V.astype(logits_NxV.dtype)[None]
-        return logits_NxV if self.cap is None else self.cap * jnp.tanh(logits_NxV / self.cap)
+        return soft_cap(logits_NxV, self.cap)
 
 
 class BlockedLogits(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from das_jax.model.activations import ACTIVATIONS
+from das_jax.model.activations import ACTIVATIONS, soft_cap
 from das_jax.model.architecture import Architecture
 from das_jax.model.dense import dense, product
 from das_jax.model.dropout import dropout
@@ -45,9 +45,7 @@ class LMHead(nn.Module):
         )
         if bias_V is not None:
             logits_BxMxV = logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
-        if arch.logit_cap is not None:
-            logits_BxMxV = arch.logit_cap * jnp.tanh(logits_BxMxV / arch.logit_cap)
-        return logits_BxMxV
+        return soft_cap(logits_BxMxV, arch.logit_cap)
 
 
 class ClassifierHead(nn.Module):

@@ -10,20 +10,14 @@ from das_jax.data.masking import Masking
 from das_jax.data.objective import Drawn, HiddenTokens, NextToken
 from das_jax.data.roles import GIVEN, OPENS, PADDING
 
-DECODERS = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3")
-
 
 def counted_labels(drawn: Drawn) -> np.ndarray:
     return np.where(drawn.weights > 0, drawn.labels, -100)
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_golden_labels_segments_and_positions(family: str, request: pytest.FixtureRequest):
+def test_golden_labels_segments_and_positions(golden, decoder: str):
     """Padding is an ordinary id there, and a document of one token has no prediction."""
-    file = request.config.getoption("golden") / family / "golden.npz"
-    if not file.exists():
-        pytest.skip(f"{file.parent} is not there")
-    arrays = np.load(file)
+    arrays = golden(decoder).arrays
     segments_BxT = arrays["segments.ids"]
     opens_BxT = np.diff(segments_BxT, axis=1, prepend=0) > 0
     chunks_BxT = arrays["input_ids"] | OPENS * opens_BxT | PADDING * (arrays["attention_mask"] == 0)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from das_jax.model.activations import soft_cap
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -52,7 +54,7 @@ class Rule:
 
     def capped(self, scores: jax.Array) -> jax.Array:
         """Scores after the soft cap."""
-        return scores if self.cap is None else self.cap * jnp.tanh(scores / self.cap)
+        return soft_cap(scores, self.cap)
 
     def through_cap(self, to_capped: jax.Array, capped: jax.Array) -> jax.Array:
         """The gradient before the soft cap, from that behind it and the value there."""
