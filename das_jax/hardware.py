@@ -122,3 +122,8 @@ def peak_flops(kind: str) -> float | None:
     if kind in peaks:
         return peaks[kind]
     return next((peak for name, peak in GPU_PEAKS.items() if kind.startswith(name)), None)
+
+
+def hbm_bytes(kind: str) -> int | None:
+    """Bytes that programs may use of one TPU device of that kind, or None for a device that is not listed."""
+    return next((int(chip.hbm) for chip in CHIPS.values() if kind in chip.kinds), None)

@@ -9,7 +9,7 @@ import numpy as np
 from das_jax.config.schema import Config
 from das_jax.data.tasks import Task
 from das_jax.errors import UserError
-from das_jax.evaluation.finetune import Finetuned, finetune
+from das_jax.evaluation.finetune import Finetuned, finetune, finetuning_work
 from das_jax.evaluation.inputs import checked_task
 from das_jax.methods.net import Net
 from das_jax.model import huggingface
@@ -20,6 +20,8 @@ from das_jax.model.plain import plain_params
 from das_jax.outputs import check_free, creating
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
+from das_jax.training.memory_advice import advising
+from das_jax.training.out_of_memory import watching
 from das_jax.training.serving import grafted
 from das_jax.training.workspace import Workspace, open_workspace
 
@@ -64,7 +66,8 @@ def finetune_one(
                 f"--output: no HuggingFace classifier has the function of a model with {found}; leave it out"
             )
     task = checked_task(workspace, named[name], net.model.prefix)
-    finetuned = finetune_checkpoint(workspace, net, task, config.evaluation.finetune_seeds)
+    with advising(config, console.log, "command"):
+        finetuned = finetune_checkpoint(workspace, net, task, config.evaluation.finetune_seeds)
     if output is not None:
         best = 0 if finetuned.validation is None else int(np.argmax(finetuned.validation))
         own = jax.tree.map(lambda x: x[best], workspace.sharding.fetch(finetuned.params_S))
@@ -94,10 +97,17 @@ def finetune_checkpoint(workspace: Workspace, net: Net, task: Task, seeds: int) 
     model = dataclasses.replace(net.model, attention="dense")
     classifier = Classifier(model, len(task.classes))
     title = f"fine-tuning on {task.settings.name}"
-    with workspace.console.progress(title, task.settings.epochs, transient=True) as line:
+    names = [each.name for each in workspace.config.evaluation.tasks]
+    size = f"evaluation.tasks.{names.index(task.settings.name)}.batch_size"
+    pretrained = classifier.pretrained(net.params, net.gates)
+    work = finetuning_work(title, size, classifier, pretrained, task, seeds, workspace.sharding)
+    with (
+        workspace.console.progress(title, task.settings.epochs, transient=True) as line,
+        watching(work),
+    ):
         return finetune(
             classifier,
-            classifier.pretrained(net.params, net.gates),
+            pretrained,
             task,
             range(seeds),
             workspace.sharding,

@@ -19,6 +19,7 @@ from das_jax.methods.net import Mixture, Net, mixed
 from das_jax.model import huggingface
 from das_jax.training.console import Console
 from das_jax.training.distributed import on_first_host
+from das_jax.training.memory_advice import advising
 from das_jax.training.run_directory import BASE, RunDirectory
 from das_jax.training.serving import RunHistory, view
 from das_jax.training.stages import Stage, stages_of
@@ -50,7 +51,8 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
         with _locked(directory):
             on_first_host(lambda: sweep(directory, "evaluation.json"))  # noqa: B023
             workspace = open_workspace(config, console)
-            RunEvaluation(workspace, run, rows).measure_all()
+            with advising(config, console.log, "evaluation"):
+                RunEvaluation(workspace, run, rows).measure_all()
 
 
 def rows_of(run: RunDirectory, config: Config) -> dict[str, Stage | None]:

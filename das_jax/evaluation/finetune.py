@@ -25,6 +25,7 @@ from das_jax.model.masked_lm import Params
 from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.training.metrics import check_parts
 from das_jax.training.optimizer import AdamW, Optimizer, OptimizerState
+from das_jax.training.out_of_memory import Work
 from das_jax.training.schedules import Linear
 from das_jax.training.sharding import Sharding
 
@@ -209,16 +210,11 @@ def finetune(
       NotFiniteError: a loss or a logit is infinite or NaN; there are no scores then, of no seed.
     """
     settings = task.settings
-    padding = classifier.model.architecture.pad_token_id
-    assert padding is not None, "an encoder's texts are padded"
-    words = own_words(task, padding)
+    words = _words(classifier, task)
     train, test = words.examples(task.train), words.examples(task.test)
     validation = None if task.validation is None else words.examples(task.validation)
     count = len(train.labels_N)
-    steps = settings.epochs * -(-count // settings.batch_size)
-    finetuning = Finetuning(
-        words.classifier(classifier), sharding, steps, settings.batch_size, settings.learning_rate
-    )
+    finetuning = _finetuning(words.classifier(classifier), task, sharding, settings.batch_size)
     narrow = sharding.replicate(words.narrowed(pretrained))
     state_S = init_seeds(finetuning, narrow, np.asarray(seeds, np.uint32))
     examples = Examples(*sharding.replicate(train))
@@ -258,6 +254,57 @@ def finetune(
         params_S,
         words,
     )
+
+
+def _words(classifier: Classifier, task: Task) -> OwnWords:
+    padding = classifier.model.architecture.pad_token_id
+    assert padding is not None, "an encoder's texts are padded"
+    return own_words(task, padding)
+
+
+def _finetuning(narrow: Classifier, task: Task, sharding: Sharding, batch_size: int) -> Finetuning:
+    settings = task.settings
+    steps = settings.epochs * -(-len(task.train.labels_N) // batch_size)
+    return Finetuning(narrow, sharding, steps, batch_size, settings.learning_rate)
+
+
+def finetuning_work(
+    name: str,
+    batch_key: str,
+    classifier: Classifier,
+    pretrained: Params,
+    task: Task,
+    seeds: int,
+    sharding: Sharding,
+) -> Work:
+    """An epoch of fine-tuning, the largest program that it runs.
+
+    Args:
+      name: what to call it.
+      batch_key: of the setting that says how many examples a step has.
+      classifier: as for `finetune`.
+      pretrained: as for `finetune`.
+      task: its examples.
+      seeds: how many classifiers are trained together.
+      sharding: the devices.
+    """
+
+    def lower(rows: int) -> jax.stages.Lowered:
+        words = _words(classifier, task)
+        finetuning = _finetuning(words.classifier(classifier), task, sharding, rows)
+
+        def there(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated)
+
+        init = functools.partial(init_seeds, finetuning)
+        state_S = jax.eval_shape(init, words.narrowed(pretrained), np.zeros(seeds, np.uint32))
+        order = _order(len(task.train.labels_N), rows, [np.random.default_rng()] * seeds)
+        examples = words.examples(task.train)
+        return train_epoch.lower(finetuning, *jax.tree.map(there, (state_S, examples, *order)))
+
+    settings, rows = task.settings, sharding.num_shards
+    saves_memory = "evaluation.finetune_seeds", "model.remat"
+    return Work(name, (batch_key,), saves_memory, settings.batch_size, rows, (), lower)
 
 
 class Best(NamedTuple):

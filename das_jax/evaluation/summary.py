@@ -23,7 +23,7 @@ from das_jax.evaluation.score_table import (
 )
 from das_jax.evaluation.scores import RunScores, read_scores, runs_of
 from das_jax.evaluation.statistics import Estimate, estimate
-from das_jax.training.run_directory import WHERE_NOT_WHAT, RunDirectory
+from das_jax.training.run_directory import RunDirectory, may_change
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,8 @@ def summary_of(runs: tuple[RunScores, ...], path: Path, name: str) -> Summary:
 
 def _check_seeds(one: RunScores, other: RunScores) -> None:
     """Raises UserError unless two runs differ in nothing but the seed."""
-    same = (*WHERE_NOT_WHAT, "seed")
-    changes = [
-        key for key, _, _ in difference(one.config, other.config) if not key.startswith(same)
-    ]
+    changed = [key for key, _, _ in difference(one.config, other.config)]
+    changes = [key for key in changed if not (may_change(key) or key.startswith("seed"))]
     if changes:
         raise UserError(
             f"{other.directory} and {one.directory} are not seeds of one configuration: "

@@ -4,12 +4,12 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from das_jax.errors import UserError
 from das_jax.planning.hlo import Module, parse
+from das_jax.training.device_memory import program_bytes
 
 
 class TooLarge(UserError):
@@ -53,8 +53,7 @@ def compile_program(name: str, lowered: jax.stages.Lowered) -> Compiled:
             raise TooLarge(name, _needed(str(error))) from error
         with _listing(Path(directory)).open(encoding="utf-8") as lines:
             module = parse(lines)
-    memory: Any = executable.memory_analysis()
-    return Compiled(memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes, module)
+    return Compiled(program_bytes(executable), module)
 
 
 def _listing(directory: Path) -> Path:

@@ -1,7 +1,6 @@
 """The programs of a run, ready to be compiled for devices that are not there: nothing is loaded or run."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -21,6 +20,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.model.masked_lm import MaskedLM
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
+from das_jax.training.device_memory import bytes_on_a_device
 from das_jax.training.flops import train_step_flops
 from das_jax.training.recipe import check_batch_sizes, check_carried, check_recipe, recipe_of
 from das_jax.training.sharding import (
@@ -205,7 +205,7 @@ class PlannedRun:
             return _jitted(step).lower(self.state(learning), self.stage_batch(learning))
 
         steps, flops = learning.stage.steps, self._flops(recipe)
-        resident = _bytes_on_a_device(self._trunk(learning))
+        resident = bytes_on_a_device(self._trunk(learning))
         return Program(learning.name, steps, batch_size, flops, resident, lower)
 
     def _trunk(self, learning: Learning) -> Trunk | None:
@@ -220,7 +220,7 @@ class PlannedRun:
         length = self.config.data.length
         # The optimizer's state of the domain just learned is not needed, but still there; so is its trunk.
         held = self.state(learning).opt_state, self._trunk(learning)
-        resident = _bytes_on_a_device(held)
+        resident = bytes_on_a_device(held)
         for wanted in learning.recorded:
             batch_size = min(wanted.batch_size, self.sharding.round_up(wanted.examples))
 
@@ -316,9 +316,3 @@ def shard_over(topology: Topology, config: Config) -> Sharding:
 def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:
     """What `jax.jit` returned, under its own type."""
     return cast(jax.stages.Wrapped, function)
-
-
-def _bytes_on_a_device(tree: Any) -> int:
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )

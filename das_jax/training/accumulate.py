@@ -3,6 +3,7 @@ method measures; and rows of what it keeps of chunks.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,21 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import History, Plan, Texts
 from das_jax.model.masked_lm import Params
 from das_jax.training.console import Console
+from das_jax.training.out_of_memory import on_batches, watching
 from das_jax.training.sharding import Sharding
 from das_jax.training.sums import compile_rows, compile_sums
 
 Sums = Callable[[Params, Batch, jax.Array], Any]
 
+BATCH_KEYS = "method.", "policies."
+"""Where the batch sizes of passes over a domain are set."""
+
+SAVES_MEMORY = "model.remat", "model.attention", "mesh.state", "data.length"
+"""Settings with which such a pass needs less, besides its batch size."""
+
 
 @functools.lru_cache(maxsize=32)
-def _compiled(function: Sums, sharding: Sharding, split: bool) -> Callable[..., Any]:
+def _compiled(function: Sums, sharding: Sharding, split: bool) -> jax.stages.Wrapped:
     return compile_sums(function, sharding, split)
 
 
@@ -36,6 +44,10 @@ def accumulate(
     batches: Iterable[dict[str, Any]],
     sharding: Sharding,
     split: bool = False,
+    *,
+    purpose: str = "a sum over examples",
+    batch_keys: tuple[str, ...] = BATCH_KEYS,
+    saves_memory: tuple[str, ...] = SAVES_MEMORY,
 ) -> Any:
     """The sum of `function(params, batch, rng)` over batches and devices, on the host.
 
@@ -46,13 +58,22 @@ def accumulate(
       batches: this host's rows of every batch.
       sharding: where they go.
       split: the sums stay on the devices, in parts as the optimizer's state lives.
+      purpose: what they are for.
+      batch_keys: of the settings that say how large the batches are; see `Work`.
+      saves_memory: settings with which it needs less.
+
+    Raises:
+      OutOfMemory: the devices have no memory for a batch.
     """
     compiled = _compiled(function, sharding, split)
     total = None
-    for rows in batches:
-        sums = compiled(params, sharding.shard_batch(Batch(**rows)), rng)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    return total if split else jax.device_get(total)
+    sharded = (sharding.shard_batch(Batch(**rows)) for rows in batches)
+    first = next(sharded)
+    with watching(on_batches(purpose, batch_keys, saves_memory, compiled, params, first, rng)):
+        for batch in itertools.chain([first], sharded):
+            sums = compiled(params, batch, rng)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        return total if split else jax.device_get(total)
 
 
 _compiled_rows = functools.lru_cache(maxsize=4)(compile_rows)
@@ -65,6 +86,7 @@ def rows_of(
     batches: Iterable[dict[str, Any]],
     count: int,
     sharding: Sharding,
+    purpose: str = "a pass over examples",
 ) -> Any:
     """`function(params, batch, rng)` of the first `count` rows of some batches, on every host, [count, ...].
 
@@ -76,12 +98,19 @@ def rows_of(
       batches: this host's rows of every batch.
       count: how many there are; what comes after them fills up.
       sharding: where they go.
+      purpose: what they are for.
+
+    Raises:
+      OutOfMemory: the devices have no memory for a batch.
     """
     compiled = _compiled_rows(function, sharding)
-    parts = [
-        sharding.fetch(compiled(params, sharding.shard_batch(Batch(**rows)), rng))
-        for rows in batches
-    ]
+    sharded = (sharding.shard_batch(Batch(**rows)) for rows in batches)
+    first = next(sharded)
+    with watching(on_batches(purpose, BATCH_KEYS, SAVES_MEMORY, compiled, params, first, rng)):
+        parts = [
+            sharding.fetch(compiled(params, batch, rng))
+            for batch in itertools.chain([first], sharded)
+        ]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
 
 
@@ -148,7 +177,10 @@ class TrainingDomain:
         )
         total = -(-min(examples, len(train)) // batch_size)
         with self.console.progress(purpose, total, transient=True) as line:
-            return accumulate(function, params, rng, line.counting(batches), self.sharding, split)
+            return accumulate(
+                *(function, params, rng, line.counting(batches), self.sharding, split),
+                purpose=purpose,
+            )
 
     def rows(
         self,
@@ -171,4 +203,6 @@ class TrainingDomain:
         )
         total = -(-count // batch_size)
         with self.console.progress(purpose, total, transient=True) as line:
-            return rows_of(function, params, rng, line.counting(batches), count, self.sharding)
+            return rows_of(
+                *(function, params, rng, line.counting(batches), count, self.sharding), purpose
+            )

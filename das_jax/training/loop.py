@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -10,13 +10,21 @@ import jax
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import Metrics
 from das_jax.training.console import Console, Line, process_seconds
+from das_jax.training.device_memory import peak_bytes
 from das_jax.training.distributed import Agreement
 from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.metrics import MetricsWriter, check_finite
+from das_jax.training.out_of_memory import on_batches, watching
 from das_jax.training.step import TrainState
 
 TRAINING, FINISHED = "training", "finished"
 """The phases of a stage that a checkpoint can hold."""
+
+SAVES_MEMORY = (
+    *("model.remat", "model.attention", "mesh.state", "mesh.gather", "training.accumulate"),
+    "data.length",
+)
+"""Settings with which a train step needs less, besides the batch size."""
 
 AHEAD = 2
 """Steps that the host may be ahead of the devices: these never wait, and a request to stop, of this host or
@@ -32,6 +40,7 @@ class Recorder:
     Attributes:
       flops_per_step: useful ones, over all devices.
       peak_flops: FLOP/s of all devices, if it is known: their use (MFU) is logged then.
+      devices: of this host; the most memory that one of them ever held is logged, if it is known.
     """
 
     stage: str
@@ -40,6 +49,7 @@ class Recorder:
     tokens_per_step: int
     flops_per_step: int
     peak_flops: float | None
+    devices: Sequence[jax.Device] = ()
     pending: list[tuple[int, Metrics]] = field(default_factory=list)
     once: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
@@ -64,7 +74,7 @@ class Recorder:
         means = {name: sum(row[name] for row in values) / len(values) for name in values[0]}
         now = time.monotonic()
         seconds = (now - self.since) / len(steps)
-        speed = {
+        speed: dict[str, float] = {
             "tokens_per_second": self.tokens_per_step / seconds,
             "flops_per_second": self.flops_per_step / seconds,
             "seconds_per_step": seconds,
@@ -73,6 +83,9 @@ class Recorder:
         if self.peak_flops is not None:
             speed["mfu"] = speed["flops_per_second"] / self.peak_flops
             note += f", MFU {speed['mfu']:.2f}"
+        if (peak := peak_bytes(self.devices)) is not None:
+            speed["peak_bytes"] = peak
+            note += f", up to {peak / 2**30:.1f} GiB"
         self.writer.write(steps[-1], {**means, **speed, **self.once})
         self.line.update(steps[-1], note)
         self.pending, self.once, self.since = [], {}, now
@@ -147,6 +160,9 @@ def train(
       step: the train step.
       batches: on the devices, from the next one on.
       hooks: what else happens; what they raise ends the training.
+
+    Raises:
+      OutOfMemory: the devices have no memory for a step.
     """
     done = int(state.step)
     if done == hooks.steps:
@@ -154,11 +170,20 @@ def train(
     line = hooks.recorder.line
     line.update(done, "compiling")
     first = next(batches)
-    compiled = step.lower(state, first).compile()
-    line.update(done, "")
-    hooks.recorder.since = time.monotonic()
+    name, size = f"the train step of {hooks.stage}", ("training.batch_size",)
+    with watching(on_batches(name, size, SAVES_MEMORY, step, state, first)):
+        compiled = step.lower(state, first).compile()
+        line.update(done, "")
+        hooks.recorder.since = time.monotonic()
+        return _steps(state, compiled, itertools.chain([first], batches), hooks)
+
+
+def _steps(
+    state: TrainState, compiled: jax.stages.Compiled, batches: Iterator[Batch], hooks: Hooks
+) -> TrainState:
+    done = int(state.step)
     with hooks.interruption.deferred():
-        for batch in itertools.islice(itertools.chain([first], batches), hooks.steps - done):
+        for batch in itertools.islice(batches, hooks.steps - done):
             hooks.before_step(done, state)
             state, metrics = compiled(state, batch)
             done += 1

@@ -18,6 +18,7 @@ from das_jax.outputs import check_free, creating
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
 from das_jax.training.distributed import check_same, on_first_host
+from das_jax.training.memory_advice import advising
 from das_jax.training.run_directory import RunDirectory
 from das_jax.training.serving import ChunkTexts, RunHistory
 from das_jax.training.sharding import check_divisible
@@ -89,9 +90,10 @@ def measure(
         texts=ChunkTexts(workspace, corpus.train),
     )
     losses = importance.MASKED_LM if of == "domain" else importance.PROXIES[settings.proxy]
-    params = workspace.sharding.put("params", workspace.checkpoint.params)
     method = workspace.method(config.method)
-    raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
+    with advising(config, console.log, "command"):
+        params = workspace.sharding.put("params", workspace.checkpoint.params)
+        raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")
     return Measured(raw, _save(workspace, settings, raw, output), *importance.self_test(raw))
 
 

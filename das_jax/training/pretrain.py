@@ -15,6 +15,7 @@ from das_jax.training.distributed import on_first_host
 from das_jax.training.interruption import Interruption
 from das_jax.training.loop import FINISHED, TRAINING
 from das_jax.training.lost import lost
+from das_jax.training.memory_advice import advising
 from das_jax.training.promise import promise
 from das_jax.training.recipe import (
     check_batch_sizes,
@@ -104,7 +105,10 @@ def pretrain(
         run = Run(stage_runs(results, interruption), results, report)
         run.check()
         directory.begin(config, inputs, console.log)
-        with explaining_full_disk(directory.path, "move the run, then start it again to go on"):
+        with (
+            explaining_full_disk(directory.path, "move the run, then start it again to go on"),
+            advising(config, console.log, "run"),
+        ):
             run.learn_all()
         if results.unwritten:
             raise UserError(

@@ -46,6 +46,8 @@ WHERE_NOT_WHAT = (
 """Settings that say where a run happens, or what is asked of its models afterwards; they may change, what
 is trained does not depend on them."""
 
+ONLY_ROUNDS = ("model.remat", "model.layers", "model.attention", "evaluation.batch_size")
+"""Settings of how it is computed, which change roundings alone; they may change while a run goes on."""
 
 AGAIN = "start das-jax pretrain once more with the same configuration, which makes it again"
 """What to do about something damaged or lost that follows from the checkpoints."""
@@ -54,6 +56,13 @@ LOCK = ".lock"
 PROBE = "shared"
 RUN_FILES = ("config.yaml", "run.json", "inputs.json", "scores.json", "base", PROBE)
 """What a run writes in its own directory; `evaluation.json` is the evaluation's, which may go on beside."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of a setting."""
+    if key.endswith(".batch_size") and key.startswith(("method.", "policies.")):
+        return True  # Of passes that sum over examples, however many of them at a time.
+    return key.startswith((*WHERE_NOT_WHAT, *ONLY_ROUNDS))
 
 
 @dataclass(frozen=True)
@@ -231,11 +240,7 @@ class RunDirectory:
                 f"({str(error).splitlines()[0].rstrip('.')}); put it back as it was (report/index.html "
                 "shows it), or give a new --output_dir"
             ) from error
-        changes = [
-            change
-            for change in difference(begun, config)
-            if not change[0].startswith(WHERE_NOT_WHAT)
-        ]
+        changes = [change for change in difference(begun, config) if not may_change(change[0])]
         if changes:
             lines = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
             raise UserError(

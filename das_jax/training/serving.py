@@ -245,7 +245,12 @@ def _over(
         process_count=jax.process_count(),
     )
     params = sharding.put("params", params)
-    return accumulate(function, params, _heldout_rng(sharding), counting(batches), sharding)
+    return accumulate(
+        *(function, params, _heldout_rng(sharding), counting(batches), sharding),
+        purpose="held-out losses",
+        batch_keys=("evaluation.batch_size",),
+        saves_memory=("model.attention", "mesh.state"),
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -137,6 +137,7 @@ class StageRun:
                     recipe, training.batch_size, self.config.data.length
                 ),
                 peak_flops=sharding.peak_flops,
+                devices=sharding.mesh.local_devices,
             )
 
             def save(step: int, state: TrainState) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from das_jax.training.distributed import Agreement
 from das_jax.training.interruption import Interrupted, Interruption
 from das_jax.training.loop import AHEAD, TRAINING, Hooks, Recorder, train
 from das_jax.training.metrics import MetricsWriter, NotFiniteError
+from das_jax.training.out_of_memory import OutOfMemory
 from das_jax.training.saved import saved_in_training
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import TrainState
@@ -65,6 +66,7 @@ def run(
     step: Step = add_the_index,
     interruption: Interruption | None = None,
     rows: Iterator[dict[str, Any]] | None = None,
+    devices: Sequence[Any] = (),
 ) -> TrainState:
     sharding, done, console = make_sharding(1), int(state.step), Console()
     with (
@@ -83,6 +85,7 @@ def run(
             tokens_per_step=8,
             flops_per_step=16,
             peak_flops=sharding.peak_flops,
+            devices=devices or sharding.mesh.local_devices,
         )
         hooks = Hooks(
             "papers",
@@ -122,7 +125,8 @@ def test_steps_metrics_and_checkpoints(tmp_path: Path) -> None:
     assert all(
         row["tokens_per_second"] * row["seconds_per_step"] == pytest.approx(8) for row in rows
     )
-    assert not any("mfu" in row for row in rows), "nobody knows the peak of this CPU"
+    unknown = {"mfu", "peak_bytes"}
+    assert not any(unknown & row.keys() for row in rows), "nobody knows those of this CPU"
     step, last = restored(tmp_path)
     assert step == int(last["step"]) == 7
     np.testing.assert_array_equal(last["params"]["w"], state.params["w"])
@@ -135,6 +139,36 @@ def test_the_use_of_devices_whose_peak_is_known(
     run(tmp_path, first_state())
     for row in metrics(tmp_path):
         assert row["mfu"] == pytest.approx(16 / row["seconds_per_step"] / 100)
+
+
+def test_the_memory_of_devices_that_count_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Device:
+        def __init__(self, peak: int) -> None:
+            self.peak = peak
+
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_in_use": 1, "peak_bytes_in_use": self.peak}
+
+    run(tmp_path, first_state(), devices=(Device(2**30), Device(5 * 2**29)))
+    assert {row["peak_bytes"] for row in metrics(tmp_path)} == {5 * 2**29}, "of the fullest"
+    assert "tokens/s, up to 2.5 GiB" in capsys.readouterr().out
+
+
+def test_steps_for_which_there_is_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may say so when their results are read, and the state is given away by then."""
+
+    def block(values: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(jax, "block_until_ready", block)
+    with pytest.raises(OutOfMemory, match="the train step of papers, with 2 examples") as caught:
+        run(tmp_path, first_state())
+    _, batch = caught.value.work.lower(1).args_info[0]
+    assert batch.tokens.shape == (1, 4)
 
 
 def test_a_finished_domain_takes_no_step(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from tests.project import Project, Start
 
 pytestmark = pytest.mark.slow
 
-TIMES = ("tokens_per_second", "flops_per_second", "seconds_per_step", "seconds_to_first_step")
+TIMES = (
+    *("tokens_per_second", "flops_per_second", "seconds_per_step", "seconds_to_first_step"),
+    "peak_bytes",
+)
 
 
 def results(directory: Path) -> dict[str, bytes]:

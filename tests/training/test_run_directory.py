@@ -101,6 +101,18 @@ def test_a_run_may_move_to_another_place_and_mesh(tmp_path: Path, config: Config
     begun(tmp_path / "b", moved)
 
 
+def test_a_run_may_go_on_with_less_memory(tmp_path: Path, config: Config) -> None:
+    """But with nothing that changes more than roundings."""
+    begun(tmp_path, config)
+    importance = dataclasses.replace(config.method.importance, batch_size=2)  # type: ignore[union-attr]
+    model = dataclasses.replace(config.model, remat="full", attention="dense")
+    method = dataclasses.replace(config.method, importance=importance)  # type: ignore[arg-type]
+    begun(tmp_path, dataclasses.replace(config, model=model, method=method))
+    training = dataclasses.replace(config.training, accumulate=2)
+    with pytest.raises(UserError, match=r"training.accumulate was 1 and is now 2"):
+        begun(tmp_path, dataclasses.replace(config, training=training))
+
+
 def test_end_tasks_may_come_and_go(tmp_path: Path, config: Config) -> None:
     table = JSONLTable(kind="jsonl", path="a.jsonl")
     task = TaskSettings(name="a", train=table, test=table)
