@@ -53,6 +53,21 @@ class Recorder:
     pending: list[tuple[int, Metrics]] = field(default_factory=list)
     once: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+
+    def timing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, while the time that each takes to come is counted as `waiting`.
+
+        Steps that were given to the devices go on meanwhile: they stand idle for that time at most.
+        """
+        while True:
+            began = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - began
+            yield batch
 
     def add(self, step: int, metrics: Metrics) -> None:
         self.pending.append((step, metrics))
@@ -78,6 +93,7 @@ class Recorder:
             "tokens_per_second": self.tokens_per_step / seconds,
             "flops_per_second": self.flops_per_step / seconds,
             "seconds_per_step": seconds,
+            "waiting": self.waited / (now - self.since),
         }
         note = f"loss {means['loss']:.3f}, {speed['tokens_per_second']:,.0f} tokens/s"
         if self.peak_flops is not None:
@@ -88,7 +104,7 @@ class Recorder:
             note += f", up to {peak / 2**30:.1f} GiB"
         self.writer.write(steps[-1], {**means, **speed, **self.once})
         self.line.update(steps[-1], note)
-        self.pending, self.once, self.since = [], {}, now
+        self.pending, self.once, self.since, self.waited = [], {}, now, 0.0
 
 
 @dataclass
@@ -175,7 +191,8 @@ def train(
         compiled = step.lower(state, first).compile()
         line.update(done, "")
         hooks.recorder.since = time.monotonic()
-        return _steps(state, compiled, itertools.chain([first], batches), hooks)
+        rest = hooks.recorder.timing(batches)
+        return _steps(state, compiled, itertools.chain([first], rest), hooks)
 
 
 def _steps(

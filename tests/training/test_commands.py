@@ -124,6 +124,7 @@ class TestRun:
             "tokens_per_second",
             "flops_per_second",
             "seconds_per_step",
+            "waiting",
         }
 
     def test_plain_lines(self, project: Project, start: Start, reference: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -169,6 +170,29 @@ def test_steps_for_which_there_is_no_memory(
         run(tmp_path, first_state())
     _, batch = caught.value.work.lower(1).args_info[0]
     assert batch.tokens.shape == (1, 4)
+
+
+def test_the_share_of_time_in_which_batches_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def slow_batches() -> Iterator[dict[str, Any]]:
+        nonlocal now
+        for row in batches():
+            now += 3
+            yield row
+
+    def slow_add(self: Recorder, step: int, values: Any, add: Any = Recorder.add) -> None:
+        nonlocal now
+        now += 1
+        add(self, step, values)
+
+    monkeypatch.setattr("das_jax.training.loop.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(Recorder, "add", slow_add)
+    run(tmp_path, first_state(), rows=slow_batches())
+    waiting = [row["waiting"] for row in metrics(tmp_path)]
+    assert waiting == [3 / 5, 3 / 4, 3 / 4, 3 / 4, 3 / 4], "the first batch comes before the clock"
 
 
 def test_a_finished_domain_takes_no_step(tmp_path: Path) -> None:

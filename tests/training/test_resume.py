@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 TIMES = (
     *("tokens_per_second", "flops_per_second", "seconds_per_step", "seconds_to_first_step"),
     "peak_bytes",
+    "waiting",
 )
 
 
