@@ -48,7 +48,7 @@ B2: Mapping[str, float] = {"adamw": 0.999, "lion": 0.99, "muon": 0.999}
 @settings
 class ModelSettings:
     path: LocalPath
-    """A HuggingFace checkpoint: a directory, a hub name, `demo:bert-tiny` or
+    """A HuggingFace checkpoint: a directory, a hub name, `demo:bert-tiny`, `demo:minilm-l6` or
     `demo:smollm2-135m`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type of the matrix products; `auto` is bfloat16 on accelerators and float32 on CPU."""

