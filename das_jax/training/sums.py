@@ -16,9 +16,9 @@ from das_jax.training.sharding import Sharding
 EXCHANGES = frozenset(
     (
         *("psum", "psum2", "psum_invariant", "pmean", "pmax", "pmin", "ppermute", "pbroadcast"),
-        *("all_gather", "all_gather_invariant", "all_to_all", "ragged_all_to_all"),
-        *("reduce_scatter", "psum_scatter", "unreduced_psum", "unreduced_reduce_scatter"),
-        "axis_index",
+        *("all_gather", "all_gather_invariant", "all_gather_reduced"),
+        *("all_to_all", "ragged_all_to_all", "reduce_scatter", "psum_scatter", "axis_index"),
+        *("unreduced_psum", "unreduced_pmax", "unreduced_pmin", "unreduced_reduce_scatter"),
     )
 )
 """The primitives that tell a device of others."""
