@@ -1,4 +1,4 @@
-"""Strict tests on eight fake CPU devices."""
+"""Strict tests on eight fake CPU devices; `--platform` takes the golden arrays to an accelerator."""
 
 import os
 
@@ -72,6 +72,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="compare with other golden arrays: DIR/bert, DIR/llama and so on, as far as they are there, for "
         "DAS, DIR/systems/bert and DIR/systems/roberta for the other methods (see tests/golden/README.md)",
     )
+    parser.addoption(
+        "--platform",
+        default="cpu",
+        choices=("cpu", "gpu", "tpu"),
+        help="where tests/test_golden*.py compute; all other tests want the CPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On an accelerator: programs as users get them, but float32 products that are not rounded to TF32 or
+    bfloat16 first.
+    """
+    platform = config.getoption("platform")
+    if platform == "cpu":
+        return
+    jax.config.update("jax_platforms", "")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if jax.default_backend() != platform:
+        raise pytest.UsageError(
+            f"--platform={platform}: JAX finds only the {jax.default_backend()} here; install its extra for "
+            "that device, or leave the option out"
+        )
 
 
 FAMILIES = ("bert", "roberta")
