@@ -57,10 +57,11 @@ class ModelSettings:
     layers: Literal["scanned", "unrolled"] = "scanned"
     """One program for all layers in a loop, or every layer compiled on its own: faster to run on a TPU,
     several times slower to compile."""
-    attention: Literal["auto", "dense", "fused", "flash", "cudnn"] = "auto"
+    attention: Literal["auto", "dense", "fused", "flash", "cudnn", "triton"] = "auto"
     """Attention as matrix products (`dense`), or in kernels that keep no array of weights: on a TPU `fused`,
     for texts read both ways, or `flash`, in blocks, for long texts, windows and causal models; on an NVIDIA
-    GPU `cudnn`. `auto` takes the one that fits the machine, the model and `data.length`."""
+    GPU `cudnn`, or `triton`, which can drop weights. `auto` takes the one that fits the machine, the model
+    and `data.length`."""
 
 
 @settings

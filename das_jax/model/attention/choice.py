@@ -14,6 +14,7 @@ from das_jax.model.attention.flash import flash_attention
 from das_jax.model.attention.fused import fused_attention
 from das_jax.model.attention.kernel import LANES
 from das_jax.model.attention.rule import Rule
+from das_jax.model.attention.triton import SIZES, triton_attention
 
 ATTENTION: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
     {
@@ -21,12 +22,13 @@ ATTENTION: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
         "fused": fused_attention,
         "flash": flash_attention,
         "cudnn": cudnn_attention,
+        "triton": triton_attention,
     }
 )
 """Every form, by the name that `model.attention` gives it; all have the arguments of `dense_attention`."""
 
-PLATFORMS = MappingProxyType({"fused": "tpu", "flash": "tpu", "cudnn": "gpu"})
-"""Where a form runs; `dense` does everywhere."""
+PLATFORMS = MappingProxyType({"fused": "tpu", "flash": "tpu", "cudnn": "gpu", "triton": "gpu"})
+"""Where a form runs, `auto`'s first choice first; `dense` does everywhere."""
 
 DEVICES = MappingProxyType({"tpu": "TPUs", "gpu": "NVIDIA's GPUs"})
 
@@ -36,7 +38,11 @@ FUSED_LENGTH = 1024
 FLASH_LENGTH = 1024
 """From here on `auto` takes `flash`; shorter texts have scores that fit on the chip anyway."""
 
+NARROW = (jnp.bfloat16, jnp.float16)
+"""What a GPU's kernels compute in."""
+
 AMPERE, HOPPER = (8, 0), (9, 0)
+NEEDS_AMPERE = "needs an NVIDIA GPU of compute capability 8.0 or more"
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ def choose_attention(setting: str, asked: Asked, platform: str) -> tuple[str, st
     """The form of attention for a model, and why it is not the platform's own, if so.
 
     Of itself (`auto`) a TPU takes `fused` where every token reads all of its text, as in BERT, in multiples
-    of 128 tokens; else `flash`, from 1,024 tokens on. A GPU takes `cudnn`. Where these lack something, and on
-    a CPU, it is `dense`.
+    of 128 tokens; else `flash`, from 1,024 tokens on. A GPU takes `cudnn`, else `triton`, as where weights
+    are dropped. Where these lack something, and on a CPU, it is `dense`.
 
     Args:
       setting: `model.attention`.
@@ -107,6 +113,8 @@ def _lacks(name: str, asked: Asked) -> str | None:
         return _fused_lacks(rules, asked)
     if name == "cudnn":
         return _cudnn_lacks(rules, asked)
+    if name == "triton":
+        return _triton_lacks(asked)
     return None
 
 
@@ -121,7 +129,7 @@ def _fused_lacks(rules: list[Rule], asked: Asked) -> str | None:
 
 
 def _cudnn_lacks(rules: list[Rule], asked: Asked) -> str | None:
-    if asked.dtype not in (jnp.bfloat16, jnp.float16):
+    if asked.dtype not in NARROW:
         return f"does not compute in {asked.dtype}"
     if any(rule.dropout for rule in rules):
         return "cannot drop attention weights by the example"
@@ -131,15 +139,23 @@ def _cudnn_lacks(rules: list[Rule], asked: Asked) -> str | None:
         return "has no window both ways"
     if asked.segments:
         return "does not keep documents of a text apart"
-    capability = _capability()
-    if capability < AMPERE:
-        return "needs an NVIDIA GPU of compute capability 8.0 or more"
-    most = 256 if capability >= HOPPER else 128
+    if _capability() < AMPERE:
+        return NEEDS_AMPERE
+    most = 256 if _capability() >= HOPPER else 128
     if asked.size > most or asked.size % 8:
         return (
             f"takes heads of at most {most} features here, in multiples of 8, not of {asked.size}"
         )
     return None
+
+
+def _triton_lacks(asked: Asked) -> str | None:
+    if asked.dtype not in NARROW:
+        return f"does not compute in {asked.dtype}"
+    if asked.size not in SIZES:
+        sizes = ", ".join(map(str, SIZES))
+        return f"takes heads of {sizes} features, not of {asked.size}"
+    return NEEDS_AMPERE if _capability() < AMPERE else None
 
 
 def _capability() -> tuple[int, ...]:

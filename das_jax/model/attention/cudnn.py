@@ -1,4 +1,8 @@
-"""Attention by NVIDIA's own kernels, cuDNN's, which keep no array of weights."""
+"""Attention by NVIDIA's own kernels, cuDNN's, which keep no array of weights.
+
+They could drop weights, but JAX gives them one seed for all texts, fixed in the program, and the bits follow
+a text's place in the batch: a result would depend on the mesh. `triton_attention` drops by the example.
+"""
 
 from typing import Literal
 

@@ -391,7 +391,9 @@ def _run(
             *((heads, plan.blocks, plan.steps) if by_query else ()),
             *(() if by_query else (groups, plan.blocks, sharing * plan.steps)),
         ),
-        semantics=("parallel", "parallel", "parallel", "arbitrary"),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+        ),
         cost=pl.CostEstimate(
             flops=PRODUCTS[kernel] * 2 * pairs * size,
             transcendentals=pairs,

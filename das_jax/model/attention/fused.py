@@ -156,7 +156,7 @@ def _run(
         [(jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype), block)] * outputs,
         like=arrays[0],
         grid=(batch // texts, heads // together),
-        semantics=("parallel", "parallel"),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         cost=pl.CostEstimate(
             flops=products * 2 * batch * length * length * width,
             transcendentals=batch * heads * length * length,

@@ -1,13 +1,14 @@
-"""How a kernel for TPUs is run: under `shard_map`, and on the CPU interpreted, slowly, for tests."""
+"""How a kernel is run: under `shard_map`, and on the CPU interpreted, slowly, for tests."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
 
 LANES = 128
 """Numbers side by side in a TPU's register."""
@@ -20,7 +21,7 @@ def run_kernel(
     outputs: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
     like: jax.Array,
     grid: tuple[int, ...],
-    semantics: tuple[Literal["parallel", "arbitrary"], ...],
+    compiler_params: pltpu.CompilerParams | plgpu.CompilerParams,
     cost: pl.CostEstimate,
     scratch: Sequence[Any] = (),
 ) -> tuple[jax.Array, ...]:
@@ -33,7 +34,7 @@ def run_kernel(
       outputs: the shapes of its results, and what it sees of them.
       like: an array that differs between the devices of a mesh as the results do.
       grid: how often it runs along every axis.
-      semantics: whether places along it may be visited in any order.
+      compiler_params: for a TPU, or for a GPU.
       cost: of all of it; what the planner reads.
       scratch: memory on the chip that lives from one place of the grid to the next.
     """
@@ -52,7 +53,7 @@ def run_kernel(
                     jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=axes) for x in shapes
                 ],
                 scratch_shapes=scratch,
-                compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+                compiler_params=compiler_params,
                 cost_estimate=cost,
                 interpret=interpret,
                 name=kernel.__name__.strip("_"),
