@@ -219,8 +219,10 @@ class Session:
                 self.states[kind] = self.state(recipe_of(method))
 
         def step() -> Any:
-            self.states[kind], metrics = compiled(self.states[kind], batch)
-            return self.states[kind].params, metrics
+            # The step gives its state's memory away, also where it fails.
+            state, metrics = compiled(self.states.pop(kind), batch)
+            self.states[kind] = state
+            return state.params, metrics
 
         return Contender(step, begin=begin, **common)
 

@@ -162,6 +162,8 @@ def fastest_attention(sizes: Sizes) -> str:
                 seconds[name] = _quickest(attend)
         except RuntimeError:  # This kernel cannot.
             continue
+    if not seconds:
+        return "SDPA takes what it wants"
     best = min(seconds, key=seconds.__getitem__)
     torch.backends.cuda.enable_math_sdp(False)
     for name, enable in (

@@ -101,7 +101,7 @@ WAVES = {
         torch.step.plain.compiled 128
         torch.step.plain.compiled 256
         torch.step.masked.compiled 128
-        torch.step.clean.compiled 128
+        torch.step.clean.compiled 64
         torch.step.published 64
         torch.importance.compiled 128
         """,
@@ -121,7 +121,7 @@ WAVES = {
         torch.step.plain.compiled 32
         torch.step.plain.compiled 64
         torch.step.masked.compiled 32
-        torch.step.clean.compiled 32
+        torch.step.clean.compiled 16
         torch.step.published 16
         torch.importance.compiled 32
         """,
@@ -163,7 +163,7 @@ TINY = {
                 job.contender for each in ("128", "512") for job in WAVES[each].jobs
             )
         ),
-        300,
+        1000,
     ),
     "tiny decoder": Wave(
         tuple(Job(job.contender, Sizes(2, 16, "llama-tiny")) for job in WAVES["llama"].jobs[:2]),
@@ -283,10 +283,21 @@ class Building:
             rows.add(job, **answer)
 
     def measure(self, job: Job, rows: Rows) -> None:
-        answer = self.worker.ask(self.jobs.index(job), time.monotonic() + 4 * TURN_SECONDS + 20)
-        if answer is None or "failed" in answer:
+        if job not in self.built:
+            return
+        until = time.monotonic() + 4 * TURN_SECONDS + 20
+        answer = self.worker.ask(self.jobs.index(job), until)
+        while answer is not None and "job" in answer:  # Built too late.
+            answer = self.worker.answer(until)
+        if answer is None:  # What comes later would be taken for another's.
+            self.end()
+            for each in self.built:
+                rows.add(each, failed="did not answer")
+            self.built = []
+            return
+        if "failed" in answer:
             self.built.remove(job)
-            rows.add(job, failed="did not answer" if answer is None else answer["failed"])
+            rows.add(job, **answer)
             return
         turns = self.samples.setdefault(job, [])
         turns.append(answer["times"])
@@ -404,6 +415,7 @@ def _torch(number: int, job: Job, until: float) -> Built:
             return number, {"compile_seconds": seconds, "remarks": contender.remarks}, contender
         except torch.cuda.OutOfMemoryError as error:
             traceback.print_exc()
+            contender = None
             torch.cuda.empty_cache()
             if attempt == 5 or time.monotonic() > until - 10:
                 return number, {"failed": _reason(error)}, None
