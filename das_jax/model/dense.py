@@ -53,7 +53,15 @@ def product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(summed: int, dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.tensordot(x, kernel, summed, preferred_element_type=dtype)
+    def straight(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.tensordot(x, kernel, summed, preferred_element_type=dtype)
+
+    def aligned(x: jax.Array, kernel_DxV: jax.Array) -> jax.Array:
+        return straight(x, _aligned(kernel_DxV))[..., : kernel_DxV.shape[1]]
+
+    if _fits(kernel):
+        return straight(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cuda=aligned, default=straight)
 
 
 def _dense_forward(
@@ -66,6 +74,8 @@ def _dense_backward(
     summed: int, dtype: jnp.dtype, kept: tuple, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
+    # The factors of a product have one type, whatever the type of its sum.
+    cotangent = cotangent.astype(jnp.result_type(x, kernel))
     rows = tuple(range(x.ndim - summed))
     columns = tuple(range(len(rows), cotangent.ndim)), tuple(range(summed, kernel.ndim))
 
@@ -75,16 +85,35 @@ def _dense_backward(
     def of_matrices(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple:
         count, width = (math.prod(part) for part in (x.shape[: len(rows)], kernel.shape[:summed]))
         cotangent = cotangent.reshape(count, -1)
-        to_x = cotangent @ kernel.reshape(width, -1).T
-        to_kernel = x.reshape(count, width).T @ cotangent
+        to_x = _dot(cotangent, kernel.reshape(width, -1), ((1,), (1,)), dtype)
+        to_kernel = _dot(x.reshape(count, width), cotangent, ((0,), (0,)), dtype)
         return to_x.reshape(x.shape), to_kernel.reshape(kernel.shape)
+
+    def aligned(x: jax.Array, kernel_DxV: jax.Array, cotangent: jax.Array) -> tuple:
+        to_x, to_kernel_DxV = of_axes(x, _aligned(kernel_DxV), _aligned(cotangent))
+        return to_x, to_kernel_DxV[:, : kernel_DxV.shape[1]]
 
     # Of more than two axes, XLA on a CPU copies whole activations and kernels, transposed. On a TPU there
     # is no need, and more would be kept in HBM.
     to_x, to_kernel = jax.lax.platform_dependent(
-        x, kernel, cotangent, cpu=of_matrices, default=of_axes
+        x, kernel, cotangent, cpu=of_matrices, cuda=of_axes if _fits(kernel) else aligned, default=of_axes
     )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+
+
+ALIGNED = 64
+"""Columns. NVIDIA's matrix units want rows that begin at multiples of 16 bytes, cuBLAS's fastest tiles are 64
+and more wide."""
+
+
+def _fits(kernel: jax.Array) -> bool:
+    """Whether no column is missing; the vocabulary of RoBERTa has 50,265."""
+    return kernel.ndim != 2 or kernel.shape[1] % 8 == 0 or kernel.shape[1] < ALIGNED
+
+
+def _aligned(x: jax.Array) -> jax.Array:
+    """With columns of zeros up to whole tiles, which are fused into whatever makes `x`."""
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, -x.shape[-1] % ALIGNED),))
 
 
 def _dot(one: jax.Array, other: jax.Array, axes: Any, dtype: jnp.dtype) -> jax.Array:

@@ -2,14 +2,36 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from das_jax.objectives.collectives import global_sum
 
 
+@jax.custom_vjp
 def token_losses(logits_BxMxV: jax.Array, labels_BxM: jax.Array) -> jax.Array:
     """Cross-entropy of every prediction, nats, [B, M]."""
+    return _token_losses_forward(logits_BxMxV, labels_BxM)[0]
+
+
+def _token_losses_forward(logits_BxMxV: jax.Array, labels_BxM: jax.Array) -> tuple:
     picked_BxM = jnp.take_along_axis(logits_BxMxV, labels_BxM[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BxMxV, axis=-1) - picked_BxM
+    highest_BxM = jnp.max(logits_BxMxV, axis=-1)
+    sum_BxM = jnp.sum(jnp.exp(logits_BxMxV - highest_BxM[..., None]), axis=-1)
+    losses_BxM = jnp.log(sum_BxM) + highest_BxM - picked_BxM
+    return losses_BxM, (logits_BxMxV, labels_BxM, highest_BxM, sum_BxM)
+
+
+def _token_losses_backward(kept: tuple, cotangent_BxM: jax.Array) -> tuple:
+    # In one pass over the logits. Autodiff scatters the label's part into an array of zeros of their size.
+    logits_BxMxV, labels_BxM, highest_BxM, sum_BxM = kept
+    powers_BxMxV = jnp.exp(logits_BxMxV - highest_BxM[..., None])
+    word = jax.lax.broadcasted_iota(labels_BxM.dtype, logits_BxMxV.shape, logits_BxMxV.ndim - 1)
+    of_label_BxMxV = jnp.where(word == labels_BxM[..., None], -cotangent_BxM[..., None], 0)
+    to_logits_BxMxV = powers_BxMxV * (cotangent_BxM / sum_BxM)[..., None] + of_label_BxMxV
+    return to_logits_BxMxV, np.zeros(labels_BxM.shape, jax.dtypes.float0)
+
+
+token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 
 
 def masked_lm_loss(
