@@ -96,7 +96,12 @@ def _dense_backward(
     # Of more than two axes, XLA on a CPU copies whole activations and kernels, transposed. On a TPU there
     # is no need, and more would be kept in HBM.
     to_x, to_kernel = jax.lax.platform_dependent(
-        x, kernel, cotangent, cpu=of_matrices, cuda=of_axes if _fits(kernel) else aligned, default=of_axes
+        x,
+        kernel,
+        cotangent,
+        cpu=of_matrices,
+        cuda=of_axes if _fits(kernel) else aligned,
+        default=of_axes,
     )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 
