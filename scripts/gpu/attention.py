@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
-from scripts.gpu.measure import Report, part, seconds_left, timed
 
 from das_jax.model.attention import ATTENTION, Rule, dense_attention, triton
 from das_jax.model.attention.triton import Tile
+from scripts.gpu.measure import Report, part, seconds_left, timed
 
 RATE = 0.1
 THREADS = 8
