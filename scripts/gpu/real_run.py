@@ -108,8 +108,9 @@ def start(run: Path, flags: str, options: tuple[str, ...], log: Path) -> subproc
 
 
 def saved(stage: Path) -> list[str]:
-    """The steps of its finished checkpoints."""
-    return sorted(path.name for path in (stage / "checkpoints").glob("*") if path.name.isdecimal())
+    """The steps of its finished checkpoints, that before the first step apart."""
+    names = (path.name for path in (stage / "checkpoints").glob("*"))
+    return sorted(name for name in names if name.isdecimal() and name != "0")
 
 
 def importance_of(run: Path) -> dict[str, Any]:
