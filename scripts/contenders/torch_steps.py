@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,13 @@ def model_of(sizes: Sizes, attention: str) -> Any:
     causal = hasattr(config, "rope_parameters")
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     model = kind.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    if attention == "sdpa":
+        # No text has padding. Under torch.compile transformers makes a mask all the same, and with one the
+        # fast kernels are out of question.
+        module = sys.modules[type(model).__module__]
+        for name in ("create_bidirectional_mask", "create_causal_mask"):
+            if hasattr(module, name):
+                setattr(module, name, lambda *_, **__: None)
     return model.to(DEVICE)
 
 

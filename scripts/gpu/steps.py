@@ -92,18 +92,14 @@ WAVES = {
         das_jax.step.masked 128
         das_jax.step.clean 128
         das_jax.step.economy 128
-        das_jax.step.plain 256
         das_jax.forward_backward 128
         das_jax.importance 128
-        das_jax.step.masked 64
-        das_jax.step.plain 64
-        das_jax.importance.general 128
+        das_jax.step.plain 256
         torch.step.plain.compiled 128
         torch.step.plain.compiled 256
         torch.step.masked.compiled 128
         torch.step.clean.compiled 64
-        torch.step.published 64
-        torch.importance.compiled 128
+        torch.step.published 32
         """,
     ),
     "512": _wave(
@@ -113,17 +109,8 @@ WAVES = {
         """
         das_jax.step.plain 32
         das_jax.step.masked 32
-        das_jax.step.clean 32
-        das_jax.step.economy 32
-        das_jax.step.plain 64
-        das_jax.forward_backward 32
-        das_jax.importance 32
         torch.step.plain.compiled 32
-        torch.step.plain.compiled 64
         torch.step.masked.compiled 32
-        torch.step.clean.compiled 16
-        torch.step.published 16
-        torch.importance.compiled 32
         """,
     ),
     "autotuned": _wave(
