@@ -161,7 +161,7 @@ def make_model(
         heads=architecture.num_heads,
         groups=architecture.kv_heads,
         size=architecture.head_size,
-        lengths=(config.data.length, positions_before(config.method)),
+        length=config.data.length + positions_before(config.method),
         dtype=dtype,
     )
     attention, why_dense = choose_attention(settings.attention, asked, platform)

@@ -214,16 +214,16 @@ def test_layers_of_different_rules_share_a_loop() -> None:
     assert_equal([*actual], [*expected], 1e-6)
 
 
-BERT = Asked((Rule(dropout=0.1),), 12, 12, 64, (128, 0), jnp.dtype("bfloat16"))
-DECODER = replace(BERT, rules=(Rule(causal=True), Rule(causal=True, reach=511)), lengths=(2048, 0))
+BERT = Asked((Rule(dropout=0.1),), 12, 12, 64, 128, jnp.dtype("bfloat16"))
+DECODER = replace(BERT, rules=(Rule(causal=True), Rule(causal=True, reach=511)), length=2048)
 
 
 @pytest.mark.parametrize(
     ("asked", "platform", "form", "says"),
     [
         (BERT, "tpu", "fused", None),
-        (replace(BERT, lengths=(128, 100)), "tpu", "dense", "multiples of 128.*1024 tokens"),
-        (replace(BERT, rules=(Rule(reach=64),), lengths=(1024, 0)), "tpu", "flash", None),
+        (replace(BERT, length=164), "tpu", "fused", None),
+        (replace(BERT, rules=(Rule(reach=64),), length=1024), "tpu", "flash", None),
         (replace(BERT, rules=(Rule(reach=127),)), "tpu", "fused", None),
         (replace(DECODER, groups=4, segments=True), "tpu", "flash", None),
         (replace(DECODER, groups=4), "gpu", "cudnn", None),
@@ -257,7 +257,7 @@ def test_a_machine_takes_its_own_form_if_that_can_do_it(
         ("flash", DECODER, "cpu", "flash, a kernel for TPUs, and this machine computes on cpu"),
         ("cudnn", DECODER, "tpu", "cudnn, a kernel for NVIDIA's GPUs, .* on tpu"),
         ("fused", DECODER, "tpu", "fused, which lets every token read its whole text"),
-        ("fused", replace(BERT, lengths=(2048, 0)), "tpu", "fused, which .* at most 1024 tokens"),
+        ("fused", replace(BERT, length=2048), "tpu", "fused, which .* at most 1024 tokens"),
         ("cudnn", BERT, "gpu", "cudnn, which cannot drop attention weights"),
         ("triton", replace(BERT, size=80), "gpu", "triton, which takes heads of .*, not of 80"),
     ],
@@ -274,10 +274,16 @@ def test_a_form_that_cannot_do_it_is_refused(
     ("attend", "batch", "length", "heads", "size"),
     [
         (fused_attention, 4, 16, 4, 64),
-        (fused_attention, 2, 24, 3, 16),
+        (fused_attention, 3, 20, 3, 16),
+        (fused_attention, 2, 164, 2, 64),
         (triton_attention, 2, 24, 3, 16),
     ],
-    ids=["two heads a block", "all heads a block", "a block that is not full"],
+    ids=[
+        "two heads a block",
+        "all heads a block",
+        "more queries than lanes",
+        "a block that is not full",
+    ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
 def test_the_kernel_is_the_dense_form(
@@ -303,6 +309,15 @@ def test_the_kernel_is_the_dense_form(
         )
         results.append([context, *backward(cotangent)])
     assert_equal(results[1], results[0], tolerance)
+
+
+def test_a_text_of_padding_alone_weighs_all_of_its_tokens_alike() -> None:
+    """And not those that fill the rows of a register."""
+    value = jax.random.normal(jax.random.key(0), (1, 20, 2, 16))
+    mask = jnp.zeros((1, 20), bool)
+    context = fused_attention(value, value, value, mask, Rule())
+    expected = np.broadcast_to(np.mean(value, axis=1, keepdims=True), value.shape)
+    np.testing.assert_allclose(context, expected, atol=1e-6)
 
 
 def test_the_model_runs_on_either_and_on_every_mesh(

@@ -1,13 +1,14 @@
-"""Attention in blocks, compiled for a TPU."""
+"""Attention in kernels, compiled for a TPU."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from das_jax.model.attention import Rule
 from das_jax.model.attention.flash import flash_attention
+from das_jax.model.attention.fused import fused_attention
 from das_jax.planning.compiled import compile_program
 from das_jax.planning.costs import Costs
 from das_jax.planning.topology import open_topology
@@ -50,3 +51,37 @@ def test_long_texts_have_no_array_of_scores_and_windows_save_products() -> None:
                 flops += costs.of(instruction, computation).flops
     pairs = (1 + 2 + 3 + 3) * 512**2  # A block of 512 reads its own and the two before it.
     assert flops == (2 + 3 + 4) * 2 * pairs * heads * size
+
+
+def test_a_text_of_any_length_is_padded_on_the_chip() -> None:
+    """Forward and backward, at the paper's length: arrays of scores there are none, and none that is longer
+    than a text. What is counted is what is computed: two heads of 164 tokens in 176 rows and 384 columns.
+    """
+    pytest.importorskip("libtpu")
+    batch, length, heads, size = 2, 164, 4, 64
+    device = open_topology("v5e:1x1").devices[0]
+
+    def array(*shape: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=SingleDeviceSharding(device))
+
+    def gradients(query, key, value, mask, seed, cotangent):  # type: ignore[no-untyped-def]
+        rule = Rule(dropout=0.1)
+        context, backward = jax.vjp(
+            lambda *x: fused_attention(*x, mask, rule, seed), query, key, value
+        )
+        return context, backward(cotangent)
+
+    of_heads = array(length, heads, size)
+    lowered = jax.jit(gradients).lower(
+        *[of_heads] * 3, array(length, dtype="bool"), array(2, dtype="uint32"), of_heads
+    )
+    module = compile_program("attention", lowered).module
+    costs, ops = Costs(module), []
+    for computation in module.computations.values():
+        for instruction in computation.values():
+            assert all(x.dims.count(length) < 2 for x in instruction.arrays)
+            assert all(set(x.dims).isdisjoint((168, 176, 384)) for x in instruction.arrays)
+            if "tpu_custom_call" in instruction.attributes:
+                ops.append(costs.of(instruction, computation).vector_ops)
+    scores = batch * heads // 2 * 176 * 384
+    assert sorted(ops) == pytest.approx([scores * (16 + 2300 / 164), scores * (34 + 2500 / 164)])

@@ -12,7 +12,6 @@ from das_jax.model.attention.cudnn import cudnn_attention
 from das_jax.model.attention.dense import dense_attention
 from das_jax.model.attention.flash import flash_attention
 from das_jax.model.attention.fused import fused_attention
-from das_jax.model.attention.kernel import LANES
 from das_jax.model.attention.rule import Rule
 from das_jax.model.attention.triton import SIZES, triton_attention
 
@@ -54,7 +53,7 @@ class Asked:
       heads: of the queries.
       groups: of the keys and values.
       size: of a head.
-      lengths: of the parts that a text is made of: tokens, and vectors before them.
+      length: of a text, vectors before its tokens included.
       dtype: of the matrix products.
       segments: whether texts hold several documents that must not read each other.
     """
@@ -63,21 +62,17 @@ class Asked:
     heads: int
     groups: int
     size: int
-    lengths: tuple[int, ...]
+    length: int
     dtype: jnp.dtype
     segments: bool = False
-
-    @property
-    def length(self) -> int:
-        return sum(self.lengths)
 
 
 def choose_attention(setting: str, asked: Asked, platform: str) -> tuple[str, str | None]:
     """The form of attention for a model, and why it is not the platform's own, if so.
 
-    Of itself (`auto`) a TPU takes `fused` where every token reads all of its text, as in BERT, in multiples
-    of 128 tokens; else `flash`, from 1,024 tokens on. A GPU takes `cudnn`, else `triton`, as where weights
-    are dropped. Where these lack something, and on a CPU, it is `dense`.
+    Of itself (`auto`) a TPU takes `fused` where every token reads all of its text, as in BERT; else `flash`,
+    from 1,024 tokens on. A GPU takes `cudnn`, else `triton`, as where weights are dropped. Where these lack
+    something, and on a CPU, it is `dense`.
 
     Args:
       setting: `model.attention`.
@@ -166,8 +161,6 @@ def _capability() -> tuple[int, ...]:
 
 def _slow(name: str, asked: Asked) -> str | None:
     """Why a form that could do it is not worth it."""
-    if name == "fused" and any(length % LANES for length in asked.lengths):
-        return f"is for lengths that are multiples of {LANES}"
     if name == "flash" and asked.length < FLASH_LENGTH:
         return f"is for texts of {FLASH_LENGTH} tokens or more"
     return None
