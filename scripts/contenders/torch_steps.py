@@ -35,13 +35,18 @@ def model_of(sizes: Sizes, attention: str) -> Any:
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     model = kind.from_config(config, attn_implementation=attention, dtype=torch.float32)
     if attention == "sdpa":
-        # No text has padding. Under torch.compile transformers makes a mask all the same, and with one the
-        # fast kernels are out of question.
-        module = sys.modules[type(model).__module__]
-        for name in ("create_bidirectional_mask", "create_causal_mask"):
-            if hasattr(module, name):
-                setattr(module, name, lambda *_, **__: None)
+        _without_masks(model)
     return model.to(DEVICE)
+
+
+def _without_masks(model: Any) -> None:
+    """All tokens are real, so no mask is needed. Compiled, transformers makes one all the same, with
+    which SDPA cannot take flash attention.
+    """
+    module = sys.modules[type(model).__module__]
+    for name in ("create_bidirectional_mask", "create_causal_mask"):
+        if hasattr(module, name):
+            setattr(module, name, lambda *_, **__: None)
 
 
 class Gated:
@@ -144,26 +149,33 @@ class Gated:
 
 
 def fastest_attention(sizes: Sizes) -> str:
-    """Lets SDPA take but the kernel that is fastest for these sizes, forward and backward, and says which."""
+    """Lets SDPA take the kernel that is fastest for these sizes, forward and backward, and says which."""
     if not CUDA:
         return ""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     config = sizes.config
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    shape = sizes.batch_size, heads, sizes.length, config.get("head_dim", width // heads)
+    groups, size = config.get("num_key_value_heads", heads), config.get("head_dim", width // heads)
     causal = "rms_norm_eps" in config
     rate = 0.0 if causal else 0.1
     seconds = {}
     for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-        parts = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(3)]
-        inputs = [part.requires_grad_() for part in parts]
+        inputs = [
+            torch.randn(
+                *(sizes.batch_size, each, sizes.length, size),
+                device=DEVICE,
+                dtype=torch.bfloat16,
+                requires_grad=True,
+            )
+            for each in (heads, groups, groups)
+        ]
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
 
                 def attend(inputs: Any = inputs) -> None:
                     out = functional.scaled_dot_product_attention(
-                        *inputs, dropout_p=rate, is_causal=causal
+                        *inputs, dropout_p=rate, is_causal=causal, enable_gqa=groups != heads
                     )
                     torch.autograd.grad(out, inputs, torch.ones_like(out))
 
@@ -173,13 +185,8 @@ def fastest_attention(sizes: Sizes) -> str:
     if not seconds:
         return "SDPA takes what it wants"
     best = min(seconds, key=seconds.__getitem__)
-    torch.backends.cuda.enable_math_sdp(False)
-    for name, enable in (
-        ("FLASH_ATTENTION", torch.backends.cuda.enable_flash_sdp),
-        ("CUDNN_ATTENTION", torch.backends.cuda.enable_cudnn_sdp),
-        ("EFFICIENT_ATTENTION", torch.backends.cuda.enable_mem_efficient_sdp),
-    ):
-        enable(name == best)
+    torch.backends.cuda.enable_flash_sdp(best == "FLASH_ATTENTION")
+    torch.backends.cuda.enable_cudnn_sdp(best == "CUDNN_ATTENTION")
     times = ", ".join(f"{name} {1e3 * each:.3f} ms" for name, each in seconds.items())
     return f"SDPA takes {best} ({times} a layer)"
 

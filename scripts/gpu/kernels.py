@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 GROUPS = (
-    ("copies and transposes", r"^(memcpy|memset|copy|wrapped_copy|transpose|input_transpose)"),
-    ("attention", r"attention/[^/]*->|attention/(?!query|key|value|output|layer_norm|input_norm)"),
-    ("attention", r"flash|fmha|attention_kernel|sdpa"),
-    ("products", r"^(nvjet|cublas|cutlass|gemm|.*gemm|sm90_|sm80_|ampere_|hopper_)|dot_general"),
+    ("copies", r"^(memcpy|memset|copy|wrapped_copy|transpose|input_transpose|loop_transpose)"),
+    ("attention", r"^triton_(?!softmax)|pallas_call|flash|fmha|cudnn.*attention|sdpa"),
+    ("attention", r"attention/[^/]*->"),
+    ("products", r"^(nvjet|cublas|cutlass|splitk|.*gemm|sm\d\d_|ampere_|hopper_)|dot_general"),
     ("embeddings", r"/embeddings/(?!layer_norm)|jit\(_take\)"),
     ("norms", r"layer_norm|_norm/"),
     ("loss and logits", r"LMHead|take_along_axis|jvp\(\)/"),
     ("optimizer and metrics", r"jit\(train_step\)/(?!.*jvp)"),
-    ("dropout, GELU, sums", r"/layers/"),
+    ("slices and sums of parameters", r"jvp\(Encoder\)\)?/(slice|concatenate)"),
+    ("dropout, GELU, residuals, biases", r"/layers/"),
+    ("masking and keys", r"vmap|threefry"),
 )
 """By the first that is found in `kernel op_name`, or, with ^, at its beginning."""
 
@@ -70,20 +72,40 @@ def read_trace(directory: Path, platform: str) -> list[Event]:
 
 
 def op_names(program: str) -> dict[str, str]:
-    """The `op_name` of every instruction of a compiled program, by its name and by that of its kernel."""
+    """The `op_name` of every instruction of a compiled program, by its name and by that of its kernel; of one
+    that has none, that of the last one that it fuses, or of the first one that reads it.
+    """
     found: dict[str, str] = {}
+    inside: dict[str, str] = {}
+    computation = ""
     for line in program.splitlines():
-        match = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line)
-        name = re.search(r'op_name="([^"]*)"', line)
-        if match and name:
-            found[match[1]] = name[1]
-            found.setdefault(re.sub(r"[.-]", "_", match[1]), name[1])
+        if match := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
+            computation = match[1]
+        match = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)", line)
+        if not match:
+            continue
+        instruction, rest = match.groups()
+        own = re.search(r'op_name="([^"]+)"', rest)
+        calls = re.search(r"calls=%?([\w.-]+)", rest)
+        name = own[1] if own else inside.get(calls[1], "") if calls else ""
+        if name:
+            inside[computation] = name
+            for read in re.findall(r"%([\w.-]+)", rest.partition("metadata=")[0]):
+                _name(found, read, name)
+            _name(found, instruction, name)
     return found
+
+
+def _name(found: dict[str, str], instruction: str, name: str) -> None:
+    found.setdefault(instruction, name)
+    found.setdefault(re.sub(r"[.-]", "_", instruction), name)
 
 
 def group_of(kernel: str, op_name: str) -> str:
     where = f"{kernel} {op_name}"
-    return next((group for group, pattern in GROUPS if re.search(pattern, where)), "other")
+    return next(
+        (group for group, pattern in GROUPS if re.search(pattern, where, re.IGNORECASE)), "other"
+    )
 
 
 def busy(events: Iterable[Event]) -> float:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures train steps and importance passes on this machine's GPU, das_jax and PyTorch taking turns.
 
-    PYTHONPATH=. python -P scripts/gpu/steps.py OUT                     # roberta-base at 128 and 512 tokens
+    PYTHONPATH=. python -P scripts/gpu/steps.py OUT                 # roberta-base at 128 and 512 tokens
     PYTHONPATH=. python -P scripts/gpu/steps.py OUT --only large qwen3  # what takes too long for a first look
 
 Contenders are built at the same time, each of PyTorch's in a process of its own, those of das_jax in threads
@@ -20,17 +20,17 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from scripts.contenders.contender import Contender
 from scripts.contenders.sizes import Sizes
 from scripts.contenders.workers import Answers, Worker
 from scripts.gpu.measure import Report, facts, seconds_left, timed
+from scripts.gpu.steps_jobs import TINY, USUAL, WAVES, Job, Wave
 from scripts.gpu.steps_table import markdown
 
-TURNS, WINDOWS, WINDOW_SECONDS, TURN_SECONDS = 3, 4, 0.15, 6.0
+TURNS, WINDOWS, WINDOW_SECONDS, TURN_SECONDS = 2, 5, 0.15, 5.0
 THREADS = 6
 """Programs of das_jax that are compiled at a time; each has threads of its own."""
 
@@ -40,123 +40,11 @@ CACHES = Path(tempfile.gettempdir()) / "das_jax_gpu_check"
 GRACE = 40
 """Seconds that a program may take once its compilation has begun, beyond the time of its wave."""
 
-MEASURING = 45
+MEASURING = 70
 """Seconds that the turns of a wave take, about."""
 
-
-class Job(NamedTuple):
-    """What is measured: a contender and its sizes."""
-
-    contender: str
-    sizes: Sizes
-
-    @property
-    def name(self) -> str:
-        sizes = self.sizes
-        return f"{self.contender} {sizes.model} {sizes.batch_size}x{sizes.length}"
-
-
-@dataclass(frozen=True)
-class Wave:
-    """What is built together, most important first.
-
-    Attributes:
-      jobs: those of das_jax share a process, all others have one each.
-      seconds: after which what is not built is left out.
-    """
-
-    jobs: tuple[Job, ...]
-    seconds: int
-
-
-def _wave(model: str, length: int, seconds: int, jobs: str) -> Wave:
-    """Of lines such as `das_jax.step.plain 256`: a contender and the texts of a step."""
-    parts = (line.split() for line in jobs.strip().splitlines())
-    return Wave(
-        tuple(Job(name, Sizes(int(batch), length, model)) for name, batch in parts), seconds
-    )
-
-
-def _decoder(model: str, *shapes: tuple[int, int]) -> Wave:
-    names = ("das_jax.step.causal", "torch.step.causal.compiled")
-    return Wave(tuple(Job(name, Sizes(*shape, model)) for shape in shapes for name in names), 150)
-
-
-WAVES = {
-    "128": _wave(
-        "roberta-base",
-        128,
-        120,
-        """
-        das_jax.step.plain 128
-        das_jax.step.masked 128
-        das_jax.step.clean 128
-        das_jax.step.economy 128
-        das_jax.forward_backward 128
-        das_jax.importance 128
-        das_jax.step.plain 256
-        torch.step.plain.compiled 128
-        torch.step.plain.compiled 256
-        torch.step.masked.compiled 128
-        torch.step.clean.compiled 64
-        torch.step.published 32
-        """,
-    ),
-    "512": _wave(
-        "roberta-base",
-        512,
-        110,
-        """
-        das_jax.step.plain 32
-        das_jax.step.masked 32
-        torch.step.plain.compiled 32
-        torch.step.masked.compiled 32
-        """,
-    ),
-    "autotuned": _wave(
-        "roberta-base",
-        128,
-        240,
-        """
-        das_jax.step.plain 256
-        torch.step.plain.compiled 256
-        torch.step.plain.autotuned 256
-        torch.step.masked.autotuned 128
-        """,
-    ),
-    "large": _wave(
-        "roberta-large",
-        128,
-        150,
-        """
-        das_jax.step.plain 64
-        das_jax.step.masked 64
-        das_jax.step.plain 128
-        torch.step.plain.compiled 64
-        torch.step.masked.compiled 64
-        torch.step.plain.compiled 128
-        """,
-    ),
-    "smollm2": _decoder("SmolLM2-135M", (16, 2048), (8, 2048)),
-    "qwen3": _decoder("Qwen3-0.6B", (4, 2048), (2, 4096)),
-    "llama": _decoder("Llama-3.2-1B", (4, 2048), (2, 4096)),
-}
-USUAL = ("128", "512")
-TINY = {
-    "tiny": Wave(
-        tuple(
-            Job(name, Sizes(8, 16, "roberta-tiny"))
-            for name in dict.fromkeys(
-                job.contender for each in ("128", "512") for job in WAVES[each].jobs
-            )
-        ),
-        1000,
-    ),
-    "tiny decoder": Wave(
-        tuple(Job(job.contender, Sizes(2, 16, "llama-tiny")) for job in WAVES["llama"].jobs[:2]),
-        300,
-    ),
-}
+JAX_MEMORY = "0.40"
+"""The share of the device's memory that das_jax gets; PyTorch's processes share what is left."""
 
 
 def main() -> None:
@@ -244,7 +132,9 @@ class Building:
         self.samples: dict[Job, list[dict[str, float]]] = {}
         asked = json.dumps([(job.contender, dataclasses.asdict(job.sizes)) for job in jobs])
         environment = {
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            # A part of the memory from the start: what grows as needed is never given back, and PyTorch
+            # finds none left.
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": JAX_MEMORY,
             "JAX_COMPILATION_CACHE_DIR": str(CACHES / "jax"),
             "TORCHINDUCTOR_CACHE_DIR": str(CACHES / jobs[0].name.replace(" ", "-")),
             "TORCHINDUCTOR_COMPILE_THREADS": "4",
@@ -414,7 +304,8 @@ def _torch(number: int, job: Job, until: float) -> Built:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+    """In one line, for the table; the log has it whole."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200].replace("|", "/")
 
 
 if __name__ == "__main__":
