@@ -34,6 +34,9 @@ DEVICES = MappingProxyType({"tpu": "TPUs", "gpu": "NVIDIA's GPUs"})
 FUSED_LENGTH = 1024
 """The longest text whose scores of a head fit on a TPU's chip at once, forward and backward."""
 
+FUSED_FROM = 128
+"""From here on `auto` takes `fused`: scores of shorter texts fill no tile of a TPU."""
+
 FLASH_LENGTH = 1024
 """From here on `auto` takes `flash`; shorter texts have scores that fit on the chip anyway."""
 
@@ -161,6 +164,8 @@ def _capability() -> tuple[int, ...]:
 
 def _slow(name: str, asked: Asked) -> str | None:
     """Why a form that could do it is not worth it."""
+    if name == "fused" and asked.length < FUSED_FROM:
+        return f"is for texts of {FUSED_FROM} tokens or more"
     if name == "flash" and asked.length < FLASH_LENGTH:
         return f"is for texts of {FLASH_LENGTH} tokens or more"
     return None
