@@ -45,7 +45,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self, rows_BxT: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.initializer_range)
-        table_RxD = self.param("embedding", init, self.shape)
+        table_RxD = self.param("embedding", init, self.shape, jnp.float32)
         if self.shape[0] == 1:
             row_D = table_RxD[0].astype(self.dtype)
             return jnp.broadcast_to(row_D[None, None], (*rows_BxT.shape, self.shape[1]))

@@ -40,10 +40,10 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias_D = None
         if self.use_bias:
-            bias_D = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+            bias_D = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         return _layer_norm(self.epsilon, self.dtype, x, scale_D, bias_D)
 
 

@@ -28,9 +28,9 @@ TINY = (
 WORKERS = 8
 """Processes that share the GPU: one with a small model leaves most of it idle."""
 
-PLAIN_STEPS = 3 * (12 + 12 + 12 + 6 + 12 * 3.5)
+PLAIN_STEPS = 3 * (12 + 12 + 12 + 6 + 6 + 12 * 3.5)
 """What a step per domain costs over all cells, in plain steps: 12 cells each of plain, merge, replay and das,
-6 of joint; a step of das is 3.5."""
+6 each of joint and alone; a step of das is 3.5."""
 
 LEARNING = 0.5
 """The share of the time that is planned for steps; the rest is for compiling, measuring and saving."""
