@@ -28,7 +28,7 @@ from das_jax.evaluation.finetune import Finetuning
 from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.compiled import compile_program
 from das_jax.planning.estimate import estimate

@@ -39,7 +39,7 @@ from absl import flags
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -186,9 +186,9 @@ def demo_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def model() -> MaskedLM:
+def model() -> LanguageModel:
     """A tiny RoBERTa with dropout."""
-    return MaskedLM(
+    return LanguageModel(
         Architecture(
             family="roberta",
             vocab_size=64,
@@ -212,7 +212,7 @@ def model() -> MaskedLM:
 
 
 @pytest.fixture(scope="session")
-def params(model: MaskedLM) -> Params:
+def params(model: LanguageModel) -> Params:
     """Random parameters of it."""
     return jax.jit(model.init)(jax.random.key(0))
 

@@ -19,8 +19,8 @@ from flax.traverse_util import unflatten_dict
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
 from das_jax.model import huggingface, huggingface_weights
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import leaves_of
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units
 
 Arrays = Mapping[str, np.ndarray]
@@ -42,7 +42,7 @@ class Case:
     """
 
     arrays: Arrays
-    model: MaskedLM
+    model: LanguageModel
     params: Params
     dtype: Any
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -191,7 +191,7 @@ def golden_case(
         dtype = jnp.dtype(precision)
         checkpoint = huggingface.load(directory)
         params = jax.tree.map(lambda x: jnp.asarray(x, dtype), checkpoint.params)
-        model = MaskedLM(checkpoint.architecture, dtype)
+        model = LanguageModel(checkpoint.architecture, dtype)
         yield Case(arrays, model, params, dtype, arguments or {}, families)
 
 

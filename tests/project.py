@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from das_jax.model import huggingface, huggingface_config
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n")][:91]
@@ -58,7 +58,7 @@ def write_model(directory: Path, **changes: Any) -> Path:
     }
     huggingface.export(
         directory,
-        jax.device_get(jax.jit(MaskedLM(architecture).init)(jax.random.key(1))),
+        jax.device_get(jax.jit(LanguageModel(architecture).init)(jax.random.key(1))),
         config,
         architecture,
         PreTrainedTokenizerFast(tokenizer_object=backend, **tokens),

@@ -22,7 +22,7 @@ from das_jax.methods.das.das import DAS, DASMemory, DASSettings
 from das_jax.methods.net import Net
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.model.heads import mean_pool
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import Units
 from das_jax.objectives.contrastive import contrastive_loss
 from das_jax.objectives.masked_lm_loss import masked_lm_loss, masked_lm_loss_per_example

@@ -14,7 +14,7 @@ from das_jax.methods.net import Net
 from das_jax.methods.settings.gates import BCLSettings
 from das_jax.model.grafts.capsules import routed, shared_knowledge, task_capsules, votes
 from das_jax.model.grafts.gates import SITES
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from tests.golden_case import Case
 
 PARTS = {"weight": "kernel", "bias": "bias"}

@@ -17,7 +17,7 @@ from das_jax.methods.hat_adapter import HATAdapter
 from das_jax.methods.net import Net
 from das_jax.methods.settings.gates import CPTSettings, HATAdapterSettings
 from das_jax.model.grafts.gates import SITES
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from tests.golden_case import Case
 
 UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)

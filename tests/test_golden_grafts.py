@@ -20,8 +20,8 @@ from das_jax.model.grafts.lora import TARGETS, LoRA
 from das_jax.model.grafts.olora import OLoRA, overlap
 from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface_weights import table
-from das_jax.model.leaves import encoder_leaves
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
+from das_jax.model.leaves import transformer_leaves
 from das_jax.objectives.masked_lm_loss import masked_lm_loss
 from tests.golden_case import Case
 
@@ -224,7 +224,7 @@ def huggingface_module(case: Case, site: str) -> str:
     path = "/".join(("layers", *TARGETS[site].path, "kernel"))
     (name,) = (
         row.name
-        for row in table(encoder_leaves(case.model.architecture), case.model.architecture)
+        for row in table(transformer_leaves(case.model.architecture), case.model.architecture)
         if row.path == path
     )
     return name.removesuffix(".weight")
@@ -254,7 +254,7 @@ def block_tensors(case: Case, blocks: Params, numbers: list[int]) -> dict[str, n
     """By HuggingFace name, the layers counted as in `numbers`."""
     return {
         row.name.format(number): row.to_tensor(np.asarray(value))
-        for row in table(encoder_leaves(case.model.architecture), case.model.architecture)
+        for row in table(transformer_leaves(case.model.architecture), case.model.architecture)
         if row.path.startswith("layers/")
         for number, value in zip(numbers, flatten_dict(blocks, sep="/")[row.path[7:]], strict=True)
     }

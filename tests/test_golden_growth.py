@@ -8,14 +8,14 @@ import pytest
 
 from das_jax.model.growth import grown, grown_architecture
 from das_jax.model.huggingface_weights import to_tensors
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from tests.golden_case import Case
 
 
 def grow(case: Case, maps: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The grown model's tensors by HuggingFace name, and its logits of text `a`."""
     params = grown(case.params, case.model.architecture, maps)
-    model = MaskedLM(grown_architecture(case.model.architecture, maps), case.dtype)
+    model = LanguageModel(grown_architecture(case.model.architecture, maps), case.dtype)
 
     @jax.jit
     def logits_of(params, tokens, mask):  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from das_jax.methods.contract import Moment, Place
 from das_jax.methods.hard_attention import HATMemory, gates_of, regulariser
 from das_jax.methods.hat import HAT, HATSettings
 from das_jax.methods.net import Net
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.plain import plain_params
 from das_jax.model.units import Units, full_units
 from das_jax.training.optimizer import Optimizer, adamw

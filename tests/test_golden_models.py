@@ -17,7 +17,7 @@ import pytest
 from das_jax.methods.soft_mask import soft_mask
 from das_jax.model import huggingface
 from das_jax.model.heads import mean_pool
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units, full_units
 from tests.golden_case import Case, golden_case
 
@@ -133,7 +133,7 @@ def test_gradients_and_what_the_soft_mask_leaves_of_them(
 def test_bfloat16(golden: Any, of: str) -> None:
     directory, arrays = golden(of)
     with golden_case(directory, "float32", arrays) as case:
-        model = MaskedLM(case.model.architecture, jnp.bfloat16)
+        model = LanguageModel(case.model.architecture, jnp.bfloat16)
         computed = compute(replace(case, model=model))
         loss = "causal_lm" if model.architecture.causal else "mlm"
         of_losses, of_gates = BFLOAT16[of]
@@ -166,7 +166,7 @@ def test_the_first_layer_of_modernbert_has_no_norm(golden: Any) -> None:
     """What stands for it in the stacked array has no part in anything."""
     stored = golden("modernbert")
     checkpoint = huggingface.load(stored.model)
-    model, params = MaskedLM(checkpoint.architecture), checkpoint.params
+    model, params = LanguageModel(checkpoint.architecture), checkpoint.params
     tokens = jnp.asarray(stored.arrays["input_ids"][:1])
 
     def total(scale: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.policies.averaging import averaged, layer_shares
 from das_jax.methods.policies.ema import moved_towards
 from das_jax.methods.policies.rho1 import selected_weights
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.objectives.masked_lm_loss import (
     masked_lm_loss,
     masked_lm_loss_per_example,

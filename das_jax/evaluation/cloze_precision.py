@@ -10,7 +10,7 @@ import numpy as np
 from das_jax.data.batches import whole_batches
 from das_jax.data.cloze import Facts
 from das_jax.methods.net import Mixture, Net, mixed
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.objectives.mixture import mixture_log_probabilities
 from das_jax.training.metrics import NotFiniteError
 from das_jax.training.sharding import Sharding
@@ -50,7 +50,7 @@ def precision(served: Net | Mixture, facts: Facts, sharding: Sharding) -> float:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fill(
-    models: tuple[MaskedLM, ...],
+    models: tuple[LanguageModel, ...],
     sharding: Sharding,
     each: tuple[Any, ...],
     shares_E: jax.Array,

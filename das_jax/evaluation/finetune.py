@@ -21,7 +21,7 @@ from das_jax.evaluation.classification import classification_scores
 from das_jax.evaluation.own_words import OwnWords, own_words
 from das_jax.methods.contract import Transforms
 from das_jax.model.classifier import Classifier
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.training.metrics import check_parts
 from das_jax.training.optimizer import AdamW, Optimizer, OptimizerState

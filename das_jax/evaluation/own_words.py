@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from das_jax.data.tasks import Examples, Task
 from das_jax.model.classifier import Classifier
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import LEAVES
-from das_jax.model.masked_lm import MaskedLM, Params
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class OwnWords:
             vocab_size=len(self.tokens_W),
             pad_token_id=int(np.searchsorted(self.tokens_W, self.pad_token_id)),
         )
-        model: MaskedLM = dataclasses.replace(whole.model, architecture=architecture)
+        model: LanguageModel = dataclasses.replace(whole.model, architecture=architecture)
         return dataclasses.replace(whole, model=model)
 
     def examples(self, examples: Examples) -> Examples:

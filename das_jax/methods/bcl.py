@@ -9,7 +9,7 @@ from das_jax.methods.partition import Rules
 from das_jax.methods.settings.gates import BCLSettings
 from das_jax.model.grafts.capsules import Capsules
 from das_jax.model.grafts.gates import SITES
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 
 class BCL(GatedGraft):

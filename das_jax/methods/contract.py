@@ -21,7 +21,7 @@ from das_jax.data.masking import Masked, Masking
 from das_jax.data.streams import Stream
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.objectives.masked_lm_loss import token_losses, weighted_mean
 
 Memory = Any
@@ -123,7 +123,7 @@ class Plan:
       cost: what a step does with an example, where stages differ in that; None for `Method.cost`.
     """
 
-    model: MaskedLM
+    model: LanguageModel
     trains: Rules = EVERYTHING
     decays: Rules = EVERYTHING
     streams: tuple[Stream, ...] = (Stream("own"),)
@@ -135,7 +135,7 @@ class Plan:
 
 
 class Cost(NamedTuple):
-    """What a step does with an example, in passes through the encoder.
+    """What a step does with an example, in passes through the layers.
 
     Attributes:
       full: passes forward and backward.
@@ -321,7 +321,7 @@ class Method:
       refuses: the names of the policies that it cannot be combined with.
     """
 
-    model: MaskedLM
+    model: LanguageModel
     masking: Masking
     settings: Any
     axis_name: str | None = None

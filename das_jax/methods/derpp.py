@@ -12,8 +12,8 @@ from das_jax.data.store import Reservoir
 from das_jax.methods.contract import Cost, Domain, Learned, Place, Plan
 from das_jax.methods.settings.whole_model import DERppSettings
 from das_jax.methods.stored_outputs import StoredOutputs
-from das_jax.model.flops import encoder_flops
-from das_jax.model.masked_lm import Params
+from das_jax.model.flops import transformer_flops
+from das_jax.model.language_model import Params
 
 
 class DERpp(StoredOutputs):
@@ -70,7 +70,7 @@ class StoredRows:
 
     def flops(self, length: int) -> int:
         """Useful FLOPs of one example."""
-        return encoder_flops(self.method.model.architecture, length)
+        return transformer_flops(self.method.model.architecture, length)
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> dict[str, Any]:
         method = self.method

@@ -20,7 +20,7 @@ from das_jax.methods.contract import (
 from das_jax.methods.net import Net
 from das_jax.methods.placeholder import is_placeholder, placeholder
 from das_jax.methods.settings.whole_model import DistillSettings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.objectives.distillation import distillation_kl, hidden_mse
 
 

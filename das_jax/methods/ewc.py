@@ -22,8 +22,8 @@ from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, Sums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.settings.whole_model import EWCSettings
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import claimed
-from das_jax.model.masked_lm import Params
 
 
 class EWCMemory(NamedTuple):

@@ -6,8 +6,8 @@ import jax
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.model.flops import encoder_flops, lm_head_flops
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.flops import lm_head_flops, transformer_flops
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units
 from das_jax.objectives.masked_lm_loss import masked_lm_loss_per_example
 
@@ -16,7 +16,7 @@ from das_jax.objectives.masked_lm_loss import masked_lm_loss_per_example
 class MaskedLMLosses:
     """The masked-LM loss of every example, on masked input, dropout off, nats per masked token, [B]."""
 
-    model: MaskedLM
+    model: LanguageModel
     masking: Masking
 
     def __call__(
@@ -32,5 +32,5 @@ class MaskedLMLosses:
     def flops(self, length: int) -> int:
         """Useful ones of one example, forward."""
         architecture, masked = self.model.architecture, self.masking.num_masked(length)
-        encoder = encoder_flops(architecture, length + self.model.prefix)
-        return encoder + lm_head_flops(architecture, masked)
+        layers = transformer_flops(architecture, length + self.model.prefix)
+        return layers + lm_head_flops(architecture, masked)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from das_jax.data.batch import Batch
 from das_jax.methods.partition import EVERYTHING, Rules, merged, partition
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.precision import at_least_float32
 
 

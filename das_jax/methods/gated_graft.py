@@ -13,8 +13,8 @@ from das_jax.methods.partition import Rules
 from das_jax.methods.settings.gates import GatedGraftSettings
 from das_jax.model.grafts.gates import folded, unit_shapes
 from das_jax.model.grafts.graft import Graft
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import LEAVES, Leaves
-from das_jax.model.masked_lm import Params
 
 
 class GatedGraft(HardAttention):

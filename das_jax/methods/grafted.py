@@ -11,7 +11,7 @@ from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import Rules
 from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import Graft
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 
 class Grafted(Method):

@@ -32,8 +32,8 @@ from das_jax.methods.nearest import own_or_nearest
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules
 from das_jax.methods.settings.gates import HardAttentionSettings
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import Leaves, sides_of
-from das_jax.model.masked_lm import Params
 from das_jax.model.units import Owner, along, of_rows, parameter_paths
 from das_jax.objectives.collectives import global_mean
 

@@ -21,8 +21,8 @@ from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules, merged, partition
 from das_jax.methods.settings.gates import HATSettings as HATSettings
 from das_jax.model.grafts.graft import without_graft
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import LEAVES, leaves_of
-from das_jax.model.masked_lm import Params
 from das_jax.model.units import Units, unit_shapes
 
 NORMS = "(embeddings|layers/.*)/layer_norm/.*"

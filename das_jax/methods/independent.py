@@ -20,7 +20,7 @@ from das_jax.methods.nearest import own_or_nearest
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.placeholder import is_placeholder, placeholder
 from das_jax.methods.settings.whole_model import IndependentSettings, MergeSettings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 
 class Independent(Method):

@@ -19,7 +19,7 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.settings.whole_model import L2Settings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 STRENGTHS = {"previous": 1.0, "start": 0.1}
 """lambda, unless it is given."""

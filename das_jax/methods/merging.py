@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.methods.settings.whole_model import MergeSettings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 
 class Votes(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units
 
 
@@ -35,7 +35,7 @@ class Net(NamedTuple):
         of a net whose parameters are replaced.
     """
 
-    model: MaskedLM
+    model: LanguageModel
     params: Params
     gates: Units | None = None
     parts: Parts | None = None

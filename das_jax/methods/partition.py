@@ -2,7 +2,7 @@
 
 import jax
 
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import claims
 
 Rules = tuple[tuple[str, bool], ...]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 Strength = float | jax.Array
 """lambda, a number or []."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.methods.partition import Rules, merged, partition
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 
 def placeholder(tree: Any) -> Any:

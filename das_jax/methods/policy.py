@@ -20,7 +20,7 @@ from das_jax.methods.contract import (
     SecondMoment,
     Weigh,
 )
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 LossAndGradients = tuple[tuple[jax.Array, Metrics], Params]
 """((loss, its parts by name), the gradients of what is trained)."""

@@ -20,8 +20,8 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Place, Plan
 from das_jax.methods.settings.whole_model import SelfReplaySettings
 from das_jax.methods.stored_outputs import StoredOutputs
-from das_jax.model.flops import encoder_flops, lm_head_flops
-from das_jax.model.masked_lm import Params
+from das_jax.model.flops import lm_head_flops, transformer_flops
+from das_jax.model.language_model import Params
 
 
 class SelfReplay(StoredOutputs):
@@ -90,7 +90,7 @@ class MadeRows:
         """Useful FLOPs of one example."""
         method = self.method
         architecture = method.model.architecture
-        passes = (method.settings.rounds + 1) * encoder_flops(architecture, length)
+        passes = (method.settings.rounds + 1) * transformer_flops(architecture, length)
         drawn = method.settings.rounds * self._blanks.num_masked(length)
         return passes + lm_head_flops(architecture, drawn + method.masking.num_masked(length))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from das_jax.methods.contract import UpdateTrace
 from das_jax.methods.soft_mask import factors_of
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import parameter_paths
 
 

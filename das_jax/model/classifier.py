@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from das_jax.model.dropout import dropout_seeds
 from das_jax.model.heads import ClassifierHead
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units
 
 
@@ -21,7 +21,7 @@ class Classifier:
       num_classes: C.
     """
 
-    model: MaskedLM
+    model: LanguageModel
     num_classes: int
 
     @property

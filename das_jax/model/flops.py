@@ -6,8 +6,8 @@ A product of [a, b] and [b, c] counts 2abc.
 from das_jax.model.architecture import Architecture
 
 
-def encoder_flops(architecture: Architecture, length: int) -> int:
-    """One pass forward of one example through the encoder, 2 FLOPs per parameter and token, and attention."""
+def transformer_flops(architecture: Architecture, length: int) -> int:
+    """One pass forward of one example through the layers, 2 FLOPs per parameter and token, and attention."""
     width, heads = architecture.hidden_size, architecture.num_heads * architecture.head_size
     projections = 4 * 2 * width * heads
     feed_forward = 2 * 2 * width * architecture.intermediate_size

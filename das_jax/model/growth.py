@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.model.architecture import Architecture
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import MODEL, STACKS, Leaf, claimed
-from das_jax.model.masked_lm import Params
 
 Maps = Mapping[str, np.ndarray]
 """By the letter of an axis, F, H, D or L: for every new index, the old one that it copies."""

@@ -1,4 +1,4 @@
-"""What stands on the encoder: the LM head, at the masked positions only, pooling, and the classifier."""
+"""What stands on the transformer: the LM head, at the masked positions only, pooling, and the classifier."""
 
 import jax
 import jax.numpy as jnp

@@ -27,7 +27,7 @@ from das_jax.model.huggingface_weights import (
     to_classifier_tensors,
     to_tensors,
 )
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.safetensors_files import INDEX_FILE, SINGLE_FILE, conversion_command
 from das_jax.model.tokenizer import (
     load_tokenizer,
@@ -71,10 +71,10 @@ class Checkpoint(NamedTuple):
 
     def weights_hash(self) -> str:
         """SHA-256 of the shapes and weights."""
-        return weights_hash(MaskedLM(self.architecture), self.params)
+        return weights_hash(LanguageModel(self.architecture), self.params)
 
 
-def weights_hash(model: MaskedLM, params: Params, gates: Units | None = None) -> str:
+def weights_hash(model: LanguageModel, params: Params, gates: Units | None = None) -> str:
     """SHA-256 of the shapes and of all that a model computes with: weights, graft and gates.
 
     Args:

@@ -34,7 +34,7 @@ from das_jax.model.grafts.lora import LoRA
 from das_jax.model.grafts.plugins import Plugins
 from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface import export
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.model.plain import plain_params
 from das_jax.model.tokenizer import write_tokenizer
 from das_jax.model.units import Units
@@ -89,7 +89,7 @@ def write(
 
 def export_net(
     directory: Path,
-    model: MaskedLM,
+    model: LanguageModel,
     params: Params,
     gates: Units | None,
     *,

@@ -21,9 +21,9 @@ from das_jax.model.leaves import (
     WORDS,
     Leaf,
     Leaves,
-    encoder_leaves,
     leaves_of,
     present,
+    transformer_leaves,
 )
 from das_jax.model.safetensors_files import StoredTensor, open_tensors
 
@@ -139,7 +139,7 @@ def to_classifier_tensors(
     params: Any, architecture: Architecture, num_classes: int
 ) -> dict[str, np.ndarray]:
     """Parameters of a classifier as tensors of HuggingFace's: by name, [out, in]."""
-    rows = table((*encoder_leaves(architecture), *CLASSIFIER), architecture, num_classes)
+    rows = table((*transformer_leaves(architecture), *CLASSIFIER), architecture, num_classes)
     return _tensors(params, rows, architecture)
 
 
@@ -206,7 +206,7 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
     has_head = not heads or any(name.rpartition(".")[0] in places for name in tensors)
     if not has_head and not architecture.causal:
         architecture = dataclasses.replace(architecture, tied=True)
-        rows = table(encoder_leaves(architecture), architecture)
+        rows = table(transformer_leaves(architecture), architecture)
         notes.append(
             "new: the LM head, which the checkpoint lacks; its decoder is the word embedding"
         )

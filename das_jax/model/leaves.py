@@ -126,7 +126,7 @@ class Sides(NamedTuple):
 Leaves = Sequence[Leaf]
 
 ATTENTION, FEED_FORWARD, EMBEDDINGS = "layers/attention", "layers/feed_forward", "embeddings"
-"""The parts of an encoder: the beginnings of its parameters' paths, and of their operations' names in a
+"""The parts of a transformer: the beginnings of its parameters' paths, and of their operations' names in a
 compiled program."""
 
 WORDS = Leaf("embeddings/word/embedding", "VD")
@@ -224,7 +224,7 @@ def present(architecture: Architecture) -> Callable[[Leaf], bool]:
     return lambda leaf: all(is_so for path, is_so in only_where if re.fullmatch(path, leaf.path))
 
 
-def encoder_leaves(architecture: Architecture) -> Leaves:
+def transformer_leaves(architecture: Architecture) -> Leaves:
     """The parameters of a model without its LM head."""
     return tuple(filter(present(architecture), ENCODER))
 

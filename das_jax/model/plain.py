@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.model.grafts.graft import without_graft
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import ENCODER
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import HEADS, Units, along, parameter_paths
 
 
-def plain_params(model: MaskedLM, params: Params, gates: Units | None = None) -> Params | None:
+def plain_params(model: LanguageModel, params: Params, gates: Units | None = None) -> Params | None:
     """Parameters without `graft` and gates, of the plain model with the same function; None if there is
     none. Exact, but for rounding where something is merged.
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Units(NamedTuple):
-    """One number for every unit of an encoder: a gate, an importance or a soft mask.
+    """One number for every unit of a transformer: a gate, an importance or a soft mask.
 
     Attributes:
       heads: [..., L, H] attention heads, at the context vector before the output projection.

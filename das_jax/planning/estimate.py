@@ -37,8 +37,8 @@ OTHER_ERROR = 0.5
 PARTS = (
     ("attention", ATTENTION),
     ("feed-forward", FEED_FORWARD),
-    ("embeddings", rf"Encoder\)?\)?/{EMBEDDINGS}"),
-    ("residuals of the layers", r"Encoder|shard_map/broadcast"),
+    ("embeddings", rf"Transformer\)?\)?/{EMBEDDINGS}"),
+    ("residuals of the layers", r"Transformer|shard_map/broadcast"),
     ("LM head", r"LMHead"),
     ("masking and losses", r"shard_map"),
 )

@@ -17,7 +17,7 @@ from das_jax.methods.contract import Learned, Method
 from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.planning.recording import UNKNOWN_COUNT, Recorded, RecordingDomain
 from das_jax.planning.topology import Topology
 from das_jax.training.device_memory import bytes_on_a_device
@@ -125,7 +125,7 @@ class PlannedRun:
         learned = [*self.learned()]
         if self.config.training.second_moment == "carried":
             check_carried([each.recipe for each in learned])
-        by_model: dict[MaskedLM, list[Learning]] = {}
+        by_model: dict[LanguageModel, list[Learning]] = {}
         for each in learned:
             by_model.setdefault(each.recipe.plan.model, []).append(each)
         for alike in reversed(by_model.values()):  # A model that grows is largest in the end.

@@ -12,7 +12,7 @@ import numpy as np
 from das_jax.data.batch import Batch
 from das_jax.methods.contract import Learned, Memory, Plan
 from das_jax.methods.net import Net
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.training.no_history import NoHistory
 from das_jax.training.sharding import Sharding
 from das_jax.training.stages import Stage

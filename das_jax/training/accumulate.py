@@ -17,7 +17,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.batches import Chunks, chosen_batches, sample_batches
 from das_jax.errors import UserError
 from das_jax.methods.contract import History, Plan, Texts
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.training.console import Console
 from das_jax.training.out_of_memory import on_batches, watching
 from das_jax.training.sharding import Sharding

@@ -9,7 +9,7 @@ import optax
 
 from das_jax.methods.contract import SecondMoment
 from das_jax.methods.partition import EVERYTHING, Rules
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.training.direction import Decayed
 
 

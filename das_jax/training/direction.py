@@ -7,7 +7,7 @@ import jax
 import optax
 
 from das_jax.methods.partition import EVERYTHING, Rules
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import claims
 
 

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 
 from das_jax.methods.contract import Split
 from das_jax.methods.net import Net, Parts
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.objectives.collectives import per_shard
 from das_jax.training.sharding import Sharding
 
@@ -49,7 +49,7 @@ def whole_but_layers(params: Params, specs: Any, sharding: Sharding) -> Params:
     )
 
 
-def net_of_parts(model: MaskedLM, params: Params, specs: Any, sharding: Sharding) -> Net:
+def net_of_parts(model: LanguageModel, params: Params, specs: Any, sharding: Sharding) -> Net:
     """A net whose loop over layers puts their parameters together one by one.
 
     A gradient with respect to this device's part is that part of the sum over all devices.

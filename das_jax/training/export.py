@@ -15,7 +15,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Learned
 from das_jax.methods.net import Net, mixed
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.outputs import check_free, creating
 from das_jax.training.checkpoint import Checkpoints, DamagedError, Restored
 from das_jax.training.console import Console

@@ -1,6 +1,6 @@
 """Useful FLOPs of a train step: the matrix products that it cannot do without.
 
-A pass forward has every product of the encoder once; a pass forward and backward has it three times, or
+A pass forward has every product of the layers once; a pass forward and backward has it three times, or
 twice if no gradients of weights are wanted. What a program computes again to save memory is not useful, nor
 is a logit where nothing is predicted. An optimizer's own products, such as Muon's, count once a step: devices
 that hold the whole state all compute the same.
@@ -11,9 +11,9 @@ import functools
 import jax
 
 from das_jax.methods.partition import EVERYTHING, partition
-from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
+from das_jax.model.flops import attention_flops, lm_head_flops, transformer_flops
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import WORDS, claimed
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.training.muon import Muon
 from das_jax.training.step import Recipe
 
@@ -29,10 +29,10 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
     """
     model, masked = recipe.plan.model, recipe.method.masking.num_masked(length)
     length += model.prefix
-    cost, encoder = recipe.cost(), encoder_flops(model.architecture, length)
+    cost, layers = recipe.cost(), transformer_flops(model.architecture, length)
     graft = _graft_flops(recipe, length)
     frozen_layers, frozen_head = _of_frozen(recipe, length, masked)
-    forward = encoder + graft
+    forward = layers + graft
     full = 3 * forward - frozen_layers
     head = 3 * lm_head_flops(model.architecture, masked) - frozen_head
     passes = round((cost.full * full + cost.heads * head + cost.forward * forward) * batch_size)
@@ -49,7 +49,7 @@ def _optimizer_flops(recipe: Recipe) -> int:
 
 # Tracing it takes a second or so, and the next stage mostly has the same model.
 @functools.lru_cache(maxsize=4)
-def _shapes(model: MaskedLM) -> Params:
+def _shapes(model: LanguageModel) -> Params:
     """Of its parameters, and those of its graft."""
     return jax.eval_shape(model.init, jax.random.key(0))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.objectives.mixture import mixture_log_probabilities
 
@@ -22,7 +22,7 @@ SEED = 20230303
 class HeldoutSums:
     """Sums over a batch: (cross-entropy in nats, masked tokens), [2]; dropout off."""
 
-    model: MaskedLM
+    model: LanguageModel
     masking: Masking
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
@@ -38,7 +38,7 @@ class TokenLosses:
     [2, N, M], by the chunk's place.
     """
 
-    model: MaskedLM
+    model: LanguageModel
     masking: Masking
     count: int
 
@@ -63,7 +63,7 @@ def mixture_sums(tokens_Ex2xNxM: np.ndarray, shares: Sequence[float]) -> tuple[f
     return float(jnp.sum(mixed_NxM * weights_NxM)), float(weights_NxM.sum())
 
 
-def _losses(model: MaskedLM, params: Params, batch: Batch, masked: Masked) -> jax.Array:
+def _losses(model: LanguageModel, params: Params, batch: Batch, masked: Masked) -> jax.Array:
     """Cross-entropy of every prediction, nats, [B, M]; dropout off."""
     hidden_BxTxD = model.encode(params, masked.tokens, model.mask(batch.tokens))
     return token_losses(model.logits(params, hidden_BxTxD, masked.positions), masked.labels)

@@ -16,7 +16,7 @@ from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Memory, Method, Place, Plan
 from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.accumulate import accumulate, rows_of
 from das_jax.training.no_history import NoHistory
@@ -37,7 +37,7 @@ _compiled = functools.lru_cache(maxsize=2)(compile_train_step)
 
 
 def check_method(
-    method_class: Callable[[MaskedLM, Masking, Any, str], Method],
+    method_class: Callable[[LanguageModel, Masking, Any, str], Method],
     settings: Any,
     devices: int = 2,
     state: State = "replicated",
@@ -95,10 +95,12 @@ def _check_equal(name: str, actual: np.ndarray, expected: np.ndarray, devices: i
 
 
 def _learned(
-    method_class: Callable[[MaskedLM, Masking, Any, str], Method], settings: Any, sharding: Sharding
+    method_class: Callable[[LanguageModel, Masking, Any, str], Method],
+    settings: Any,
+    sharding: Sharding,
 ) -> dict[str, Any]:
     """One step of each of two domains, and all that came of it."""
-    model = MaskedLM(_ARCHITECTURE)
+    model = LanguageModel(_ARCHITECTURE)
     masking = Masking(
         mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=_ARCHITECTURE.vocab_size
     )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from das_jax.methods.partition import EVERYTHING, Rules, merged, partition
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
-from das_jax.model.masked_lm import Params
 from das_jax.training.adamw import scale_by_adam
 from das_jax.training.direction import Decayed
 

@@ -11,8 +11,8 @@ from das_jax.config.schema import B2, SCHEDULE_OPTIONS, TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.contract import SecondMoment, Transforms, UpdateTrace
 from das_jax.methods.partition import EVERYTHING, Rules
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import LEAVES, Leaves
-from das_jax.model.masked_lm import Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.adamw import AdamW as AdamW
 from das_jax.training.adamw import CarryingAdamState, second_moment_of

@@ -12,7 +12,7 @@ from das_jax.methods.contract import Learned
 from das_jax.methods.net import Mixture, Net
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.safetensors_files import open_tensors
 from das_jax.training.distributed import on_first_host
 from das_jax.training.metrics import check_parts

@@ -17,7 +17,7 @@ from das_jax.methods.net import Mixture, Net
 from das_jax.model import huggingface, huggingface_grafts
 from das_jax.model.grafts.files import Base
 from das_jax.model.huggingface_grafts import is_graft
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.plain import plain_params
 from das_jax.training.accumulate import accumulate
 from das_jax.training.checkpoint import Checkpoints

@@ -7,7 +7,7 @@ from das_jax.config.schema import Config
 from das_jax.methods.contract import Learned, Memory, Place, SecondMoment
 from das_jax.methods.registry import method_class
 from das_jax.methods.settings.every_method import MethodSettings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 TOGETHER = "all"
 """The name of a stage that learns several domains at once."""

@@ -25,7 +25,7 @@ from das_jax.methods.contract import (
 from das_jax.methods.net import Net
 from das_jax.methods.partition import merged, partition
 from das_jax.methods.policy import GradientsAt, LossAndGradients, Policy
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.objectives.collectives import global_sum, per_shard
 from das_jax.training.exchange import (
     net_of_parts,
@@ -60,7 +60,7 @@ class TrainState(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-Bind = Callable[[MaskedLM, Params], Net]
+Bind = Callable[[LanguageModel, Params], Net]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import PartitionSpec
 
 from das_jax.data.batch import Batch
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.training.exchange import summed_gradients, whole_params
 from das_jax.training.sharding import Sharding
 

@@ -27,7 +27,7 @@ from das_jax.model import huggingface, huggingface_config
 from das_jax.model.architecture import Architecture
 from das_jax.model.attention import Asked, choose_attention
 from das_jax.model.block import rules_of
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.training.compiled_programs import keep_compiled_programs
 from das_jax.training.console import Console
 from das_jax.training.sharding import Sharding, exchange_dtype, make_sharding
@@ -63,7 +63,7 @@ class Workspace:
         return make_sharding(mesh.data, mesh.state, exchange, mesh.gather)
 
     @functools.cached_property
-    def model(self) -> MaskedLM:
+    def model(self) -> LanguageModel:
         architecture, platform = self.checkpoint.architecture, jax.default_backend()
         return make_model(architecture, self.config, platform, self.console.log)
 
@@ -143,7 +143,7 @@ def make_model(
     config: Config,
     platform: str,
     log: Callable[[str], None] | None = None,
-) -> MaskedLM:
+) -> LanguageModel:
     """The model of a configuration, for the devices of a platform: `cpu`, `tpu` or `gpu`.
 
     Args:
@@ -167,7 +167,7 @@ def make_model(
     attention, why_dense = choose_attention(settings.attention, asked, platform)
     if log is not None and why_dense is not None:
         log(f"attention is computed as matrix products (dense): {why_dense}")
-    return MaskedLM(
+    return LanguageModel(
         architecture,
         dtype,
         settings.remat,

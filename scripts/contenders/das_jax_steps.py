@@ -23,8 +23,8 @@ from das_jax.model.architecture import Architecture
 from das_jax.model.blocked_logits import BlockedLogits, Unembedding
 from das_jax.model.flops import attention_flops
 from das_jax.model.huggingface_config import architecture_of
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import claimed
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Units
 from das_jax.objectives.lm_loss import lm_loss
 from das_jax.planning.price import usual_config
@@ -84,7 +84,7 @@ def architecture(sizes: Sizes) -> Architecture:
         return architecture_of(Path(directory))
 
 
-def model_of(sizes: Sizes, platform: str) -> MaskedLM:
+def model_of(sizes: Sizes, platform: str) -> LanguageModel:
     """As a run on that platform has it, with its layers unrolled."""
     config = usual_config()
     config = dataclasses.replace(
@@ -125,7 +125,7 @@ def useful_flops(name: str, sizes: Sizes) -> int:
     return train_step_flops(recipe_of(method), sizes.batch_size, sizes.length)
 
 
-def causal_flops(model: MaskedLM, sizes: Sizes) -> int:
+def causal_flops(model: LanguageModel, sizes: Sizes) -> int:
     """Three times the products of a pass forward: of every matrix, and of the half of attention's scores
     that a token may read.
     """

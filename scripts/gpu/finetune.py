@@ -11,7 +11,7 @@ import numpy as np
 from das_jax.data.tasks import Examples
 from das_jax.evaluation.finetune import Finetuning, init_seeds, train_epoch
 from das_jax.model.classifier import Classifier
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.planning.architectures import KNOWN
 from das_jax.training.sharding import make_sharding
 from scripts.gpu.measure import Report, part, timed
@@ -26,7 +26,7 @@ def main(report: Report, tiny: bool) -> None:
     architecture = dataclasses.replace(
         KNOWN["FacebookAI/roberta-base"], num_layers=layers, vocab_size=WORDS
     )
-    model = MaskedLM(architecture, jnp.bfloat16, attention="dense")  # As das_jax fine-tunes.
+    model = LanguageModel(architecture, jnp.bfloat16, attention="dense")  # As das_jax fine-tunes.
     sharding = make_sharding(1)
     finetuning = Finetuning(Classifier(model, CLASSES), sharding, 1000, batch_size, 1e-5)
     pretrained = sharding.replicate(jax.jit(model.init)(jax.random.key(0)))

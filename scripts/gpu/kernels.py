@@ -17,7 +17,7 @@ GROUPS = (
     ("norms", r"layer_norm|_norm/"),
     ("loss and logits", r"LMHead|take_along_axis|jvp\(\)/"),
     ("optimizer and metrics", r"jit\(train_step\)/(?!.*jvp)"),
-    ("slices and sums of parameters", r"jvp\(Encoder\)\)?/(slice|concatenate)"),
+    ("slices and sums of parameters", r"jvp\(Transformer\)\)?/(slice|concatenate)"),
     ("dropout, GELU, residuals, biases", r"/layers/"),
     ("masking and keys", r"vmap|threefry"),
 )

@@ -31,7 +31,7 @@ def main(report: Report, tiny: bool) -> None:
     from das_jax.data.masking import Masking
     from das_jax.errors import UserError
     from das_jax.methods.naive import Naive, NaiveSettings
-    from das_jax.model.masked_lm import MaskedLM
+    from das_jax.model.language_model import LanguageModel
     from das_jax.planning.architectures import KNOWN
     from das_jax.training import memory_advice
     from das_jax.training.device_memory import bytes_in_use, bytes_limit, peak_bytes, program_bytes
@@ -49,7 +49,7 @@ def main(report: Report, tiny: bool) -> None:
         sizes = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
         architecture = dataclasses.replace(architecture, vocab_size=96, **sizes)
     length, too_many = (TINY_LENGTH, TINY_TOO_MANY) if tiny else (LENGTH, TOO_MANY)
-    model = MaskedLM(architecture, dtype=np.float32 if tiny else jax.numpy.bfloat16)
+    model = LanguageModel(architecture, dtype=np.float32 if tiny else jax.numpy.bfloat16)
     sharding, devices = make_sharding(1), jax.devices()[:1]
     masking = Masking(4, (0, 1, 2, 3, 4), architecture.vocab_size, 0.15)
     made = recipe(

@@ -48,7 +48,7 @@ def write_model(directory: Path, tiny: bool) -> None:
     from das_jax.config.load import load_config
     from das_jax.model import huggingface
     from das_jax.model.huggingface_config import architecture_of
-    from das_jax.model.masked_lm import MaskedLM
+    from das_jax.model.language_model import LanguageModel
     from das_jax.training.workspace import model_directory
 
     demo = model_directory(load_config(Path("configs/quickstart.yaml")).config)
@@ -59,7 +59,7 @@ def write_model(directory: Path, tiny: bool) -> None:
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     architecture = architecture_of(directory)
-    params = jax.device_get(jax.jit(MaskedLM(architecture).init)(jax.random.key(0)))
+    params = jax.device_get(jax.jit(LanguageModel(architecture).init)(jax.random.key(0)))
     huggingface.export(directory, params, config, architecture, huggingface.load_tokenizer(demo))
 
 

@@ -19,7 +19,7 @@ from das_jax.evaluation.finetune import Best, Finetuned, finetune
 from das_jax.evaluation.own_words import OwnWords
 from das_jax.methods.net import Net
 from das_jax.model.classifier import Classifier
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.metrics import NotFiniteError
 from das_jax.training.sharding import make_sharding
 
@@ -34,12 +34,12 @@ def wide() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(model: MaskedLM) -> MaskedLM:
+def model(model: LanguageModel) -> LanguageModel:
     return dataclasses.replace(model, dtype=jnp.float64)
 
 
 @pytest.fixture(scope="module")
-def params(model: MaskedLM) -> Params:
+def params(model: LanguageModel) -> Params:
     return jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(model.init)(jax.random.key(0)))
 
 
@@ -70,7 +70,9 @@ def task() -> Task:
     )
 
 
-def logits(model: MaskedLM, params: Params, task: Task, seed: int, found: Finetuned) -> np.ndarray:
+def logits(
+    model: LanguageModel, params: Params, task: Task, seed: int, found: Finetuned
+) -> np.ndarray:
     """What a trained classifier says of the test set. Its parameters themselves are no good to compare:
     a key's bias has no gradient but rounding noise, which Adam makes large.
     """
@@ -81,12 +83,12 @@ def logits(model: MaskedLM, params: Params, task: Task, seed: int, found: Finetu
 
 
 @pytest.fixture(scope="module")
-def together(model: MaskedLM, params: Params, task: Task) -> Finetuned:
+def together(model: LanguageModel, params: Params, task: Task) -> Finetuned:
     return finetune(Classifier(model, 2), params, task, SEEDS, make_sharding(1))
 
 
 def test_seeds_trained_together_are_those_trained_alone(
-    model: MaskedLM, params: Params, task: Task, together: Finetuned
+    model: LanguageModel, params: Params, task: Task, together: Finetuned
 ) -> None:
     for number, seed in enumerate(SEEDS):
         alone = finetune(Classifier(model, 2), params, task, [seed], make_sharding(1))
@@ -101,7 +103,7 @@ def test_seeds_trained_together_are_those_trained_alone(
 
 
 def test_a_step_is_adams_at_the_rate_of_the_schedule(
-    model: MaskedLM, params: Params, task: Task
+    model: LanguageModel, params: Params, task: Task
 ) -> None:
     """Against optax's own Adam, on the gradients that the first moments say there were."""
     finetuning = module.Finetuning(Classifier(model, 2), make_sharding(1), 4, 8, 1e-2)
@@ -131,7 +133,7 @@ def test_it_learns(together: Finetuned) -> None:
 
 
 def test_the_mesh_changes_nothing(
-    model: MaskedLM, params: Params, task: Task, together: Finetuned
+    model: LanguageModel, params: Params, task: Task, together: Finetuned
 ) -> None:
     spread = finetune(Classifier(model, 2), params, task, SEEDS, make_sharding(4))
     assert spread.scores == together.scores
@@ -142,7 +144,7 @@ def test_the_mesh_changes_nothing(
 
 
 def test_words_that_the_task_does_not_have_make_no_difference(
-    model: MaskedLM,
+    model: LanguageModel,
     params: Params,
     task: Task,
     together: Finetuned,
@@ -181,7 +183,7 @@ def test_the_best_epoch_on_the_validation_set_is_each_seeds_own() -> None:
 
 
 def test_a_validation_set_chooses_what_is_tested(
-    model: MaskedLM, params: Params, task: Task
+    model: LanguageModel, params: Params, task: Task
 ) -> None:
     with_validation = dataclasses.replace(task, validation=examples(20, 2))
     found = finetune(Classifier(model, 2), params, with_validation, SEEDS, make_sharding(1))
@@ -203,7 +205,7 @@ def test_a_validation_set_chooses_what_is_tested(
     ],
 )
 def test_losses_and_logits_that_are_none_give_no_scores(
-    model: MaskedLM, params: Params, task: Task, part: str, said: str
+    model: LanguageModel, params: Params, task: Task, part: str, said: str
 ) -> None:
     spoilt = getattr(task, "train" if part == "train" else "test")
     spoilt = spoilt._replace(tokens_NxT=np.where(spoilt.tokens_NxT == 15, 60, spoilt.tokens_NxT))
@@ -219,7 +221,7 @@ def test_losses_and_logits_that_are_none_give_no_scores(
     assert np.isfinite(told).all(), "nobody is shown a number that is none"
 
 
-def test_logits_that_are_none_give_no_precision(model: MaskedLM, params: Params) -> None:
+def test_logits_that_are_none_give_no_precision(model: LanguageModel, params: Params) -> None:
     facts = Facts(
         tokens_NxT=np.array([[0, 4, 60, 2], [0, 4, 20, 2]], np.int32),
         position_N=np.array([1, 1], np.int32),

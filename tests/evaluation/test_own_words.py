@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.evaluation.own_words import OwnWords
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 
 
 def test_every_parameter_with_an_axis_of_words_is_narrowed_along_it(
-    model: MaskedLM, params: Params
+    model: LanguageModel, params: Params
 ) -> None:
     tokens_W = np.array([1, 5, 7, 60])
     words = OwnWords(tokens_W, pad_token_id=1)
@@ -19,7 +19,7 @@ def test_every_parameter_with_an_axis_of_words_is_narrowed_along_it(
 
     narrow = words.narrowed(params)
     architecture = dataclasses.replace(model.architecture, vocab_size=len(tokens_W), tied=False)
-    expected = jax.eval_shape(MaskedLM(architecture).init, jax.random.key(0))
+    expected = jax.eval_shape(LanguageModel(architecture).init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, narrow) == jax.tree.map(jnp.shape, expected)
     np.testing.assert_array_equal(narrow["lm_head"]["bias"], tokens_W)
     np.testing.assert_array_equal(narrow["lm_head"]["decoder"]["kernel"], decoder_DxV[:, tokens_W])

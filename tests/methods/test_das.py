@@ -27,7 +27,7 @@ from das_jax.methods.settings.das import DGASettings
 from das_jax.methods.soft_mask import SoftMaskSettings, soft_mask
 from das_jax.methods.unmasked import unmasked_update
 from das_jax.model.heads import mean_pool
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units, full_units, unit_shapes
 from das_jax.objectives.contrastive import contrastive_loss
 from das_jax.training.lion import Lion
@@ -36,7 +36,7 @@ from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import make_sharding
 
 
-def random_units(model: MaskedLM, seed: int) -> Units:
+def random_units(model: LanguageModel, seed: int) -> Units:
     """Importances in [0, 0.95], and one unit of each kind at exactly 1."""
     keys = jax.random.split(jax.random.key(seed), 3)
     shapes = unit_shapes(model.architecture).values()
@@ -58,7 +58,7 @@ ADAM = adamw(0.9, 0.999, 1e-8, 0.01)
     ids=lambda x: x if isinstance(x, str) else type(x).__name__,
 )
 def test_the_unmasked_update_is_that_of_a_second_optimizer(
-    model: MaskedLM, params: Params, direction: Any, apply_to: str
+    model: LanguageModel, params: Params, direction: Any, apply_to: str
 ) -> None:
     """Dividing masked moments by the mask gives back what a shadow optimizer would hold."""
     protected, optimizer = random_units(model, 1), Optimizer(direction, lambda step: 0.0)
@@ -126,7 +126,7 @@ MOMENT = Moment(jnp.int32(0), jnp.int32(0), 1, jax.random.key(0))
 
 
 @pytest.fixture
-def das(model: MaskedLM, masking: Masking) -> DAS:
+def das(model: LanguageModel, masking: Masking) -> DAS:
     return DAS(model, masking, DASSettings())
 
 
@@ -219,7 +219,7 @@ def test_a_subsample_is_contrasted_as_if_it_were_the_batch(
         parts(everything, subsample=3)
 
 
-def test_the_floor_softens_the_mask_and_not_the_gates(das: DAS, model: MaskedLM) -> None:
+def test_the_floor_softens_the_mask_and_not_the_gates(das: DAS, model: LanguageModel) -> None:
     settings = DASSettings(soft_mask=SoftMaskSettings(floor=0.9))
     memory = DASMemory(random_units(model, 3))
     method = replace(das, settings=settings)
@@ -241,7 +241,7 @@ class Unmeasured(StillDomain):
 
 
 def test_importance_drawn_at_random_is_measured_of_nothing(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     settings = DASSettings(importance=ImportanceSettings(source="random"))
     method = DAS(model, masking, settings)
@@ -275,7 +275,7 @@ def test_importance_drawn_at_random_is_measured_of_nothing(
 
 
 def test_without_initialisation_the_first_domain_is_not_masked(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     method = DAS(model, masking, DASSettings(importance=ImportanceSettings(general=False)))
     start = Learned(params, method.init(params))
@@ -353,7 +353,7 @@ def test_which_units_make_which_view(
 
 
 def test_dga_knows_of_every_domain_what_the_base_model_does(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     settings = DGASettings()
     method = DGA(model, masking, settings)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from das_jax.methods.demix import DEMix
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import partition
 from das_jax.methods.settings.grafts import DEMixSettings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.heldout import SEED, HeldoutSums, TokenLosses, log_likelihoods, mixture_sums
 
@@ -46,11 +46,11 @@ class Stages:
 
 
 @pytest.fixture
-def method(model: MaskedLM, masking: Masking) -> DEMix:
+def method(model: LanguageModel, masking: Masking) -> DEMix:
     return DEMix(model, masking, DEMixSettings())
 
 
-def nets(model: MaskedLM, count: int) -> list[Net]:
+def nets(model: LanguageModel, count: int) -> list[Net]:
     return [Net(model, {"number": jnp.int32(n)}) for n in range(count)]
 
 
@@ -69,7 +69,7 @@ def test_the_feed_forward_weights_are_the_domains_own(method: DEMix, params: Par
     ("losses", "nearest"), [((3.0, 2.0, 4.0), 1), ((3.0, 3.5, 4.0), 0), ((3.0, 3.0, 3.0), 2)]
 )
 def test_an_expert_begins_as_the_one_that_knows_the_text_best(
-    method: DEMix, model: MaskedLM, losses: tuple[float, ...], nearest: int
+    method: DEMix, model: LanguageModel, losses: tuple[float, ...], nearest: int
 ) -> None:
     """The base's own counts, too; of equal ones the latest."""
     base, *learned = nets(model, 3)
@@ -80,7 +80,7 @@ def test_an_expert_begins_as_the_one_that_knows_the_text_best(
 
 
 def test_a_learned_domain_has_its_own_expert_and_others_the_mixture(
-    method: DEMix, model: MaskedLM
+    method: DEMix, model: LanguageModel
 ) -> None:
     base, *learned = nets(model, 3)
     history = Stages(base, learned)
@@ -99,7 +99,7 @@ def test_a_learned_domain_has_its_own_expert_and_others_the_mixture(
     assert method.view(Stages(base, []), None, history) is base
 
 
-def test_the_mixture_may_serve_learned_domains_too(model: MaskedLM, masking: Masking) -> None:
+def test_the_mixture_may_serve_learned_domains_too(model: LanguageModel, masking: Masking) -> None:
     mixing = DEMix(model, masking, DEMixSettings(known="mixture"))
     base, *learned = nets(model, 2)
     history = Stages(base, learned)
@@ -110,7 +110,7 @@ def test_the_mixture_may_serve_learned_domains_too(model: MaskedLM, masking: Mas
 
 
 def test_identical_experts_are_the_base(
-    method: DEMix, model: MaskedLM, masking: Masking, params: Params, batch: Batch
+    method: DEMix, model: LanguageModel, masking: Masking, params: Params, batch: Batch
 ) -> None:
     """The posterior is the prior, and the mixture says what the base says."""
     rng = jax.random.key(SEED)

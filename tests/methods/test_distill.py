@@ -17,7 +17,7 @@ from das_jax.methods.distill import Distill
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
 from das_jax.methods.settings.whole_model import DistillSettings, NaiveSettings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from tests.golden_case import Case
 from tests.methods.test_every_method import counted_and_said
 from tests.methods.test_rehearsal import without_dropout
@@ -63,7 +63,7 @@ def test_distances_against_golden_arrays(system_case: Case) -> None:
 
 
 def test_without_a_teacher_its_step_is_plain_trainings(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch
 ) -> None:
     def program(method: Any, memory: Any) -> str:
         def loss(params: Params, batch: Batch) -> Any:

@@ -22,7 +22,7 @@ from das_jax.methods.elle import ELLE
 from das_jax.methods.settings.growth import ELLESettings, GrowthSettings
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.program import PlannedRun
 from das_jax.training.sharding import make_sharding
@@ -31,7 +31,7 @@ from tests.methods.test_rehearsal import Text, filled
 from tests.project import Project
 
 
-def grows(model: MaskedLM, masking: Masking, **growth: Any) -> ELLE:
+def grows(model: LanguageModel, masking: Masking, **growth: Any) -> ELLE:
     return ELLE(model, masking, ELLESettings(buffer=16, growth=GrowthSettings(**growth)))
 
 
@@ -39,7 +39,9 @@ def sizes(architecture: Architecture) -> list[int]:
     return [architecture.sizes[letter] for letter in "LDHF"]
 
 
-def test_a_model_grows_before_every_domain_but_the_first(model: MaskedLM, masking: Masking) -> None:
+def test_a_model_grows_before_every_domain_but_the_first(
+    model: LanguageModel, masking: Masking
+) -> None:
     def of_domains(method: ELLE) -> list[list[int]]:
         places = (Place(index, ("text",), (30,), batch_size=8) for index in range(3))
         return [sizes(method.plan(place).model.architecture) for place in places]
@@ -52,14 +54,14 @@ def test_a_model_grows_before_every_domain_but_the_first(model: MaskedLM, maskin
     assert sizes(model.architecture) == first
 
 
-def test_only_growth_is_recovered_from(model: MaskedLM, masking: Masking) -> None:
+def test_only_growth_is_recovered_from(model: LanguageModel, masking: Masking) -> None:
     method = grows(model, masking, feed_forward=(1, 1.5))
     places = [Place(index, ("text",), (30,), batch_size=8) for index in (None, 0, 1, 2)]
     assert [method.plan(place).recovery for place in places] == [0, 0, 0, 0.25]
 
 
 def test_what_is_recovered_on_and_replayed_is_of_earlier_domains(
-    model: MaskedLM, masking: Masking
+    model: LanguageModel, masking: Masking
 ) -> None:
     method = ELLE(model, masking, ELLESettings(share=0.25, buffer=10, recovery=0.5))
     plan = method.plan(Place(2, ("text",), (25,), batch_size=8))
@@ -83,7 +85,7 @@ def test_what_is_recovered_on_and_replayed_is_of_earlier_domains(
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_plan(
-    model: MaskedLM, masking: Masking, settings: dict[str, Any], said: str
+    model: LanguageModel, masking: Masking, settings: dict[str, Any], said: str
 ) -> None:
     method = ELLE(model, masking, ELLESettings(**settings))
     with pytest.raises(UserError, match=said):
@@ -156,7 +158,7 @@ def test_what_grew_is_exported_with_its_sizes(grown_run: Path, tmp_path: Path) -
     assert after.items() >= {**LARGE, "intermediate_size": 40}.items()
     checkpoint = huggingface.load(large)
     tokens = np.arange(5, 25).reshape(2, 10)
-    model, mask = MaskedLM(checkpoint.architecture), np.ones((2, 10), bool)
+    model, mask = LanguageModel(checkpoint.architecture), np.ones((2, 10), bool)
     ours = model.logits(checkpoint.params, model.encode(checkpoint.params, tokens, mask))
     theirs = AutoModelForMaskedLM.from_pretrained(large).eval()
     with torch.no_grad():

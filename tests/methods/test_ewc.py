@@ -19,7 +19,7 @@ from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Memory, Moment, UpdateTrace
 from das_jax.methods.ewc import EWC
 from das_jax.methods.settings.whole_model import EWCSettings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training import sharding as sharding_module
 from das_jax.training.accumulate import accumulate
 from das_jax.training.optimizer import Optimizer
@@ -115,7 +115,7 @@ def test_it_measures_and_pulls_as_the_golden_arrays_say(system_case: Case) -> No
 
 @pytest.mark.slow
 def test_what_it_carries_is_nowhere_whole(
-    model: MaskedLM,
+    model: LanguageModel,
     params: Params,
     masking: Masking,
     batch: Batch,

@@ -6,13 +6,13 @@ from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
 from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.fisher import FisherSums, fisher
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.sharding import make_sharding
 from das_jax.training.sums import compile_sums
 
 
 def test_the_mean_depends_on_the_examples_alone(
-    model: MaskedLM, params: Params, masking: Masking, batch: Batch
+    model: LanguageModel, params: Params, masking: Masking, batch: Batch
 ) -> None:
     """Not on how often they come, on rows that only fill up, or on how many devices share them."""
     rng = jax.random.key(3)

@@ -28,7 +28,7 @@ from das_jax.methods.settings.gates import (
 )
 from das_jax.model.grafts.adapter import Adapter
 from das_jax.model.grafts.graft import without_graft
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
 from das_jax.planning import price
 from das_jax.planning.architectures import KNOWN
@@ -77,7 +77,7 @@ class FakeHistory:
     """Two stages, what the last of them left, and how well each net explains a text."""
 
     last: Learned
-    model: MaskedLM
+    model: LanguageModel
     fits: Sequence[float] = ()
     domains: tuple[tuple[str, ...], ...] = (("first",), ("second",))
 
@@ -159,7 +159,7 @@ def second_domain(method: GatedGraft, params: Params) -> tuple[Learned, Net]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_first_domain_is_what_it_was_after_the_second(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, case: Case
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, case: Case
 ) -> None:
     method = case.method(model, masking, case.settings, "data")
     learned, first = second_domain(method, params)
@@ -185,7 +185,7 @@ def test_the_first_domain_is_what_it_was_after_the_second(
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_with_every_unit_used_only_e_moves(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, case: Case
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, case: Case
 ) -> None:
     method = case.method(model, masking, case.settings, "data")
     learned, _ = second_domain(method, params)
@@ -210,7 +210,7 @@ def test_with_every_unit_used_only_e_moves(
 
 
 def test_a_text_of_no_domain_gets_the_nearest(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     method = HATAdapter(model, masking, HATAdapterSettings(bottleneck=5))
     learned, first = second_domain(method, params)
@@ -227,7 +227,7 @@ def test_a_text_of_no_domain_gets_the_nearest(
     assert view(1, 0.5, 0.7).model == replace(model, graft=Adapter(5, "houlsby_alone"))
 
 
-def test_a_step_draws_some_of_the_earlier_domains(model: MaskedLM, masking: Masking) -> None:
+def test_a_step_draws_some_of_the_earlier_domains(model: LanguageModel, masking: Masking) -> None:
     """Each of them in time, never one twice, and never the current one."""
     method = CLASSIC(model, masking, CLASSICSettings(bottleneck=5, views=2))
     rows = {kind: jnp.arange(4.0)[:, None, None] for kind in method.units}

@@ -26,7 +26,7 @@ from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import LoRA as LoRAGraft
 from das_jax.model.grafts.prompt import Prompt
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.saved import params_shapes
@@ -182,7 +182,7 @@ def test_a_domain_keeps_its_graft_or_goes_on_with_the_last(done: Done) -> None:
 def test_an_export_computes_what_we_do(done: Done, tmp_path: Path) -> None:
     tokens = np.array([[2, 5, 9, 30, 11, 12, 3], [2, 7, 4, 20, 51, 60, 3]])
     architecture = huggingface.load(done.base).architecture
-    model = MaskedLM(architecture, graft=done.case.graft)
+    model = LanguageModel(architecture, graft=done.case.graft)
     for stage, params in zip(done.stages, done.params, strict=True):
         target, again = tmp_path / stage.name, tmp_path / f"again-{stage.name}"
         assert cli.main(["export", str(stage), str(target)]) == 0
@@ -211,7 +211,7 @@ def test_a_task_is_asked_of_its_domains_own_graft(done: Done) -> None:
 class FakeDomain:
     """One after two others, its own history and text: how well each net explains that is given."""
 
-    model: MaskedLM
+    model: LanguageModel
     stages: list[Params]
     fits: tuple[float, ...] = ()
     domains: tuple[tuple[str, ...], ...] = (("law",), ("news",))
@@ -254,7 +254,7 @@ class FakeDomain:
     ],
 )
 def test_a_domains_graft_begins_fresh_as_the_last_or_as_the_nearest(
-    model: MaskedLM,
+    model: LanguageModel,
     masking: Any,
     params: Params,
     start: Any,
@@ -289,7 +289,7 @@ def test_one_graft_for_all_has_no_other_start(project: Project) -> None:
         load_config(project.config, [f"--method={method}"])
 
 
-def test_equal_targets_are_one_graft(model: MaskedLM, masking: Any) -> None:
+def test_equal_targets_are_one_graft(model: LanguageModel, masking: Any) -> None:
     """Whatever their order; a program and a file are equal then, too."""
     grafts = {
         LoRA(model, masking, LoRASettings(targets=targets)).graft

@@ -18,7 +18,7 @@ from das_jax.methods.hard_attention import Gates, HATMemory, gate, gates_of, reg
 from das_jax.methods.hat import HAT, HATSettings
 from das_jax.methods.net import Net
 from das_jax.model.grafts.graft import without_graft
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.plain import plain_params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.training.optimizer import Optimizer, adamw
@@ -57,7 +57,7 @@ def test_a_gate_far_beyond_saturation_rests() -> None:
         assert jax.grad(gate)(e, 400.0, 400.0) == 0
 
 
-def test_regulariser_where_nothing_is_free(model: MaskedLM) -> None:
+def test_regulariser_where_nothing_is_free(model: LanguageModel) -> None:
     ones, zeros = (full_units(model.architecture, value)._asdict() for value in (1.0, 0.0))
     value, gradient = jax.value_and_grad(regulariser)(ones, ones)
     assert value == 0
@@ -70,7 +70,7 @@ def test_regulariser_where_nothing_is_free(model: MaskedLM) -> None:
     [(9, (3, 3, 3)), (8, (2, 3, 3)), (7, (2, 2, 3)), (4, (1, 1, 2)), (3, (1, 1, 1)), (2, (1, 1))],
 )
 def test_the_slope_rises_once_in_every_cycle(
-    model: MaskedLM, masking: Masking, steps: int, lengths: tuple[int, ...]
+    model: LanguageModel, masking: Masking, steps: int, lengths: tuple[int, ...]
 ) -> None:
     smax = 50.0
     method = HAT(model, masking, HATSettings(smax=smax, cycles=3))
@@ -82,7 +82,7 @@ def test_the_slope_rises_once_in_every_cycle(
     np.testing.assert_allclose(found, np.concatenate(cycles), rtol=1e-6)
 
 
-def random_embedding(model: MaskedLM, seed: int, binary: bool = False) -> dict[str, jax.Array]:
+def random_embedding(model: LanguageModel, seed: int, binary: bool = False) -> dict[str, jax.Array]:
     keys = jax.random.split(jax.random.key(seed), len(Units._fields))
     drawn = {
         kind: jax.random.normal(key, shape)
@@ -135,7 +135,7 @@ def is_norm(path: str) -> bool:
 
 @pytest.mark.parametrize("shared", ["frozen", "per_domain", "train"])
 def test_what_a_domain_used_stays_as_it_was(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, shared: Any
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, shared: Any
 ) -> None:
     method = HAT(model, masking, HATSettings(shared=shared), "data")
     own = gates_of(random_embedding(model, 5, binary=True), 400, 400)
@@ -178,7 +178,7 @@ def test_what_a_domain_used_stays_as_it_was(
 
 
 def test_the_gradient_of_what_domains_keep_is_whole(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     """And that of what else no gate protects is nothing, from the second domain on."""
     method = HAT(model, masking, HATSettings(shared="per_domain", apply_to="gradient"))
@@ -195,7 +195,7 @@ def test_the_gradient_of_what_domains_keep_is_whole(
 
 
 def test_with_every_unit_used_only_e_moves(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch
 ) -> None:
     method = HAT(model, masking, HATSettings(), "data")
     used = full_units(model.architecture, 1.0)._asdict()
@@ -212,7 +212,7 @@ class FakeHistory:
 
     domains: tuple[tuple[str, ...], ...]
     last: Learned
-    model: MaskedLM
+    model: LanguageModel
     fits: Sequence[float] = ()
     nets: Sequence[Net] = ()
 
@@ -233,7 +233,7 @@ class FakeHistory:
 
 
 def test_domains_keep_their_gates_and_share_the_newest_parameters(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     method = HAT(model, masking, HATSettings(init="open"))
     learned, embeddings = Learned(params, method.init(params)), []
@@ -273,7 +273,7 @@ def test_domains_keep_their_gates_and_share_the_newest_parameters(
 
 
 def test_the_whole_network_serves_if_it_is_to(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch
 ) -> None:
     """One model, the last, for all texts, and plain as it is."""
     method = HAT(model, masking, HATSettings(serve="all"))

@@ -15,7 +15,7 @@ from das_jax.data.masking import Masking
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASSettings
 from das_jax.methods.das.importance import GateGradientSums, gate_gradients, normalise
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units, full_units
 from das_jax.training.sharding import make_sharding
 from das_jax.training.sums import compile_sums
@@ -28,7 +28,7 @@ LOSSES = {
 
 
 @pytest.fixture
-def method(model: MaskedLM, masking: Masking) -> DAS:
+def method(model: LanguageModel, masking: Masking) -> DAS:
     return DAS(model, masking, DASSettings())
 
 

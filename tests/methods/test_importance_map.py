@@ -15,7 +15,7 @@ from das_jax.errors import UserError
 from das_jax.methods.das import importance_map
 from das_jax.methods.das.importance import RawImportance
 from das_jax.model.architecture import Architecture
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.model.units import Units, unit_shapes
 
 
@@ -26,7 +26,7 @@ def random_units(architecture: Architecture, seed: int, *leading: int) -> Units:
 
 
 @pytest.fixture
-def architecture(model: MaskedLM) -> Architecture:
+def architecture(model: LanguageModel) -> Architecture:
     return model.architecture
 
 

@@ -13,7 +13,7 @@ from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Moment, UpdateTrace
 from das_jax.methods.l2 import L2, L2Memory
 from das_jax.methods.settings.whole_model import L2Settings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.optimizer import AdamW, Optimizer
 
 START, LEFT, NOW = ({"x": jnp.array(x)} for x in ([0.0, 0.0], [1.0, 1.0], [3.0, 0.5]))
@@ -41,7 +41,7 @@ def penalty(method: L2, memory: L2Memory, params: Params) -> float:
     [("previous", (None, LEFT), 1.0), ("start", (START, START), 0.1)],
 )
 def test_it_pulls_to_what_was_left_or_to_the_start(
-    model: MaskedLM, masking: Masking, anchor: Any, pulled: Any, usual: float
+    model: LanguageModel, masking: Masking, anchor: Any, pulled: Any, usual: float
 ) -> None:
     """In the first domain and in the second; decoupled, as hard as lambda says, and under Adam not at all in
     the first step, which is as long whatever the gradient is.

@@ -23,7 +23,7 @@ from das_jax.methods.merging import (
 )
 from das_jax.methods.settings.whole_model import MergeSettings
 from das_jax.model import huggingface
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from tests.golden_case import Case
 from tests.methods.test_every_method import configured, run
 from tests.project import Project

@@ -12,7 +12,7 @@ from das_jax.config.load import load_config
 from das_jax.errors import UserError
 from das_jax.model import huggingface
 from das_jax.model.grafts.olora import OLoRA
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from tests.methods.test_grafted import configuration, learned, optimized, torch_logits
 from tests.project import Project
 
@@ -49,7 +49,7 @@ def test_the_earlier_domains_pairs_stay_and_go_on_adding(project: Project, tmp_p
     assert any(row.get("overlap", 0) > 0 for row in steps)
 
     tokens = np.array([[2, 5, 9, 30, 11, 12, 3], [2, 7, 4, 20, 51, 60, 3]])
-    model = MaskedLM(base.architecture, graft=OLoRA(2, 6.0, TARGETS, earlier=1))
+    model = LanguageModel(base.architecture, graft=OLoRA(2, 6.0, TARGETS, earlier=1))
     ours = np.asarray(model.logits(second, model.encode(second, tokens, tokens >= 0)))
     beside = tmp_path / "graft"
     assert cli.main(["export", str(stages[1]), str(beside), "--graft"]) == 0

@@ -7,7 +7,7 @@ from das_jax.data.masking import Masking
 from das_jax.methods.contract import Place
 from das_jax.methods.pool import Pool
 from das_jax.methods.settings.whole_model import PoolSettings
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.training.stages import stages_of
 
 CONFIG = """\
@@ -26,7 +26,7 @@ DOMAINS = ("law", "news", "code")
     ("temperature", "shares"), [(1.0, (0.1, 0.5, 0.4)), (2.0, (0.1**0.5, 0.5**0.5, 0.4**0.5))]
 )
 def test_all_domains_are_one_stage_in_the_shares_of_their_sizes(
-    model: MaskedLM, masking: Masking, temperature: float, shares: tuple[float, ...]
+    model: LanguageModel, masking: Masking, temperature: float, shares: tuple[float, ...]
 ) -> None:
     settings = PoolSettings(temperature=temperature)
     assert Pool.stages(settings, DOMAINS) == (DOMAINS,)

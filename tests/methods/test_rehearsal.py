@@ -31,7 +31,7 @@ from das_jax.methods.settings.whole_model import (
     ReplaySettings,
     SelfReplaySettings,
 )
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.accumulate import TrainingDomain
 from das_jax.training.console import Console
 from das_jax.training.flops import train_step_flops
@@ -90,7 +90,7 @@ def filled(method: Method, params: Params, counts: tuple[int, ...]) -> Mapping[s
 
 @pytest.mark.parametrize(("per_domain", "wanted"), [("proportional", None), ("equal", [4, 3, 3])])
 def test_what_is_replayed_is_of_earlier_domains(
-    model: MaskedLM, masking: Masking, per_domain: Any, wanted: list[int] | None
+    model: LanguageModel, masking: Masking, per_domain: Any, wanted: list[int] | None
 ) -> None:
     settings = ReplaySettings(share=0.5, buffer=10, per_domain=per_domain)
     method, counts = Replay(model, masking, settings), (20, 30, 25)
@@ -120,7 +120,7 @@ def test_what_is_replayed_is_of_earlier_domains(
 
 
 def test_a_domain_of_which_nothing_is_kept_changes_nothing(
-    model: MaskedLM, masking: Masking
+    model: LanguageModel, masking: Masking
 ) -> None:
     method = Replay(model, masking, ReplaySettings(buffer=10))
     before, after = (filled(method, {}, counts) for counts in ((300,), (300, 2)))
@@ -129,7 +129,7 @@ def test_a_domain_of_which_nothing_is_kept_changes_nothing(
 
 
 def test_while_nothing_is_kept_training_is_plain(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch
 ) -> None:
     """The same program and the same batches, so the first domain is learned to the same bits; the program of
     replay is always that.
@@ -194,7 +194,7 @@ class Given(Masking):
         return self.masked
 
 
-def without_dropout(model: MaskedLM) -> MaskedLM:
+def without_dropout(model: LanguageModel) -> LanguageModel:
     arch = dataclasses.replace(model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
     return dataclasses.replace(model, architecture=arch)
 
@@ -252,7 +252,7 @@ def beside(kept: Mapping[str, np.ndarray], rows: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("outputs", ["targets", "tokens"])
 def test_nothing_has_changed_right_after_filling(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch, outputs: Any
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch, outputs: Any
 ) -> None:
     """Up to the type of what is stored, of whose eight bits the last is rounded."""
     settings = DERppSettings(alpha=2.0, beta=3.0, buffer=12, outputs=outputs)
@@ -272,7 +272,7 @@ def test_nothing_has_changed_right_after_filling(
 
 
 def test_what_is_stored_is_the_corruption_of_its_chunk(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     kept = filled(DERpp(without_dropout(model), masking, DERppSettings(buffer=12)), params, (20, 9))
     texts = [
@@ -290,7 +290,7 @@ def test_what_is_stored_is_the_corruption_of_its_chunk(
 
 
 def made(
-    model: MaskedLM, masking: Masking, params: Params, count: int, **settings: Any
+    model: LanguageModel, masking: Masking, params: Params, count: int, **settings: Any
 ) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
     """What the model makes before a domain, and the chunks that it was made of."""
     method = SelfReplay(without_dropout(model), masking, SelfReplaySettings(**settings))
@@ -304,7 +304,7 @@ def made(
 
 
 def test_a_model_makes_text_of_what_it_does_not_see(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     """Of a vocabulary in which its tokenizer lacks the last four words."""
     masking = dataclasses.replace(masking, vocab_size=60)
@@ -336,7 +336,7 @@ def test_a_model_makes_text_of_what_it_does_not_see(
 
 
 def test_labels_are_drawn_from_what_the_model_predicts(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     """Their mean loss is the entropy of the predictions, and hidden states are those of the model."""
     params = jax.tree.map(lambda x: 1.5 * x, params)
@@ -367,7 +367,7 @@ def test_labels_are_drawn_from_what_the_model_predicts(
 
 
 def test_stored_labels_that_do_not_count_cost_nothing(
-    model: MaskedLM, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, masking: Masking, params: Params, batch: Batch
 ) -> None:
     """beta: 0 leaves the LM head to the batch alone."""
     masked = masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(0)))
@@ -388,7 +388,7 @@ def test_stored_labels_that_do_not_count_cost_nothing(
 
 @pytest.mark.parametrize("rows", [1.0, 0.5])
 def test_flops_count_the_rows_beside_a_batch(
-    model: MaskedLM, masking: Masking, rows: float
+    model: LanguageModel, masking: Masking, rows: float
 ) -> None:
     """Encoder and LM head once more for every such row; in the first domain there is none yet."""
     settings = DERppSettings(buffer=16, rows=rows)

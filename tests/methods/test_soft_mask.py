@@ -14,8 +14,8 @@ from das_jax.methods.soft_mask import (
     effective_mask,
     soft_mask,
 )
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import OWNERS, owners_of
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import Owner, full_units, unit_shapes
 
 
@@ -26,7 +26,7 @@ def test_its_example_runs() -> None:
 
 
 def test_every_parameter_of_the_model_is_claimed_by_the_units_that_feed_it(
-    model: MaskedLM, params: Params
+    model: LanguageModel, params: Params
 ) -> None:
     shapes = unit_shapes(model.architecture)
     owned = 0
@@ -38,13 +38,13 @@ def test_every_parameter_of_the_model_is_claimed_by_the_units_that_feed_it(
     assert owned == 11
 
 
-def test_a_parameter_nobody_claims_is_refused_by_name(model: MaskedLM, params: Params) -> None:
+def test_a_parameter_nobody_claims_is_refused_by_name(model: LanguageModel, params: Params) -> None:
     params = params | {"adapter": {"kernel": jnp.ones((2, 4))}}
     with pytest.raises(ValueError, match="adapter/kernel"):
         soft_mask(full_units(model.architecture, 0.5)).init(params)
 
 
-def test_each_unit_scales_its_own_rows_and_no_others(model: MaskedLM, params: Params) -> None:
+def test_each_unit_scales_its_own_rows_and_no_others(model: LanguageModel, params: Params) -> None:
     params = jax.tree.map(np.ones_like, params)
     for kind, shape in unit_shapes(model.architecture).items():
         importance = full_units(model.architecture, 0.0)
@@ -115,7 +115,7 @@ def test_an_adaptive_mask_is_as_strong_as_the_overlap() -> None:
 
 
 def test_effective_mask_is_one_without_a_mask_and_the_factor_with_a_constant_one(
-    model: MaskedLM, params: Params
+    model: LanguageModel, params: Params
 ) -> None:
     for importance, expected in ((0.0, 1.0), (0.75, 0.25)):
         transform = soft_mask(full_units(model.architecture, importance))

@@ -16,7 +16,7 @@ from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
 from das_jax.methods.settings import every_method, whole_model
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.method_check import check_method
 from das_jax.training.optimizer import Optimizer
 from das_jax.training.step import Recipe, init_state, make_train_step
@@ -42,7 +42,7 @@ def stay(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_method_pulls_towards_where_the_domain_began(
-    stay: Any, model: MaskedLM, params: Params, masking: Masking, batch: Batch
+    stay: Any, model: LanguageModel, params: Params, masking: Masking, batch: Batch
 ) -> None:
     method = stay.Stay(model, masking, stay.StaySettings(strength=0.5))
     memory = method.begin(Learned(params, method.init(params)), None).memory
@@ -60,14 +60,14 @@ def test_the_method_is_the_same_on_several_devices(stay: Any) -> None:
 
 
 @pytest.fixture
-def rescale(model: MaskedLM, masking: Masking) -> Any:
+def rescale(model: LanguageModel, masking: Masking) -> Any:
     names = executed("class Rescale(Grafted)", executed("class Rescaling(Graft)", {}))
     wanted = SimpleNamespace(mode="sequential", start=None, learning_rate=None)
     return names["Rescale"](model, masking, wanted)
 
 
 def test_the_graft_changes_nothing_at_first_and_is_merged_exactly(
-    rescale: Any, model: MaskedLM, params: Params, batch: Batch
+    rescale: Any, model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     domain: Any = SimpleNamespace(rng=jax.random.key(0))
     grafted = rescale.begin(Learned(params, ()), domain).params

@@ -21,7 +21,7 @@ from das_jax.model.attention.cudnn import cudnn_attention
 from das_jax.model.attention.flash import flash_attention
 from das_jax.model.attention.fused import fused_attention
 from das_jax.model.attention.triton import triton_attention
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 
 Attend = Callable[..., jax.Array]
 
@@ -321,11 +321,11 @@ def test_a_text_of_padding_alone_weighs_all_of_its_tokens_alike() -> None:
 
 
 def test_the_model_runs_on_either_and_on_every_mesh(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     """Dropout on: shards that hold other texts must draw other bits."""
 
-    def encode(model: MaskedLM, params: Params, batch: Batch) -> jax.Array:
+    def encode(model: LanguageModel, params: Params, batch: Batch) -> jax.Array:
         keys = batch.example_keys(jax.random.key(1))
         mask = model.mask(batch.tokens)
         return model.encode(params, batch.tokens, mask, dropout_keys_B=keys)

@@ -14,7 +14,7 @@ import transformers
 
 from das_jax.model import huggingface
 from das_jax.model.classifier import Classifier
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 
 CLASSES = ("rotten", "fresh", "so so")
 TOKENS = np.array([[2, 5, 9, 3, 11, 12, 3], [2, 7, 3, 20, 3, 0, 0]])
@@ -41,7 +41,7 @@ def trained(
     """
     directory = stored(request.param)
     checkpoint = huggingface.load(directory)
-    classifier = Classifier(MaskedLM(checkpoint.architecture), len(CLASSES))
+    classifier = Classifier(LanguageModel(checkpoint.architecture), len(CLASSES))
     params = classifier.init(checkpoint.params, jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 8))
     params["classifier"] = jax.tree.map(

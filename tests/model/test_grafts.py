@@ -17,8 +17,8 @@ from das_jax.model.grafts.blocks import Blocks
 from das_jax.model.grafts.graft import Graft
 from das_jax.model.grafts.lora import TARGETS, LoRA
 from das_jax.model.grafts.prompt import Prompt
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import Leaf, Leaves
-from das_jax.model.masked_lm import MaskedLM, Params
 from das_jax.model.units import full_units
 
 GRAFTS = {
@@ -42,7 +42,7 @@ def graft(request: pytest.FixtureRequest) -> Graft:
     return GRAFTS[request.param]
 
 
-def with_graft(model: MaskedLM, params: Params, graft: Graft) -> tuple[MaskedLM, Params]:
+def with_graft(model: LanguageModel, params: Params, graft: Graft) -> tuple[LanguageModel, Params]:
     """The grafted model and its parameters at the start."""
     own = graft.init(model.architecture, jax.random.key(1), params)
     return replace(model, graft=graft), {**params, "graft": own}
@@ -56,7 +56,7 @@ def moved(params: Params) -> Params:
     return {**params, "graft": jax.tree.unflatten(treedef, own)}
 
 
-def logits(model: MaskedLM, params: Params, batch: Batch) -> np.ndarray:
+def logits(model: LanguageModel, params: Params, batch: Batch) -> np.ndarray:
     @jax.jit
     def run(params: Params) -> jax.Array:
         return model.logits(params, model.encode(params, batch.tokens, model.mask(batch.tokens)))
@@ -66,7 +66,7 @@ def logits(model: MaskedLM, params: Params, batch: Batch) -> np.ndarray:
 
 @pytest.mark.parametrize("graft", STARTS.values(), ids=STARTS)
 def test_at_the_start_the_model_is_what_it_was(
-    model: MaskedLM, params: Params, batch: Batch, graft: Graft
+    model: LanguageModel, params: Params, batch: Batch, graft: Graft
 ) -> None:
     expected = logits(model, params, batch)
     actual = logits(*with_graft(model, params, graft), batch)
@@ -81,7 +81,7 @@ def test_at_the_start_the_model_is_what_it_was(
 
 
 def test_the_model_s_own_parameters_do_not_depend_on_the_graft(
-    model: MaskedLM, params: Params, graft: Graft
+    model: LanguageModel, params: Params, graft: Graft
 ) -> None:
     grown = jax.jit(replace(model, graft=graft).init)(jax.random.key(0))
     own = grown.pop("graft")
@@ -90,7 +90,7 @@ def test_the_model_s_own_parameters_do_not_depend_on_the_graft(
     assert len({len(x) for x in jax.tree.leaves(own)}) == 1
 
 
-def gradient(model: MaskedLM, params: Params, batch: Batch) -> Params:
+def gradient(model: LanguageModel, params: Params, batch: Batch) -> Params:
     """Of something that every parameter of the graft moves, dropout on and units gated."""
     mask = model.mask(batch.tokens)
     keys = batch.example_keys(jax.random.key(0))
@@ -106,7 +106,7 @@ def gradient(model: MaskedLM, params: Params, batch: Batch) -> Params:
 
 
 def test_how_layers_are_computed_does_not_change_the_gradient(
-    model: MaskedLM, params: Params, batch: Batch, graft: Graft
+    model: LanguageModel, params: Params, batch: Batch, graft: Graft
 ) -> None:
     grafted, params = with_graft(model, params, graft)
     params = moved(params)
@@ -123,7 +123,7 @@ def test_how_layers_are_computed_does_not_change_the_gradient(
 
 
 def test_matrices_are_multiplied_in_the_model_s_type(
-    model: MaskedLM, params: Params, batch: Batch, graft: Graft
+    model: LanguageModel, params: Params, batch: Batch, graft: Graft
 ) -> None:
     grafted, params = with_graft(model, params, graft)
     params = moved(params)
@@ -136,7 +136,7 @@ def test_matrices_are_multiplied_in_the_model_s_type(
 
 
 def test_a_merged_model_is_the_grafted_one(
-    model: MaskedLM, params: Params, batch: Batch, graft: Graft
+    model: LanguageModel, params: Params, batch: Batch, graft: Graft
 ) -> None:
     grafted, params = with_graft(model, params, graft)
     before = jax.tree.map(jnp.copy, params)
@@ -171,7 +171,7 @@ class Scaling(Graft):
     [(site, target.path) for site, target in TARGETS.items()],
 )
 def test_a_site_behind_a_projection_stands_for_the_projection(
-    model: MaskedLM, params: Params, batch: Batch, site: str, module: tuple[str, str]
+    model: LanguageModel, params: Params, batch: Batch, site: str, module: tuple[str, str]
 ) -> None:
     """A graft that doubles what a projection gives, bias included, is a projection twice as large."""
     factors = jnp.array([2.0, 1.0])  # In the first layer only.
@@ -187,7 +187,7 @@ def test_a_site_behind_a_projection_stands_for_the_projection(
 
 
 def test_a_classifier_keeps_the_graft(
-    model: MaskedLM, params: Params, batch: Batch, graft: Graft
+    model: LanguageModel, params: Params, batch: Batch, graft: Graft
 ) -> None:
     grafted, params = with_graft(model, params, graft)
     params = moved(params)
@@ -201,7 +201,7 @@ def test_a_classifier_keeps_the_graft(
     assert np.abs(answers[0] - answers[1]).max() > 1e-3
 
 
-def test_blocks_that_do_not_fit_the_layers(model: MaskedLM, params: Params) -> None:
+def test_blocks_that_do_not_fit_the_layers(model: LanguageModel, params: Params) -> None:
     graft = Blocks(3)
     with pytest.raises(
         UserError, match="every 3 layers does not fit a model of 2; let `every` be one of 1, 2"
@@ -209,7 +209,7 @@ def test_blocks_that_do_not_fit_the_layers(model: MaskedLM, params: Params) -> N
         graft.init(model.architecture, jax.random.key(0), params)
 
 
-def test_lora_starts_as_the_paper_says(model: MaskedLM, params: Params) -> None:
+def test_lora_starts_as_the_paper_says(model: LanguageModel, params: Params) -> None:
     architecture = model.architecture
     own = LoRA(64, 8.0, tuple(TARGETS)).init(architecture, jax.random.key(0), params)
     for site in TARGETS:
@@ -223,7 +223,7 @@ def test_lora_starts_as_the_paper_says(model: MaskedLM, params: Params) -> None:
 
 
 @pytest.mark.parametrize("form", ["houlsby", "pfeiffer", "parallel"])
-def test_adapters_start_as_the_paper_says(model: MaskedLM, params: Params, form: Any) -> None:
+def test_adapters_start_as_the_paper_says(model: LanguageModel, params: Params, form: Any) -> None:
     graft = Adapter(200, form)
     own = graft.init(model.architecture, jax.random.key(0), params)
     assert tuple(own) == graft.traits.sites

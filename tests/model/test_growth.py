@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM
 from das_jax.model import huggingface
 from das_jax.model.growth import Maps, grown, grown_architecture, maps_between
 from das_jax.model.huggingface import Checkpoint
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import shapes_by_path
 
 TOKENS = np.array([[2, 5, 9, 3, 11, 12, 3], [7, 3, 20, 4, 3, 8, 6]])
@@ -60,7 +60,7 @@ def test_a_wider_model_computes_the_same_and_a_deeper_one_another_thing(
     assert reloaded.weights_hash() == larger.weights_hash()
 
     deeper = grow(base, {**maps, "L": np.array([0, 1, 1, 2])})
-    model, params = MaskedLM(deeper.architecture), jax.device_get(deeper.params)
+    model, params = LanguageModel(deeper.architecture), jax.device_get(deeper.params)
     mask = np.ones(TOKENS.shape, bool)
     ours = jax.jit(lambda p: model.logits(p, model.encode(p, TOKENS, mask)))(params)
     theirs = torch_logits(exported(deeper, tmp_path / "deeper"))
@@ -69,7 +69,7 @@ def test_a_wider_model_computes_the_same_and_a_deeper_one_another_thing(
 
 
 def test_noise_sums_to_nothing_over_copies_and_is_only_there(
-    model: MaskedLM, params: Params
+    model: LanguageModel, params: Params
 ) -> None:
     old = model.architecture
     maps = {"F": np.r_[:24, 0, 1, 1, 2, 2, 2]}
@@ -89,14 +89,14 @@ def test_noise_sums_to_nothing_over_copies_and_is_only_there(
         assert reads[layer, copied].std() == pytest.approx(0.25 * kernel[layer].std(), rel=0.15)
 
 
-def test_noise_parts_what_copies_learn(model: MaskedLM, params: Params) -> None:
+def test_noise_parts_what_copies_learn(model: LanguageModel, params: Params) -> None:
     """Without it a copy has the gradient of its original, for ever."""
     maps = {
         "F": np.r_[:24, :24],
         "D": np.r_[:16, :16],
         "H": np.r_[:4, :4],
     }
-    larger = MaskedLM(grown_architecture(model.architecture, maps))
+    larger = LanguageModel(grown_architecture(model.architecture, maps))
 
     def loss(params: Params) -> jax.Array:
         hidden = larger.encode(params, TOKENS, np.ones(TOKENS.shape, bool))
@@ -117,7 +117,7 @@ def test_noise_parts_what_copies_learn(model: MaskedLM, params: Params) -> None:
             assert (apart > 1e-4) if noise else (apart < 1e-5)
 
 
-def test_what_copies_what(model: MaskedLM) -> None:
+def test_what_copies_what(model: LanguageModel) -> None:
     """No unit a second time before every other one; every layer's copy after it, spread over the depth."""
     old = dataclasses.replace(model.architecture, num_layers=7)
     sizes = {"num_layers": 10, "hidden_size": 48, "num_heads": 12, "intermediate_size": 56}
@@ -132,8 +132,8 @@ def test_what_copies_what(model: MaskedLM) -> None:
     assert maps_between(old, old, RANDOM) == {}
     doubled = maps_between(old, dataclasses.replace(old, num_layers=14), RANDOM)
     assert doubled["L"].tolist() == sorted([*range(7)] * 2)
-    params = jax.eval_shape(MaskedLM(old).init, jax.random.key(0))
+    params = jax.eval_shape(LanguageModel(old).init, jax.random.key(0))
     shapes = jax.eval_shape(lambda p: grown(p, old, maps), params)
     assert shapes_by_path(shapes) == shapes_by_path(
-        jax.eval_shape(MaskedLM(new).init, jax.random.key(0))
+        jax.eval_shape(LanguageModel(new).init, jax.random.key(0))
     )

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 from das_jax.errors import UserError
 from das_jax.model import huggingface
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.model.safetensors_files import conversion_command
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
@@ -217,7 +217,7 @@ def test_what_is_tied_may_be_stored_under_its_other_name(
     assert checkpoint.notes == []
     theirs = AutoModelForMaskedLM.from_pretrained(directory).eval()
     tokens = torch.tensor([[5, 9, 11, 40, 7]])
-    model = MaskedLM(checkpoint.architecture)
+    model = LanguageModel(checkpoint.architecture)
     hidden = model.encode(checkpoint.params, tokens.numpy(), np.ones((1, 5), bool))
     with torch.no_grad():
         np.testing.assert_allclose(

@@ -25,7 +25,7 @@ from das_jax.model.grafts.lora import LoRA
 from das_jax.model.grafts.plugins import Plugins
 from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface_grafts import Base, over
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 
 # peft asks transformers for what it is about to lose.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -60,7 +60,7 @@ class Learned(NamedTuple):
     directory: Path
 
     def logits(self, graft: Graft, params: Params) -> np.ndarray:
-        model = MaskedLM(self.checkpoint.architecture, graft=graft)
+        model = LanguageModel(self.checkpoint.architecture, graft=graft)
         mask = TOKENS != 0
         hidden = model.encode(params, self.tokens, mask)
         return np.asarray(model.logits(params, hidden))[mask]

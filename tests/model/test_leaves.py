@@ -10,6 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 from das_jax.model.classifier import Classifier
 from das_jax.model.huggingface_weights import to_tensors
+from das_jax.model.language_model import LanguageModel, Params, cast_matrices
 from das_jax.model.leaves import (
     ATTENTION,
     CLASSIFIER,
@@ -19,14 +20,13 @@ from das_jax.model.leaves import (
     LEAVES,
     Leaf,
     claimed,
-    encoder_leaves,
     leaves_of,
     matrices_of,
     owners_of,
     rules_of,
     sides_of,
+    transformer_leaves,
 )
-from das_jax.model.masked_lm import MaskedLM, Params, cast_matrices
 from das_jax.model.units import Kind, Owner, along, full_units, parameter_paths, unit_shapes
 
 
@@ -37,19 +37,19 @@ def shapes(params: Params) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_it_lists_the_parameters_of_a_model_and_no_others(model: MaskedLM, tied: bool) -> None:
+def test_it_lists_the_parameters_of_a_model_and_no_others(model: LanguageModel, tied: bool) -> None:
     architecture = dataclasses.replace(model.architecture, tied=tied)
-    params = jax.eval_shape(MaskedLM(architecture).init, jax.random.key(0))
+    params = jax.eval_shape(LanguageModel(architecture).init, jax.random.key(0))
     table = {leaf.path: leaf.shape(architecture.sizes) for leaf in leaves_of(architecture)}
     assert table == shapes(params)
 
 
-def test_it_lists_the_parameters_of_a_classifier(model: MaskedLM) -> None:
+def test_it_lists_the_parameters_of_a_classifier(model: LanguageModel) -> None:
     params = jax.eval_shape(
         lambda key: Classifier(model, 3).init(model.init(key), key), jax.random.key(0)
     )
     sizes = {**model.architecture.sizes, "C": 3}
-    leaves = *encoder_leaves(model.architecture), *CLASSIFIER
+    leaves = *transformer_leaves(model.architecture), *CLASSIFIER
     assert {leaf.path: leaf.shape(sizes) for leaf in leaves} == shapes(params)
 
 
@@ -68,7 +68,7 @@ def test_matrices_are_cast_and_what_is_small_is_not(params: Params) -> None:
 
 
 def test_the_two_sides_protect_what_lies_between_used_units(
-    model: MaskedLM, params: Params
+    model: LanguageModel, params: Params
 ) -> None:
     """In HuggingFace's layout, [out, in], as HAT states it: 1 - min(A_out, A_in), 1 without units."""
     random = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_a_graft_brings_leaves_of_its_own() -> None:
     ]
 
 
-def test_what_methods_put_beside_a_model_is_cast_like_its_modules(model: MaskedLM) -> None:
+def test_what_methods_put_beside_a_model_is_cast_like_its_modules(model: LanguageModel) -> None:
     module = {"output": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}}
     graft = {"acl": module, "embedding": full_units(model.architecture, 0.0)}
     cast = cast_matrices({"graft": graft}, jnp.bfloat16)["graft"]

@@ -23,7 +23,7 @@ from das_jax.errors import UserError
 from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.classifier import Classifier
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.model.tokenizer_fit import leaves_out_types
 from tests.model.vocabularies import BERT, byte_level, config, word_piece
 
@@ -295,7 +295,7 @@ def test_an_exported_classifier_takes_pairs_from_its_tokenizer(
     make_model("bert", vocab_size=len(WORDS), type_vocab_size=rows).save_pretrained(directory)
     checkpoint = huggingface.load(directory)
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs=True)
-    classifier = Classifier(MaskedLM(checkpoint.architecture), 2)
+    classifier = Classifier(LanguageModel(checkpoint.architecture), 2)
     params = jax.device_get(classifier.init(checkpoint.params, jax.random.key(0)))
     target = directory / "classifier"
     huggingface.export_classifier(

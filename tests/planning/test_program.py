@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from das_jax.config.load import load_config
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 from das_jax.planning.architectures import KNOWN
 from das_jax.planning.program import PlannedRun, Program
 from das_jax.training.sharding import make_sharding
@@ -50,7 +50,7 @@ def test_every_program_counts_for_every_seed(file: Path) -> None:
 
 
 def params_bytes() -> int:
-    shapes = jax.eval_shape(MaskedLM(KNOWN[DEMO_MODEL]).init, jax.random.key(0))
+    shapes = jax.eval_shape(LanguageModel(KNOWN[DEMO_MODEL]).init, jax.random.key(0))
     return sum(4 * x.size for x in jax.tree.leaves(shapes))
 
 

@@ -13,7 +13,7 @@ HloModule jit_train_step
 
 %fused (p: f32[2]) -> f32[2] {
   %p = f32[2]{0} parameter(0)
-  ROOT %a = f32[2]{0} add(%p, %p), metadata={op_name="jit(train_step)/jvp(Encoder)/layers/feed_forward/add"}
+  ROOT %a = f32[2]{0} add(%p, %p), metadata={op_name="jit(step)/jvp(Transformer)/layers/feed_forward/add"}
 }
 
 ENTRY %main (x: f32[2]) -> f32[2] {

@@ -17,8 +17,8 @@ from das_jax.methods.naive import Naive, NaiveSettings
 from das_jax.methods.net import Net
 from das_jax.methods.policies.sharpness import Sharpness
 from das_jax.methods.settings.policies import SharpnessSettings
-from das_jax.model.flops import encoder_flops
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.flops import transformer_flops
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.planning.architectures import KNOWN
 from das_jax.training.flops import train_step_flops
 from das_jax.training.muon import ITERATIONS, Muon
@@ -42,12 +42,12 @@ def test_encoder_by_hand() -> None:
     # Per layer and token: q, k, v and output 4 x 768 x 768, feed-forward 2 x 768 x 3072, and the scores and
     # the context 2 x 128 x 768; two FLOPs each.
     per_token = 2 * (4 * 589_824 + 2 * 2_359_296 + 2 * 98_304)
-    assert encoder_flops(BASE, 128) == 12 * 128 * per_token == 22_347_251_712
+    assert transformer_flops(BASE, 128) == 12 * 128 * per_token == 22_347_251_712
 
 
 def test_train_step_by_hand() -> None:
     encoder, head = 22_347_251_712, 19 * 2 * 768 * (768 + 50_265)
-    model = MaskedLM(BASE)
+    model = LanguageModel(BASE)
     naive = train_step_flops(_recipe(Naive(model, MASKING, NaiveSettings())), 256, 128)
     das = train_step_flops(_recipe(DAS(model, MASKING, DASSettings())), 256, 128)
     assert naive == 3 * 256 * (encoder + head)
@@ -59,14 +59,14 @@ def test_train_step_by_hand() -> None:
 )
 def test_das_step_as_xla_counts(anchor: Any, subsample: int, passes: float) -> None:
     settings = DASSettings(contrastive=ContrastiveSettings(anchor=anchor, subsample=subsample))
-    method = DAS(MaskedLM(ONE_LAYER), MASKING, settings)
+    method = DAS(LanguageModel(ONE_LAYER), MASKING, settings)
     assert method.cost() == Cost(full=passes)
     formula = train_step_flops(_recipe(method), BATCH, LENGTH)
     assert _count_step(method) == pytest.approx(formula, rel=CLOSE)
 
 
 def test_naive_step_as_xla_counts() -> None:
-    method = Naive(MaskedLM(ONE_LAYER), MASKING, NaiveSettings())
+    method = Naive(LanguageModel(ONE_LAYER), MASKING, NaiveSettings())
     formula = train_step_flops(_recipe(method), BATCH, LENGTH)
     assert _count_step(method) == pytest.approx(formula, rel=CLOSE)
 
@@ -75,7 +75,7 @@ def test_naive_step_as_xla_counts() -> None:
     "losses", [importance.MASKED_LM, importance.PROXIES["hidden"]], ids=lambda losses: losses.name
 )
 def test_importance_as_xla_counts(losses: importance.Losses) -> None:
-    method = DAS(MaskedLM(ONE_LAYER), MASKING, DASSettings())
+    method = DAS(LanguageModel(ONE_LAYER), MASKING, DASSettings())
     params = jax.eval_shape(method.model.init, jax.random.key(0))
     gradients = jax.jit(
         lambda params, batch, rng: importance.gate_gradients(method, losses, params, batch, rng)
@@ -86,7 +86,7 @@ def test_importance_as_xla_counts(losses: importance.Losses) -> None:
 
 
 def test_a_sharpness_aware_step_as_xla_counts() -> None:
-    method = Naive(MaskedLM(ONE_LAYER), MASKING, NaiveSettings())
+    method = Naive(LanguageModel(ONE_LAYER), MASKING, NaiveSettings())
     policies = tuple(Sharpness(method, SharpnessSettings(every=every)) for every in (1, 4))
     plain = train_step_flops(_recipe(method), BATCH, LENGTH)
     both, sometimes = (
@@ -110,7 +110,7 @@ def test_a_sharpness_aware_step_as_xla_counts() -> None:
 
 def test_muons_products_as_xla_counts() -> None:
     """Of one turn of its loop; of the matrices of the layers, and of no other parameter."""
-    model, muon = MaskedLM(ONE_LAYER), Muon(0.95, 0.2, 0.9, 0.999, 1e-8, 0.0)
+    model, muon = LanguageModel(ONE_LAYER), Muon(0.95, 0.2, 0.9, 0.999, 1e-8, 0.0)
     params = jax.eval_shape(model.init, jax.random.key(0))
     lowered = jax.jit(muon.update).lower(params, jax.eval_shape(muon.init, params), params)
     formula = muon.flops(params)

@@ -6,12 +6,12 @@ import numpy as np
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.heldout import SEED, HeldoutSums
 
 
 def test_every_chunk_is_measured_alike_wherever_it_stands(
-    model: MaskedLM, masking: Masking, batch: Batch, params: Params
+    model: LanguageModel, masking: Masking, batch: Batch, params: Params
 ) -> None:
     """The corruption belongs to a chunk's place in the corpus, and there is no dropout."""
     compiled = jax.jit(HeldoutSums(model, masking))
@@ -35,6 +35,6 @@ def test_every_chunk_is_measured_alike_wherever_it_stands(
     np.testing.assert_array_equal(sums(batch), whole)
 
 
-def test_equal_questions_are_compiled_once(model: MaskedLM, masking: Masking) -> None:
+def test_equal_questions_are_compiled_once(model: LanguageModel, masking: Masking) -> None:
     assert hash(HeldoutSums(model, masking)) == hash(HeldoutSums(model, masking))
     assert HeldoutSums(model, masking) == HeldoutSums(model, masking)

@@ -14,7 +14,7 @@ from das_jax.methods.contract import Domain, Learned, Memory, Method, Metrics, M
 from das_jax.methods.das.das import DAS, DASSettings
 from das_jax.methods.das.importance import ImportanceSettings
 from das_jax.methods.net import Net
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.objectives.collectives import global_mean, global_sum
 from das_jax.training.method_check import check_method
 

@@ -10,7 +10,7 @@ import torch
 from das_jax.config.schema import TrainingSettings
 from das_jax.errors import UserError
 from das_jax.methods.contract import Transforms
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import parameter_paths
 from das_jax.training.lion import Lion
 from das_jax.training.muon import COEFFICIENTS, ITERATIONS, Muon

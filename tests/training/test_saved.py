@@ -12,7 +12,7 @@ import pytest
 from das_jax.data.masking import Masking
 from das_jax.methods.contract import Learned, Memory, Method, SecondMoment, Split
 from das_jax.methods.policy import Policy
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training import sharding as sharding_module
 from das_jax.training.checkpoint import Checkpoints
 from das_jax.training.optimizer import Optimizer, adamw
@@ -56,7 +56,7 @@ KEPT = {
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_checkpoint_says_what_it_holds(
-    finished: bool, model: MaskedLM, masking: Masking, tmp_path: Path, monkeypatch: Any
+    finished: bool, model: LanguageModel, masking: Masking, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """A memory that grew, kept rows with 64-bit keys, policies; on another mesh than that it was saved on."""
     monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)

@@ -29,7 +29,7 @@ from das_jax.methods.net import Net
 from das_jax.methods.policies.sharpness import Sharpness
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import SharpnessSettings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units, full_units, parameter_paths, unit_shapes
 from das_jax.objectives.collectives import global_mean, global_sum
 from das_jax.training import sharding as sharding_module
@@ -109,7 +109,7 @@ def assert_same(actual: Run, expected: Run) -> None:
         assert np.linalg.norm(a - e) <= 1e-4 * np.linalg.norm(e), path
 
 
-def das_memory(model: MaskedLM) -> DASMemory:
+def das_memory(model: LanguageModel) -> DASMemory:
     importance = {
         kind: jax.random.uniform(jax.random.key(5), shape)
         for kind, shape in unit_shapes(model.architecture).items()
@@ -119,7 +119,7 @@ def das_memory(model: MaskedLM) -> DASMemory:
 
 @pytest.mark.slow
 def test_losses_and_parameters_do_not_depend_on_the_mesh(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: LanguageModel, masking: Masking, batch: Batch
 ) -> None:
     method, memory = DAS(model, masking, DASSettings(), "data"), das_memory(model)
     expected = learn(method, memory, batch, make_sharding(1))
@@ -135,10 +135,12 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
         assert_same(learn(method, memory, batch, sharding), expected)
 
 
-def test_no_device_holds_the_layers_whole(model: MaskedLM, masking: Masking, batch: Batch) -> None:
+def test_no_device_holds_the_layers_whole(
+    model: LanguageModel, masking: Masking, batch: Batch
+) -> None:
     """With `mesh.state: parameters` they are put together one by one, forward and backward."""
     architecture = dataclasses.replace(model.architecture, intermediate_size=40)
-    method = Method(MaskedLM(architecture), masking, None, "data")
+    method = Method(LanguageModel(architecture), masking, None, "data")
     batch = batch._replace(tokens=batch.tokens[:, :12])
     sharding = make_sharding(8, "parameters")
     made = recipe(method, Optimizer(adamw(0.9, 0.999, 1e-4, 0.01), lambda step: 1e-2))
@@ -152,7 +154,7 @@ def test_no_device_holds_the_layers_whole(model: MaskedLM, masking: Masking, bat
 
 
 def test_sums_over_a_sample_do_not_depend_on_the_mesh(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     def sums(params: Params, batch: Batch, rng: jax.Array) -> jax.Array:
         rows = batch.weight * batch.index.astype(jnp.float32)
@@ -166,7 +168,7 @@ def test_sums_over_a_sample_do_not_depend_on_the_mesh(
 
 
 def test_gradients_travel_in_the_type_that_is_asked_for(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: LanguageModel, masking: Masking, batch: Batch
 ) -> None:
     """Each once: one sum over the devices, of all of them."""
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.0), lambda step: 1e-2)
@@ -217,7 +219,7 @@ class Penalised(Method):
 
 
 def test_a_penalty_on_the_parameters_counts_once(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: LanguageModel, masking: Masking, batch: Batch
 ) -> None:
     def gradient_norm(devices: int, state: State, counted: str) -> float:
         method = Penalised(model, masking, counted, "data")
@@ -243,7 +245,7 @@ def test_a_penalty_on_the_parameters_counts_once(
 
 
 @pytest.mark.slow
-def test_micro_batches_make_one_step(model: MaskedLM, masking: Masking, batch: Batch) -> None:
+def test_micro_batches_make_one_step(model: LanguageModel, masking: Masking, batch: Batch) -> None:
     """The masked-LM loss is the mean over the whole batch, though some texts have fewer predictions."""
     assert len(set(np.asarray(masking.num_predictions(batch.tokens)))) > 1
     method = Naive(model, masking, None, "data")
@@ -253,7 +255,7 @@ def test_micro_batches_make_one_step(model: MaskedLM, masking: Masking, batch: B
 
 @pytest.mark.slow
 def test_micro_batches_of_das_are_masked_once_and_do_not_depend_on_the_mesh(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: LanguageModel, masking: Masking, batch: Batch
 ) -> None:
     half = DASMemory(full_units(model.architecture, 0.5))
     method = DAS(model, masking, DASSettings(), "data")
@@ -268,7 +270,7 @@ def test_micro_batches_of_das_are_masked_once_and_do_not_depend_on_the_mesh(
 
 @pytest.mark.slow
 def test_muon_and_sharpness_do_not_depend_on_the_mesh(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: LanguageModel, masking: Masking, batch: Batch
 ) -> None:
     """Matrices are turned whole, however they are split, and the gradient's norm is that of all of it."""
     method = Naive(model, masking, None, "data")
@@ -294,7 +296,7 @@ class Noisy(Method):
 
 @pytest.mark.parametrize(("devices", "state"), [(1, "replicated"), (4, "parameters")])
 def test_a_sharpness_aware_step_goes_by_the_gradient_uphill(
-    model: MaskedLM, masking: Masking, batch: Batch, devices: int, state: State
+    model: LanguageModel, masking: Masking, batch: Batch, devices: int, state: State
 ) -> None:
     """At w + rho g / |g|, with the same noise there, of the mean over micro-batches; every other step."""
     method, w = Noisy(model, masking, None, "data"), np.arange(16.0)
@@ -336,7 +338,9 @@ class Quadratic(Method):
         return {"moved": trace.masked["w"][0]}
 
 
-def test_what_a_step_changes_and_tells(model: MaskedLM, masking: Masking, batch: Batch) -> None:
+def test_what_a_step_changes_and_tells(
+    model: LanguageModel, masking: Masking, batch: Batch
+) -> None:
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 0.25 * step)
     made = recipe(Quadratic(model, masking, None), optimizer)
     key = jax.random.key(3)
@@ -361,7 +365,7 @@ def test_what_a_step_changes_and_tells(model: MaskedLM, masking: Masking, batch:
 
 
 def test_what_is_not_trained_stays_to_the_bit_and_has_no_optimizer_state(
-    model: MaskedLM, params: Params, masking: Masking, batch: Batch
+    model: LanguageModel, params: Params, masking: Masking, batch: Batch
 ) -> None:
     """Though what lives in parts travels rounded."""
     sharding = make_sharding(8, "parameters", jnp.bfloat16)
@@ -404,7 +408,7 @@ class Taught(Method):
 
 
 def test_split_memory_lives_in_parts_and_a_teacher_arrives_whole(
-    model: MaskedLM, masking: Masking, batch: Batch
+    model: LanguageModel, masking: Masking, batch: Batch
 ) -> None:
     sharding = make_sharding(8, "optimizer")
     made = recipe(

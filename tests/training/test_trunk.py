@@ -13,7 +13,7 @@ from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.methods.contract import Learned, Plan, SecondMoment
 from das_jax.model import huggingface
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training import sharding as sharding_module
 from das_jax.training.interruption import Interrupted
 from das_jax.training.loop import Hooks
@@ -112,7 +112,9 @@ def test_the_next_domain_goes_on_from_the_trunk_and_the_branch_serves(
     assert left(tmp_path / "parts") == left(tmp_path / "whole")
 
 
-def test_a_trunk_is_a_copy_of_what_is_trained_and_all_else_is_as_it_ended(model: MaskedLM) -> None:
+def test_a_trunk_is_a_copy_of_what_is_trained_and_all_else_is_as_it_ended(
+    model: LanguageModel,
+) -> None:
     """Frozen parameters, and those that the method added in the end."""
     sharding = make_sharding(1)
     params = {"frozen": jnp.arange(3.0), "layers": {"a": jnp.arange(4.0), "b": jnp.arange(5.0)}}

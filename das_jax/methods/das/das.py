@@ -28,7 +28,7 @@ from das_jax.methods.settings.das import DASSettings, ImportanceSettings
 from das_jax.methods.soft_mask import adaptive_soft_mask, effective_mask, soft_mask
 from das_jax.methods.unmasked import unmasked_update
 from das_jax.model.heads import mean_pool
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import Units, full_units
 from das_jax.objectives.contrastive import contrastive_loss
 

@@ -15,8 +15,8 @@ from das_jax.methods.contract import Domain, Method
 from das_jax.methods.example_losses import MaskedLMLosses
 from das_jax.methods.settings.das import ImportanceSettings, Normalization
 from das_jax.model.architecture import Architecture
-from das_jax.model.flops import attention_flops, encoder_flops, lm_head_flops
-from das_jax.model.masked_lm import Params
+from das_jax.model.flops import attention_flops, lm_head_flops, transformer_flops
+from das_jax.model.language_model import Params
 from das_jax.model.units import Units, full_units, unit_shapes
 from das_jax.objectives.collectives import per_shard
 from das_jax.objectives.proxy_kl import proxy_kl_per_example
@@ -134,7 +134,7 @@ def _pass_flops(architecture: Architecture, length: int) -> int:
     attention, neither of which is with a weight, three times.
     """
     attention = architecture.num_layers * attention_flops(architecture, length)
-    return 2 * encoder_flops(architecture, length) + attention
+    return 2 * transformer_flops(architecture, length) + attention
 
 
 def _masked_lm_flops(architecture: Architecture, length: int, masked: int) -> int:

@@ -20,8 +20,8 @@ from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.partition import Rules, merged, partition
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import AveragingSettings
+from das_jax.model.language_model import Params
 from das_jax.model.leaves import LEAVES, Leaf, Leaves, claimed
-from das_jax.model.masked_lm import Params
 from das_jax.model.units import shapes_by_path
 
 Per = Literal["element", "unit", "tensor"]

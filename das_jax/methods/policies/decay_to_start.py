@@ -8,7 +8,7 @@ from das_jax.methods.partition import partition
 from das_jax.methods.penalty import quadratic_pull
 from das_jax.methods.placeholder import only
 from das_jax.methods.policy import Policy
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.model.units import shapes_by_path
 
 

@@ -11,7 +11,7 @@ from das_jax.methods.partition import merged, partition
 from das_jax.methods.placeholder import only, placeholder
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import EMASettings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 
 def moved_towards(average: Params, params: Params, share: jax.Array | float) -> Params:

@@ -15,7 +15,7 @@ from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import RHO1Settings
 from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 from das_jax.objectives.collectives import global_rows
 from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.objectives.ranking import global_ranks, part_of

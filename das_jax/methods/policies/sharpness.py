@@ -10,7 +10,7 @@ import optax
 from das_jax.methods.contract import Cost
 from das_jax.methods.policy import GradientsAt, LossAndGradients, Policy
 from das_jax.methods.settings.policies import SharpnessSettings
-from das_jax.model.masked_lm import Params
+from das_jax.model.language_model import Params
 
 TINY = 1e-12
 

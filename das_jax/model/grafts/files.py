@@ -20,7 +20,7 @@ from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.huggingface import write_weights
 from das_jax.model.huggingface_weights import Row, shortened, table
-from das_jax.model.leaves import SUFFIXES, encoder_leaves
+from das_jax.model.leaves import SUFFIXES, transformer_leaves
 from das_jax.model.safetensors_files import StoredTensor, open_file
 
 ABOUT_FILE = "graft.json"
@@ -99,7 +99,7 @@ def layer_rows(architecture: Architecture) -> list[Row]:
     """The parameters of a layer."""
     return [
         row
-        for row in table(encoder_leaves(architecture), architecture)
+        for row in table(transformer_leaves(architecture), architecture)
         if row.path.startswith("layers/")
     ]
 

@@ -26,7 +26,7 @@ from das_jax.methods.policies.averaging import (
 from das_jax.methods.settings.policies import AveragingSettings
 from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model.grafts.blocks import Blocks
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
 
 
@@ -115,7 +115,7 @@ def test_what_a_method_adds_has_a_weight_for_every_element() -> None:
         assert kept_axes(weights, per) == [(0, 1, 2)]
 
 
-def averaging(model: MaskedLM, masking: Masking, **options: Any) -> Averaging:
+def averaging(model: LanguageModel, masking: Masking, **options: Any) -> Averaging:
     method = Method(model, masking, NaiveSettings())
     return Averaging(method, AveragingSettings(**options), batch_size=10)
 
@@ -134,7 +134,7 @@ class Measured(NamedTuple):
 
 
 def test_a_uniform_average_begins_with_the_second_domain(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     policy = averaging(model, masking, weights="uniform", alpha=0.25)
     plan = Plan(model)
@@ -151,7 +151,7 @@ def test_a_uniform_average_begins_with_the_second_domain(
 
 @pytest.mark.parametrize(("weights", "divided_by"), [("moments", 2 * 10), ("fisher", 2)])
 def test_a_prior_counts_as_an_earlier_domain(
-    model: MaskedLM, masking: Masking, params: Params, weights: Any, divided_by: int
+    model: LanguageModel, masking: Masking, params: Params, weights: Any, divided_by: int
 ) -> None:
     """Adam's second moment is of a batch's gradient, a Fisher of an example's."""
     policy = averaging(model, masking, weights=weights, prior=2)
@@ -162,7 +162,7 @@ def test_a_prior_counts_as_an_earlier_domain(
 
 
 def test_a_method_that_changes_shapes_is_refused(
-    model: MaskedLM, masking: Masking, params: Params
+    model: LanguageModel, masking: Masking, params: Params
 ) -> None:
     policy = averaging(model, masking)
     grown = {**params, "graft": {"scale": jnp.ones(3)}}
@@ -171,7 +171,9 @@ def test_a_method_that_changes_shapes_is_refused(
         policy.begin(Learned(grown, ()), policy.init(params), domain, None)
 
 
-def test_a_layers_share_is_that_of_what_is_added_to_it(model: MaskedLM, params: Params) -> None:
+def test_a_layers_share_is_that_of_what_is_added_to_it(
+    model: LanguageModel, params: Params
+) -> None:
     """An inserted block goes with the layer below it."""
     blocks = Blocks(every=2)
     grafted = {**params, "graft": blocks.init(model.architecture, jax.random.key(0), params)}

@@ -22,7 +22,7 @@ from das_jax.methods.policies.averaging import Averaging
 from das_jax.methods.policies.ema import EMA
 from das_jax.methods.settings.whole_model import NaiveSettings
 from das_jax.model import huggingface
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
 from das_jax.planning import price
 from das_jax.planning.architectures import KNOWN
@@ -287,7 +287,9 @@ def test_programs_of_policies_are_planned(project: Project, tmp_path: Path) -> N
 def test_what_policies_carry_is_counted(project: Project, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(price, "METHODS", {NaiveSettings: Naive})
     architecture = KNOWN["demo:bert-tiny"]
-    numbers = sum(x.size for x in jax.tree.leaves(jax.eval_shape(MaskedLM(architecture).init, KEY)))
+    numbers = sum(
+        x.size for x in jax.tree.leaves(jax.eval_shape(LanguageModel(architecture).init, KEY))
+    )
 
     def found(*overrides: str) -> price.Price:
         config = configured(project, tmp_path, *overrides)

@@ -21,7 +21,7 @@ from das_jax.methods.policies.ema import EMA
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import EMASettings
 from das_jax.methods.settings.whole_model import NaiveSettings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.optimizer import Optimizer
 from das_jax.training.step import Recipe, init_state, make_train_step
 
@@ -43,7 +43,7 @@ class Sloping(Method):
 
 
 @pytest.fixture
-def method(model: MaskedLM, masking: Masking) -> Method:
+def method(model: LanguageModel, masking: Masking) -> Method:
     return Sloping(model, masking, NaiveSettings())
 
 

@@ -15,7 +15,7 @@ from das_jax.methods.contract import Method
 from das_jax.methods.policies.rho1 import RHO1, selected_weights
 from das_jax.methods.settings.policies import RHO1Settings
 from das_jax.methods.settings.whole_model import NaiveSettings
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.objectives.masked_lm_loss import token_losses
 from das_jax.training import sharding as sharding_module
 from das_jax.training.optimizer import Optimizer
@@ -54,12 +54,12 @@ def test_the_number_is_rounded_up_in_whole_numbers() -> None:
 
 
 def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
-    model: MaskedLM, masking: Masking, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, masking: Masking, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a reference that lives in parts."""
     monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
     still = dataclasses.replace(model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
-    model = MaskedLM(still)
+    model = LanguageModel(still)
     params, reference = (jax.jit(model.init)(jax.random.key(seed)) for seed in (0, 7))
 
     def step(sharding: Sharding) -> tuple[float, Params]:
@@ -95,7 +95,7 @@ def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
 
 
 def test_a_reference_of_another_architecture_is_refused(
-    model: MaskedLM, masking: Masking, project: Project
+    model: LanguageModel, masking: Masking, project: Project
 ) -> None:
     path = str(project.directory / "model")
     policy = RHO1(Method(model, masking, NaiveSettings()), RHO1Settings(reference=path))

@@ -35,7 +35,7 @@ REMAT_POLICIES = {
 }
 
 
-class Encoder(nn.Module):
+class Transformer(nn.Module):
     """Embeddings and layers; parameters `embeddings/...` and `layers/...`, the latter stacked [L, ...].
 
     Those of a graft are an argument.
@@ -106,40 +106,48 @@ def turns_of(
     return turns(architecture.rotary, architecture.head_size, positions_BxT)
 
 
-def layer_class(encoder: Encoder) -> Any:
-    """`Block`, its parameters put together and its activations kept as the encoder says."""
-    layer, gather = Block, encoder.gather
+def layer_class(transformer: Transformer) -> Any:
+    """`Block`, its parameters put together and its activations kept as the transformer says."""
+    layer, gather = Block, transformer.gather
     if gather is not None:
         # Inside what is computed again, so that the backward pass gathers once more and nothing is kept.
         layer = nn.map_variables(
             layer, "params", lambda own: {"params": gather(own["params"])}, mutable=False
         )
-    elif encoder.remat == "none":
+    elif transformer.remat == "none":
         return layer
     # A loop cannot share what is computed twice; the unrolled layers would, and keep it.
-    return nn.remat(layer, policy=REMAT_POLICIES[encoder.remat], prevent_cse=encoder.unrolled)
+    return nn.remat(
+        layer, policy=REMAT_POLICIES[transformer.remat], prevent_cse=transformer.unrolled
+    )
 
 
-def stacked(encoder: Encoder, length: int, **place: Any) -> Any:
+def stacked(transformer: Transformer, length: int, **place: Any) -> Any:
     """So many layers as one module, a loop over parameters, seeds, gates and the graft's parameters.
 
     Args:
-      encoder: whose they are.
+      transformer: whose they are.
       length: how many.
       place: the name of the module, or `parent=None` for one that stands alone.
     """
     return nn.scan(
-        layer_class(encoder),
+        layer_class(transformer),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0, 0, 0, 0),
         length=length,
-        unroll=length if encoder.unrolled else 1,
-    )(encoder.architecture, encoder.dtype, encoder.attention, encoder.graft, **place)
+        unroll=length if transformer.unrolled else 1,
+    )(
+        transformer.architecture,
+        transformer.dtype,
+        transformer.attention,
+        transformer.graft,
+        **place,
+    )
 
 
 def through_blocks(
-    encoder: Encoder,
+    transformer: Transformer,
     layers: Params,
     blocks: Params | None,
     hidden_BxTxD: jax.Array,
@@ -154,7 +162,7 @@ def through_blocks(
     of theirs is computed.
 
     Args:
-      encoder: with a graft between its layers.
+      transformer: with a graft between its layers.
       layers: parameters, [L, ...].
       blocks: parameters, [N, ...].
       hidden_BxTxD: the embeddings.
@@ -163,12 +171,12 @@ def through_blocks(
       gates: of the layers; a block has none.
       form: of the layers; a block has that of the layer before it.
     """
-    graft, count = encoder.graft, encoder.architecture.num_layers
+    graft, count = transformer.graft, transformer.architecture.num_layers
     assert graft is not None
     every = graft.every
     assert every is not None
     groups = count // every
-    plain = encoder.clone(graft=None, parent=None)
+    plain = transformer.clone(graft=None, parent=None)
     old = stacked(plain, every, parent=None)
     new = layer_class(plain.clone(gather=None))(
         plain.architecture, plain.dtype, plain.attention, parent=None
@@ -193,7 +201,7 @@ def through_blocks(
         return graft.block(layer, block, hidden_BxTxD), None
 
     hidden_BxTxD, _ = jax.lax.scan(
-        group, hidden_BxTxD, (old_parts, new_parts), unroll=groups if encoder.unrolled else 1
+        group, hidden_BxTxD, (old_parts, new_parts), unroll=groups if transformer.unrolled else 1
     )
     return hidden_BxTxD
 

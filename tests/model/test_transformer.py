@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.model.masked_lm import MaskedLM, Params
+from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units, full_units
 
 
-def gradients(model: MaskedLM, params: Params, batch: Batch, gates: Units | None = None) -> Params:
+def gradients(
+    model: LanguageModel, params: Params, batch: Batch, gates: Units | None = None
+) -> Params:
     """Of something that every parameter of the encoder moves, dropout on."""
 
     @jax.jit
@@ -25,7 +27,7 @@ def gradients(model: MaskedLM, params: Params, batch: Batch, gates: Units | None
 
 @pytest.mark.parametrize("remat", ["selective", "full"])
 def test_remat_changes_nothing_but_memory(
-    remat: str, model: MaskedLM, params: Params, batch: Batch
+    remat: str, model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     expected = gradients(model, params, batch)
     actual = gradients(replace(model, remat=remat), params, batch)
@@ -35,7 +37,7 @@ def test_remat_changes_nothing_but_memory(
 
 
 def test_selective_remat_keeps_five_hidden_states_and_the_feed_forward_one(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     """Of a layer: its input, keys, values, two sums before LayerNorm, and what is before the activation."""
     arch = model.architecture
@@ -59,7 +61,7 @@ def test_selective_remat_keeps_five_hidden_states_and_the_feed_forward_one(
 
 
 def test_unrolled_layers_are_the_scanned_ones(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     expected = gradients(model, params, batch)
     for remat in ("none", "selective"):
@@ -70,7 +72,7 @@ def test_unrolled_layers_are_the_scanned_ones(
 
 
 def test_gates_of_one_change_nothing_and_absent_gates_cost_nothing(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     mask = model.mask(batch.tokens)
 
@@ -90,7 +92,7 @@ def test_gates_of_one_change_nothing_and_absent_gates_cost_nothing(
 
 
 def test_a_gate_of_zero_removes_its_unit_for_its_example_only(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     mask = model.mask(batch.tokens)
     encode = jax.jit(lambda gates: model.encode(params, batch.tokens, mask, gates))
@@ -109,7 +111,7 @@ def test_a_gate_of_zero_removes_its_unit_for_its_example_only(
     np.testing.assert_allclose(encode(closed), model.encode(without, batch.tokens, mask), atol=1e-5)
 
 
-def test_padding_changes_no_real_token(model: MaskedLM, params: Params, batch: Batch) -> None:
+def test_padding_changes_no_real_token(model: LanguageModel, params: Params, batch: Batch) -> None:
     encode = jax.jit(lambda tokens: model.encode(params, tokens, model.mask(tokens)))
     long = jnp.pad(batch.tokens, ((0, 0), (0, 2)), constant_values=model.architecture.pad_token_id)
     real = np.asarray(model.mask(batch.tokens))
@@ -117,7 +119,7 @@ def test_padding_changes_no_real_token(model: MaskedLM, params: Params, batch: B
 
 
 def test_logits_at_some_positions_are_those_of_all(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     hidden = model.encode(params, batch.tokens, model.mask(batch.tokens))
     positions = jnp.tile(jnp.array([3, 0, 7]), (8, 1))
@@ -126,7 +128,7 @@ def test_logits_at_some_positions_are_those_of_all(
 
 
 def test_bfloat16_products_stay_near_float32_and_losses_are_float32(
-    model: MaskedLM, params: Params, batch: Batch
+    model: LanguageModel, params: Params, batch: Batch
 ) -> None:
     low = replace(model, dtype=jnp.bfloat16)
     mask = model.mask(batch.tokens)

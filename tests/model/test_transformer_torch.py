@@ -17,7 +17,7 @@ from das_jax.model import huggingface
 from das_jax.model.block import NO_SEEDS, Attention, FeedForward, Places
 from das_jax.model.embeddings import Embeddings
 from das_jax.model.heads import LMHead
-from das_jax.model.masked_lm import MaskedLM
+from das_jax.model.language_model import LanguageModel
 
 LENGTHS = (11, 7, 2)
 
@@ -121,7 +121,7 @@ def test_lm_head(pair: Pair) -> None:
 
 
 def test_logits_of_the_whole_model(pair: Pair) -> None:
-    model = MaskedLM(pair.checkpoint.architecture)
+    model = LanguageModel(pair.checkpoint.architecture)
     tokens, mask = jnp.asarray(pair.tokens_BxT), jnp.asarray(pair.mask_BxT)
     hidden = model.encode(pair.checkpoint.params, tokens, mask)
     theirs = pair.torch_model(
@@ -134,7 +134,7 @@ def test_logits_of_the_whole_model(pair: Pair) -> None:
 
 
 def test_logits_at_positions_are_those_of_all_positions(pair: Pair) -> None:
-    model = MaskedLM(pair.checkpoint.architecture)
+    model = LanguageModel(pair.checkpoint.architecture)
     hidden = jnp.asarray(pair.hidden())
     positions = jnp.asarray([[3, 0], [6, 1], [1, 0]])
     some = model.logits(pair.checkpoint.params, hidden, positions)
@@ -167,7 +167,7 @@ def test_real_model_through_load_and_export(
         ["The capital of France is [MASK].", "Take [MASK]."], padding=True, return_tensors="np"
     )
     assert batch.input_ids[1].tolist()[:5] == tokenizer("Take [MASK].").input_ids
-    model = MaskedLM(checkpoint.architecture)
+    model = LanguageModel(checkpoint.architecture)
     hidden = model.encode(
         checkpoint.params, jnp.asarray(batch.input_ids), jnp.asarray(batch.attention_mask)
     )

@@ -1,4 +1,4 @@
-"""The masked language model as pure functions of its parameters."""
+"""The language model as pure functions of its parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.model.architecture import Architecture
-from das_jax.model.encoder import Encoder
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.heads import LMHead
 from das_jax.model.leaves import LEAVES, Leaves, matrices_of
+from das_jax.model.transformer import Transformer
 from das_jax.model.units import Units
 
 
 @dataclass(frozen=True)
-class MaskedLM:
-    """An encoder and its LM head. It holds no parameters: every method takes them.
+class LanguageModel:
+    """A transformer and its LM head: a masked language model, or a decoder. It holds no parameters: every
+    method takes them.
 
     Attributes:
       architecture: the shapes.
@@ -26,7 +27,7 @@ class MaskedLM:
       unrolled: compiles every layer on its own instead of a loop over layers: faster to run, slower to
         compile.
       attention: the form that computes it, a name in `ATTENTION`.
-      graft: what stands in the encoder beside its own layers; its parameters are `graft/...`.
+      graft: what stands in the transformer beside its own layers; its parameters are `graft/...`.
       gather: makes a layer's parameters of what `encode` is given of them; None if that is all of them.
     """
 
@@ -49,8 +50,8 @@ class MaskedLM:
         return 0 if self.graft is None else self.graft.prefix
 
     @property
-    def _encoder(self) -> Encoder:
-        return Encoder(
+    def _transformer(self) -> Transformer:
+        return Transformer(
             self.architecture,
             self.dtype,
             self.remat,
@@ -68,9 +69,9 @@ class MaskedLM:
         """Random parameters, normal with the architecture's `initializer_range`; a graft's as it starts."""
         arch = self.architecture
         tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
-        encoder_key, head_key = jax.random.split(key)
-        plain = self._encoder.clone(graft=None)
-        params = plain.init(encoder_key, tokens_1x1, jnp.ones_like(tokens_1x1))["params"]
+        transformer_key, head_key = jax.random.split(key)
+        plain = self._transformer.clone(graft=None)
+        params = plain.init(transformer_key, tokens_1x1, jnp.ones_like(tokens_1x1))["params"]
         head = self._lm_head.init(
             head_key, jnp.zeros((1, 1, arch.hidden_size)), params["embeddings"]["word"]["embedding"]
         )
@@ -119,7 +120,7 @@ class MaskedLM:
         if self.gather is not None:
             # A part is small in float32, too, and travels in the type that its gather says.
             cast["layers"] = params["layers"]
-        return self._encoder.apply(  # type: ignore[return-value]  # one output, no state
+        return self._transformer.apply(  # type: ignore[return-value]  # one output, no state
             {"params": cast},
             tokens_BxT,
             mask_BxT,
