@@ -50,11 +50,11 @@ def _unmasked(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
     """Row 3 as published: the labels of a corruption, but the clean text as input."""
-    masked = method.masking.corrupt(batch.tokens, batch.example_keys(rng))
+    drawn = method.objective.draw(batch.tokens, batch.example_keys(rng))
     mask_BxT = method.model.mask(batch.tokens)
     hidden_BxTxD = method.model.encode(params, batch.tokens, mask_BxT, gates=gates_BxLxU)
-    logits_BxMxV = method.model.logits(params, hidden_BxTxD, masked.positions)
-    return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
+    logits_BxMxV = method.model.logits(params, hidden_BxTxD, drawn.positions)
+    return masked_lm_loss_per_example(logits_BxMxV, drawn.labels, drawn.weights)
 
 
 def _token_axis(
@@ -76,8 +76,8 @@ def _token_axis(
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=(1, 2))
 
 
-UNMASKED = replace(importance.MASKED_LM, name="unmasked", per_example=_unmasked)
-TOKEN_AXIS = replace(importance.PROXIES["hidden"], name="token axis", per_example=_token_axis)
+UNMASKED = replace(importance.LM, name="unmasked", per_example=_unmasked)
+TOKEN_AXIS = replace(importance.proxy("hidden"), name="token axis", per_example=_token_axis)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def per_kind(values: dict[str, float]) -> str:
 def row_1(lab: Lab) -> Iterator[tuple[str, str]]:
     arch = replace(lab.method.model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
     off = replace(lab.method, model=replace(lab.method.model, architecture=arch))
-    proxy = importance.PROXIES["hidden"]
+    proxy = importance.proxy("hidden")
     for name, method in (("off", off), ("on", lab.method)):
         raw = lab.raw(proxy, method)
         largest = max(float(np.max(mean)) for mean in raw.mean)
@@ -167,7 +167,7 @@ def row_1(lab: Lab) -> Iterator[tuple[str, str]]:
 
 
 def row_2(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str]]:
-    halves = lab.signed(importance.MASKED_LM)
+    halves = lab.signed(importance.LM)
     correlations = importance.split_half_correlation(halves)
     yield "split-half correlation, summed with sign", per_kind(correlations)
     proper_halves = importance.split_half_correlation(proper.halves)
@@ -212,20 +212,20 @@ def row_5(lab: Lab) -> Iterator[tuple[str, str]]:
 
 
 def row_6(lab: Lab) -> Iterator[tuple[str, str]]:
-    feature, token = lab.raw(importance.PROXIES["hidden"]), lab.raw(TOKEN_AXIS)
+    feature, token = lab.raw(importance.proxy("hidden")), lab.raw(TOKEN_AXIS)
     yield "rank correlation, token axis against feature axis", agreement(token.mean, feature.mean)
 
 
 def row_7(lab: Lab, proper: importance.RawImportance) -> Iterator[tuple[str, str]]:
     space = lab.workspace
     first = accumulate(
-        importance.GateGradientSums(lab.method, importance.MASKED_LM),
+        importance.GateGradientSums(lab.method, importance.LM),
         lab.params,
         jax.random.key(0),
         sequential_batches(lab.corpus.train, examples=EXAMPLES, batch_size=BATCH),
         space.sharding,
     )
-    other = lab.raw(importance.MASKED_LM, seed=1)
+    other = lab.raw(importance.LM, seed=1)
     first_mean = importance.raw_importance(first).mean
     yield "rank correlation, two random samples", agreement(other.mean, proper.mean)
     yield (
@@ -292,7 +292,7 @@ def main() -> None:
     method = space.method(DASSettings())
     assert isinstance(method, DAS)
     lab = Lab(space, corpus, space.sharding.replicate(space.checkpoint.params), method)
-    proper = lab.raw(importance.MASKED_LM)
+    proper = lab.raw(importance.LM)
     rows: dict[int, Iterator[tuple[str, str]]] = {
         1: row_1(lab),
         2: row_2(lab, proper),

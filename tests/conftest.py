@@ -38,9 +38,12 @@ from absl import flags
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.model.architecture import Architecture
 from das_jax.model.language_model import LanguageModel, Params
+from das_jax.training.host_memory import keep_freed_memory
 
+keep_freed_memory()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A worker finds in memory what it has compiled; writing it to disk, too, as a run does from when it begins,
@@ -218,8 +221,10 @@ def params(model: LanguageModel) -> Params:
 
 
 @pytest.fixture(scope="session")
-def masking() -> Masking:
-    return Masking(mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=64)
+def objective() -> HiddenTokens:
+    return HiddenTokens(
+        Masking(mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=64), padding=1
+    )
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from flax.traverse_util import unflatten_dict
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked, Masking
+from das_jax.data.objective import Drawn, HiddenTokens
 from das_jax.model import huggingface, huggingface_weights
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import leaves_of
@@ -63,13 +64,36 @@ class Case:
     def masked(self, prefix: str = "") -> Masked:
         return from_labels(self.arrays[f"{prefix}corrupted_ids"], self.arrays[f"{prefix}labels"])
 
-    def masking(self, *prefixes: str) -> "GoldenMasking":
-        """A masking that draws nothing: it corrupts the texts of the archive as the archive does."""
+    def drawn(self, prefix: str = "") -> Drawn:
+        """What the archive has hidden, in texts of encoders."""
+        tokens_BxT, masked = self.array(f"{prefix}input_ids"), self.masked(prefix)
+        return self.undrawn.corrupted(tokens_BxT, masked)
+
+    def drawn_steps(self) -> Drawn:
+        """The same of every training step, one after the other, [S * B, ...]."""
+        tokens, corrupted, labels = (
+            self.arrays[f"train.{name}"].reshape(-1, self.arrays["train.labels"].shape[-1])
+            for name in ("input_ids", "corrupted_ids", "labels")
+        )
+        masked = from_labels(corrupted, labels)
+        return self.undrawn.corrupted(jnp.asarray(tokens, jnp.int32), masked)
+
+    @property
+    def undrawn(self) -> HiddenTokens:
+        """For methods that are given what is drawn."""
+        return self._hidden(Masking(mask_token=0, special_tokens=(), vocab_size=1))
+
+    def _hidden(self, masking: Masking) -> HiddenTokens:
+        return HiddenTokens(masking, self.model.architecture.pad_token_id)
+
+    def objective(self, *prefixes: str) -> HiddenTokens:
+        """Draws nothing: it corrupts the texts of the archive as the archive does."""
         clean, corrupted, labels = (
             np.concatenate([self.arrays[prefix + name] for prefix in prefixes])
             for name in ("input_ids", "corrupted_ids", "labels")
         )
-        return GoldenMasking(0, (), 1, clean=clean, masked=from_labels(corrupted, labels))
+        masking = GoldenMasking(0, (), 1, clean=clean, masked=from_labels(corrupted, labels))
+        return self._hidden(masking)
 
     def batch(self, prefix: str = "") -> Batch:
         """The clean text."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from das_jax.model import huggingface, huggingface_config
 from das_jax.model.language_model import LanguageModel
@@ -62,6 +62,39 @@ def write_model(directory: Path, **changes: Any) -> Path:
         config,
         architecture,
         PreTrainedTokenizerFast(tokenizer_object=backend, **tokens),
+    )
+    return directory
+
+
+def write_decoder(directory: Path, **changes: Any) -> Path:
+    """A Llama of two layers, 16 wide, two heads of its four sharing keys and values; its tokenizer knows the
+    words and what ends a text.
+    """
+    values = {
+        "vocab_size": 96,
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+        **changes,
+    }
+    config = LlamaConfig(**values).to_dict()
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    architecture = huggingface_config.architecture_of(directory)
+    vocabulary = {word: i for i, word in enumerate(["<end>", "<unk>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    huggingface.export(
+        directory,
+        jax.device_get(jax.jit(LanguageModel(architecture).init)(jax.random.key(1))),
+        config,
+        architecture,
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>"),
     )
     return directory
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked, Masking
+from das_jax.data.objective import Drawn
 from das_jax.methods.contract import Moment
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASMemory, DASSettings
@@ -30,9 +30,7 @@ from das_jax.objectives.proxy_kl import proxy_kl_per_example
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.sharding import make_sharding
 from das_jax.training.step import compile_train_step, init_state, make_train_step, recipe
-from tests.golden_case import Case, from_labels
-
-UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)
+from tests.golden_case import Case
 
 
 def mlm_losses(
@@ -69,11 +67,11 @@ def golden_losses(case: Case) -> importance.Losses:
     def per_example(method: Any, params: Params, batch: Batch, rng: Any, gates: Units) -> jax.Array:
         return mlm_losses(case, params, gates)[0]
 
-    return replace(importance.MASKED_LM, per_example=per_example)
+    return replace(importance.LM, per_example=per_example)
 
 
 def importance_batch(case: Case) -> tuple[DAS, Batch]:
-    return DAS(case.model, UNUSED_MASKING, DASSettings()), case.batch()
+    return DAS(case.model, case.undrawn, DASSettings()), case.batch()
 
 
 def test_importance(case: Case) -> None:
@@ -142,11 +140,11 @@ def test_gradients_and_soft_mask(case: Case) -> None:
 class GoldenDAS(DAS):
     """DAS on a corruption already drawn, without dropout: the batch's index says which."""
 
-    corruptions: Masked | None = None
+    corruptions: Drawn | None = None
 
     def loss(self, net: Net, memory: Any, batch: Batch, moment: Moment) -> Any:
-        masked = jax.tree.map(lambda x: x[batch.index], self.corruptions)
-        return self.objective(net, memory, batch.tokens, masked, moment, keys=None)
+        drawn = jax.tree.map(lambda x: x[batch.index], self.corruptions)
+        return self.loss_of(net, memory, drawn, moment, keys=None)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +152,8 @@ class GoldenDAS(DAS):
 )
 def test_five_training_steps(case: Case, apply_to: Any, devices: int | None) -> None:
     tokens_SxBxT = case.array("train.input_ids")
-    steps, rows, length = tokens_SxBxT.shape
-    corruptions = from_labels(
-        *(case.arrays[f"train.{name}"].reshape(-1, length) for name in ("corrupted_ids", "labels"))
-    )
+    steps, rows, _ = tokens_SxBxT.shape
+    corruptions = case.drawn_steps()
     sharding = None
     if devices is not None:
         shards = next(n for n in range(min(devices, rows), 0, -1) if rows % n == 0)
@@ -168,7 +164,7 @@ def test_five_training_steps(case: Case, apply_to: Any, devices: int | None) -> 
         sharding = make_sharding(shards)
     method = GoldenDAS(
         case.model,
-        UNUSED_MASKING,
+        case.undrawn,
         DASSettings(soft_mask=SoftMaskSettings(apply_to=apply_to)),
         axis_name=None if sharding is None else sharding.batch,
         corruptions=corruptions,

@@ -107,7 +107,7 @@ def test_hidden_states_behind_capsules_and_gates(system_case: Case) -> None:
         {**case.params, "graft": {**graft, "embedding": embedding}},
     )
     net = method.through(net, gates_of(embedding, s, s))
-    mask = case.array("a.attention_mask")
-    hidden = jax.jit(net.encode)(case.masked("a.").tokens, mask)
-    real = np.asarray(mask) == 1
+    text = case.drawn("a.").text
+    hidden = jax.jit(net.encode)(text)
+    real = np.asarray(text.mask)
     case.assert_close(hidden[real], family.arrays["hidden"][real], 1e-5, "hidden")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from das_jax.data.masking import Masking
 from das_jax.methods.contract import Moment, Place
 from das_jax.methods.cpt import CPT
 from das_jax.methods.gated_graft import GatedGraft
@@ -20,7 +19,6 @@ from das_jax.model.grafts.gates import SITES
 from das_jax.model.language_model import Params
 from tests.golden_case import Case
 
-UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)
 MOMENT = Moment(jnp.int32(1), jnp.int32(0), 10, jax.random.key(0))
 SMAX = 400.0
 
@@ -91,7 +89,7 @@ class GatedCase(NamedTuple):
         return Net(self.method.plan(Place(1, ("second",), (8,))).model, params)
 
     def hidden(self, net: Net) -> jax.Array:
-        return net.encode(self.case.masked("a.").tokens, self.case.array("a.attention_mask"))
+        return net.encode(self.case.drawn("a.").text)
 
     def assert_hidden(self, hidden: Any, name: str) -> None:
         real = self.case.arrays["a.attention_mask"] == 1
@@ -109,17 +107,19 @@ def gated_case(system_case: Case, request: pytest.FixtureRequest) -> GatedCase:
     method, settings, names = FAMILIES[request.param]
     family = system_case.of(request.param)
     fixed = type("Fixed", (method,), {"slope": lambda self, moment: float(family.arrays["s"])})
-    return GatedCase(system_case, family, fixed(system_case.model, UNUSED_MASKING, settings), names)
+    return GatedCase(
+        system_case, family, fixed(system_case.model, system_case.undrawn, settings), names
+    )
 
 
 def test_loss_and_gradients_through_gates(gated_case: GatedCase) -> None:
     case, family, method = gated_case.case, gated_case.family, gated_case.method
-    tokens, masked = case.batch("a.").tokens, case.masked("a.")
+    drawn = case.drawn("a.")
     params = gated_case.params
 
     def loss_of(graft: Params) -> Any:
         net = gated_case.net({**params, "graft": graft})
-        return method.objective(net, gated_case.memory, tokens, masked, MOMENT, None)
+        return method.loss_of(net, gated_case.memory, drawn, MOMENT, None)
 
     @jax.jit
     def computed(graft: Params) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked, Masking
+from das_jax.data.objective import Drawn
 from das_jax.methods.contract import Moment, Place
 from das_jax.methods.hard_attention import HATMemory, gates_of, regulariser
 from das_jax.methods.hat import HAT, HATSettings
@@ -19,9 +19,8 @@ from das_jax.model.plain import plain_params
 from das_jax.model.units import Units, full_units
 from das_jax.training.optimizer import Optimizer, adamw
 from das_jax.training.step import Recipe, init_state, make_train_step
-from tests.golden_case import Case, from_labels
+from tests.golden_case import Case
 
-UNUSED_MASKING = Masking(mask_token=0, special_tokens=(), vocab_size=1)
 SETTINGS = HATSettings(smax=400, regularisation=0.75, clip=6)
 LEARNED = 2
 """The domain that is learned, after two others."""
@@ -31,15 +30,15 @@ LEARNED = 2
 class GoldenHAT(HAT):
     """HAT on a corruption already drawn, without dropout: the batch's index says which; s may be given."""
 
-    corruptions: Masked | None = None
+    corruptions: Drawn | None = None
     s: Any = None
 
     def slope(self, moment: Moment) -> Any:
         return super().slope(moment) if self.s is None else self.s
 
     def loss(self, net: Net, memory: Any, batch: Batch, moment: Moment) -> Any:
-        masked = jax.tree.map(lambda x: x[batch.index], self.corruptions)
-        return self.objective(net, memory, batch.tokens, masked, moment, None)
+        drawn = jax.tree.map(lambda x: x[batch.index], self.corruptions)
+        return self.loss_of(net, memory, drawn, moment, None)
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def hat_case(system_case: Case) -> Case:
 
 
 def method_of(case: Case, s: Any = None) -> GoldenHAT:
-    return GoldenHAT(case.model, UNUSED_MASKING, SETTINGS, corruptions=case.masked("a."), s=s)
+    return GoldenHAT(case.model, case.undrawn, SETTINGS, corruptions=case.drawn("a."), s=s)
 
 
 def moment(step: int = 0, steps: int = 10) -> Moment:
@@ -89,13 +88,13 @@ def test_loss_and_its_parts(hat_case: Case) -> None:
     case, s = hat_case, float(hat_case.arrays["s"][1])
     gates = gates_of(embedding(case), s, SETTINGS.smax)
     units = Units(**gates)
-    masked, mask = case.masked("a."), case.array("a.attention_mask")
-    real = np.asarray(mask, bool)
+    drawn = case.drawn("a.")
+    real = np.asarray(drawn.text.mask)
 
     def encoded(params: Params, gates: Units | None) -> tuple[jax.Array, jax.Array]:
         net = Net(case.model, params, gates)
-        hidden = net.encode(masked.tokens, mask)
-        return hidden, net.logits(hidden)
+        hidden = net.encode(drawn.text)
+        return hidden, case.model.logits(params, hidden)
 
     for name, net in (
         ("gated", Net(case.model, case.params, units)),
@@ -146,12 +145,10 @@ def test_gradients_and_what_scales_them(hat_case: Case) -> None:
 def test_four_training_steps(hat_case: Case, apply_to: Any) -> None:
     case, expected = hat_case, hat_case.of("hat_train").named(f"{apply_to}.")
     tokens_SxBxT = case.array("train.input_ids")
-    steps, rows, length = tokens_SxBxT.shape
-    corruptions = from_labels(
-        *(case.arrays[f"train.{name}"].reshape(-1, length) for name in ("corrupted_ids", "labels"))
-    )
+    steps, rows, _ = tokens_SxBxT.shape
+    corruptions = case.drawn_steps()
     settings = replace(SETTINGS, apply_to=apply_to)
-    method = GoldenHAT(case.model, UNUSED_MASKING, settings, corruptions=corruptions)
+    method = GoldenHAT(case.model, case.undrawn, settings, corruptions=corruptions)
     plan = method.plan(Place(LEARNED, ("third",), (rows,)))
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.01, plan.decays), lambda step: 1e-3)
     recipe = Recipe(method, plan, optimizer, steps)

@@ -18,7 +18,8 @@ from das_jax.methods.soft_mask import soft_mask
 from das_jax.model import huggingface
 from das_jax.model.heads import mean_pool
 from das_jax.model.language_model import LanguageModel, Params
-from das_jax.model.units import Units, full_units
+from das_jax.model.leaves import OWNERS
+from das_jax.model.units import Units, full_units, sharing
 from tests.golden_case import Case, golden_case
 
 FAMILIES = ("modernbert", "gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -119,11 +120,14 @@ def test_gradients_and_what_the_soft_mask_leaves_of_them(
     model_case: tuple[Case, Computed],
 ) -> None:
     case, computed = model_case
-    mask = soft_mask(case.units("importance_accumulated"))
-    masked, _ = mask.update(computed.gradients, mask.init(case.params))
-    for prefix, gradients in (("grad.", computed.gradients), ("soft_masked_grad.", masked)):
+    found = {"grad.": computed.gradients}
+    for prefix, how in (("soft_masked_grad.", "max"), ("soft_masked_grad_mean.", "mean")):
+        mask = soft_mask(case.units("importance_accumulated"), sharing(OWNERS, how))
+        found[prefix], _ = mask.update(computed.gradients, mask.init(case.params))
+    for prefix, gradients in found.items():
         ours, theirs = case.tensors(gradients), case.named(prefix)
-        assert set(ours) == set(theirs)
+        # Of the mean only keys and values of grouped heads are there.
+        assert prefix.endswith("mean.") or set(ours) == set(theirs)
         for name, value in theirs.items():
             # GPT-2's key bias has a gradient of exactly 0, and so the whole tensor's scale is the measure.
             case.assert_close(ours[name], value, 1e-4, f"{prefix}{name}")

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masked
 from das_jax.evaluation.measures import Matrix, fuar
-from das_jax.methods.example_losses import MaskedLMLosses
+from das_jax.methods.example_losses import LMLosses
 from das_jax.methods.fisher import FisherSums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.policies.averaging import averaged, layer_shares
@@ -62,7 +62,7 @@ def test_parameters_by_name_and_back(system_case: Case) -> None:
 
 def test_fisher(system_case: Case) -> None:
     case = system_case.of("ewc")
-    sums = FisherSums(MaskedLMLosses(case.model, system_case.masking("a.", "b.")))
+    sums = FisherSums(LMLosses(case.model, system_case.objective("a.", "b.")))
 
     @jax.jit
     def measure(theta: Params, batch_a: Batch, batch_b: Batch) -> dict[str, Params]:
@@ -108,7 +108,7 @@ def test_quadratic_penalty(system_case: Case) -> None:
 
 def test_mixture_of_experts(system_case: Case) -> None:
     case, masked = system_case.of("demix"), system_case.masked("a.")
-    masking, batch, rng = system_case.masking("a."), system_case.batch("a."), jax.random.key(0)
+    objective, batch, rng = system_case.objective("a."), system_case.batch("a."), jax.random.key(0)
     rows, experts = case.arrays["log_likelihood"].shape
     own = [
         unflatten_dict(flatten_dict(case.params) | flatten_dict(case.params_from(f"expert.{e}.")))
@@ -120,8 +120,8 @@ def test_mixture_of_experts(system_case: Case) -> None:
         def predict(params: Params) -> tuple[jax.Array, ...]:
             hidden = case.model.encode(params, masked.tokens, case.model.mask(batch.tokens))
             return (
-                log_likelihoods(TokenLosses(case.model, masking, rows)(params, batch, rng)),
-                HeldoutSums(case.model, masking)(params, batch, rng),
+                log_likelihoods(TokenLosses(case.model, objective, rows)(params, batch, rng)),
+                HeldoutSums(case.model, objective)(params, batch, rng),
                 jax.nn.log_softmax(case.model.logits(params, hidden)),
             )
 
@@ -142,7 +142,7 @@ def test_mixture_of_experts(system_case: Case) -> None:
         }
 
     measured = measure(jax.tree.map(lambda *parts: jnp.stack(parts), *own))
-    tokens = jax.jit(TokenLosses(case.model, masking, rows))
+    tokens = jax.jit(TokenLosses(case.model, objective, rows))
     tokens_Ex2xNxM = np.stack([tokens(params, batch, rng) for params in own])
     loss, count = mixture_sums(tokens_Ex2xNxM, measured["prior"])
     measured["mixture.mlm"] = jnp.asarray(loss / count)

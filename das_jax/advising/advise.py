@@ -127,7 +127,7 @@ def advise(
       config: of the whole run.
       candidates: what is tried.
       budget: what all probes together may take.
-      promise: nats per masked token by which the loss on general text may rise; None for no promise.
+      promise: nats per predicted token by which the loss on general text may rise; None for no promise.
       directory: where the probes go, and the recommendation.
       console: where a person watches.
       interruption: says whether somebody asked to stop.
@@ -335,8 +335,9 @@ def advice_table(advice: Advice) -> Table:
     table = new_table(
         "the points tried longest, on text that nothing was chosen on",
         *("point", "loss on the domains", "rise on general text", "FLOPs", "frontier"),
-        caption=f"Means over {len(SEEDS)} seeds with 95 % intervals; nats per masked token. FLOPs: in those "
-        "of plain training, for the whole run. On the frontier stands what no other point beats in both.",
+        caption=f"Means over {len(SEEDS)} seeds with 95 % intervals; nats per predicted token. FLOPs: in "
+        "those of plain training, for the whole run. On the frontier stands what no other point beats in "
+        "both.",
     )
     recommendation = advice.recommendation
     for probe in sorted(advice.probes, key=lambda each: each.rise.mean):

@@ -12,7 +12,7 @@ LITTLE = 0.02
 
 @dataclass(frozen=True)
 class Probe:
-    """What a point was measured to do; losses in nats per masked token.
+    """What a point was measured to do; losses in nats per predicted token.
 
     Attributes:
       measured: its runs.
@@ -132,7 +132,7 @@ def recommend(probes: Sequence[Probe], texts: int, promise: float | None) -> Rec
     Args:
       probes: at least one.
       texts: how many domains there are.
-      promise: nats per masked token by which general loss may rise; None for no promise.
+      promise: nats per predicted token by which general loss may rise; None for no promise.
     """
     frontier = frontier_of(probes)
     if promise is None:

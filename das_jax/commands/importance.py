@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--of",
         choices=["domain", "general"],
-        help="knowledge of the corpus (masked-LM loss, the default) or general knowledge (proxy KL)",
+        help="knowledge of the corpus (the loss, the default) or general knowledge (proxy KL)",
     )
     parser.add_argument(
         "--published",

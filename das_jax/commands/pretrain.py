@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
     for each in configurations(config):
         if config.seeds is not None:
             console.log(f"seed {each.seed}, in {each.output_dir}")
-        scores = pretrain(each, console, options.interruption, write_report, check_inputs)
-        measured = RunScores(Path(each.output_dir), each, tuple(scores), scores, {}, {})
+        scores, unit = pretrain(each, console, options.interruption, write_report, check_inputs)
+        measured = RunScores(
+            *(Path(each.output_dir), each, tuple(scores), scores, {}, {}), unit=unit
+        )
         console.rich.print(score_table(heldout_table((measured,))))

@@ -10,7 +10,7 @@ from das_jax.evaluation.score_table import LESS_IS_BETTER, MEANINGS
 from das_jax.evaluation.statistics import Estimate, standard_errors
 
 MEASURES = ("OP", "F", "plasticity", "X-Delta", GAIN)
-"""What is shown of every system; the first one ranks. Of held-out losses, in nats per masked token."""
+"""What is shown of every system; the first one ranks. Of held-out losses, in nats per predicted token."""
 
 ONE_RUN = "nothing: one run each"
 

@@ -130,9 +130,10 @@ def _copy(source: RunDirectory, target: RunDirectory, config: Config, stage: Sta
     inputs = source.inputs()
     names = (*(f"the text of {text}" for text in texts), f"the model {config.model.path}")
     write_json(target.path / "inputs.json", {name: inputs[name] for name in names})
-    target.write_scores(
-        *(_rows(source.scores(split), stage, texts) for split in ("heldout", "validation"))
+    heldout, validation = (
+        _rows(source.scores(split), stage, texts) for split in ("heldout", "validation")
     )
+    target.write_scores(heldout, validation, source.unit())
 
 
 def _rows(scores: Scores, stage: Stage, texts: tuple[str, ...]) -> Scores:

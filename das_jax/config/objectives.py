@@ -1,6 +1,6 @@
 """What each corpus is learned for: what its domain says, else what the model was made for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from das_jax.config.schema import Config, CorpusSettings, GeneralSettings, TrainingSettings
 from das_jax.data.settings import ObjectiveName, RecordSettings, SnapshotsSource, Source
@@ -8,6 +8,14 @@ from das_jax.errors import UserError
 
 COLUMNS = ("prompt", "response", "messages")
 """The settings of a source that only the objective `supervised` reads."""
+
+
+UNITS: Mapping[ObjectiveName, str] = {
+    "masked": "masked token",
+    "causal": "token",
+    "supervised": "response token",
+}
+"""What a loss is the mean over: it is in nats per one of these."""
 
 
 def objective_of(corpus: CorpusSettings | GeneralSettings, causal: bool) -> ObjectiveName:
@@ -19,6 +27,12 @@ def objective_of(corpus: CorpusSettings | GeneralSettings, causal: bool) -> Obje
     """
     said = corpus.objective if isinstance(corpus, CorpusSettings) else None
     return said or ("causal" if causal else "masked")
+
+
+def unit_of(objectives: Collection[ObjectiveName]) -> str:
+    """The unit of the losses of corpora, for people."""
+    names = {UNITS[objective] for objective in objectives}
+    return f"nats per {names.pop() if len(names) == 1 else UNITS['causal']}"
 
 
 def check_columns(config: Config, origin: Callable[[str], str]) -> None:

@@ -108,12 +108,12 @@ class GeneralSettings:
     source: Source
     """Where its text comes from."""
     steps: CountOrZero = 0
-    """Plain masked-LM warm-up steps on this text before the first domain."""
+    """Plain warm-up steps on this text before the first domain."""
     warmup_learning_rate: PositiveFloat | None = None
     """The highest learning rate of those steps; `training.learning_rate` when absent."""
     may_rise: PositiveFloat | None = None
-    """A promise: by so many nats per masked token the held-out loss on this text may rise while the domains
-    are learned. It is looked at after every domain, and said where it is broken."""
+    """A promise: by so many nats per predicted token the held-out loss on this text may rise while the
+    domains are learned. It is looked at after every domain, and said where it is broken."""
 
 
 @settings
@@ -123,7 +123,7 @@ class TrainingSettings:
     batch_size: BatchSize = 256
     """Examples per step, over all devices."""
     accumulate: BatchSize = 1
-    """Micro-batches that one step's gradients are summed over, for batches that do not fit. The masked-LM
+    """Micro-batches that one step's gradients are summed over, for batches that do not fit. The LM
     loss is the mean over the whole batch; DAS contrasts the texts of a micro-batch with each other, and the
     terms of DER++'s stored rows count by the predictions of the new text beside them."""
     learning_rate: PositiveFloat = 1e-4

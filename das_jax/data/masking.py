@@ -25,12 +25,6 @@ class Masked(NamedTuple):
     labels: jax.Array
     weights: jax.Array
 
-    @property
-    def clean(self) -> jax.Array:
-        """The text as it was, [B, T]."""
-        rows_Bx1 = jnp.arange(len(self.tokens))[:, None]
-        return self.tokens.at[rows_Bx1, self.positions].set(self.labels.astype(self.tokens.dtype))
-
 
 class Places(NamedTuple):
     """What is predicted of a text.

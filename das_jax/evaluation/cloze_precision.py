@@ -9,6 +9,7 @@ import numpy as np
 
 from das_jax.data.batches import whole_batches
 from das_jax.data.cloze import Facts
+from das_jax.data.objective import Text
 from das_jax.methods.net import Mixture, Net, mixed
 from das_jax.model.language_model import LanguageModel
 from das_jax.objectives.mixture import mixture_log_probabilities
@@ -60,8 +61,8 @@ def _fill(
     """The most likely token at every blank, [N, B]; -1 where a logit is not finite."""
 
     def logits(net: Net, tokens_BxT: jax.Array, position_B: jax.Array) -> jax.Array:
-        hidden_BxTxD = net.encode(tokens_BxT, net.model.mask(tokens_BxT))
-        return net.logits(hidden_BxTxD, position_B[:, None])[:, 0]
+        hidden_BxTxD = net.encode(Text(tokens_BxT, net.model.mask(tokens_BxT)))
+        return net.model.logits(net.params, hidden_BxTxD, position_B[:, None])[:, 0]
 
     def fill(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows = jax.lax.with_sharding_constraint(rows, sharding.by_example)

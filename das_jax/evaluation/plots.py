@@ -1,11 +1,12 @@
 """The figures of the page: curves of training, losses after every stage, importance, and trade-offs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from das_jax.data.objective import LM_LOSSES
 from das_jax.evaluation.curves import over_seeds, starts
 from das_jax.evaluation.protection import Protection
 from das_jax.evaluation.score_table import TITLES, Kind, ScoreTable
@@ -19,12 +20,18 @@ CROWDED = 4
 
 
 def plot_training(summaries: Sequence[Summary]) -> Plot | None:
-    """The masked-LM loss of the training batches, which all methods have in common."""
+    """The language model's loss of the training batches, which all methods have in common."""
+    curves = {
+        summary.name: (metric, summary)
+        for summary in summaries
+        for metric in LM_LOSSES
+        if any(metric in record.metrics for record in summary.records[0])
+    }
     return _plot_metrics(
         "Training loss",
-        "Masked-LM loss of the training batches",
-        {summary.name: ("masked_lm", summary) for summary in summaries},
-        "nats per masked token",
+        "Language-model loss of the training batches",
+        curves,
+        _units(summary.runs[0].unit for _, summary in curves.values()),
     )
 
 
@@ -42,6 +49,11 @@ def plot_effective_mask(summary: Summary) -> Plot | None:
         },
         "share left",
     )
+
+
+def _units(units: Iterable[str]) -> str:
+    """Of an axis that several runs share."""
+    return " or ".join(dict.fromkeys(units))
 
 
 def _plot_metrics(
@@ -129,9 +141,16 @@ def _plot_losses(title: str, curves: dict[str, tuple[ScoreTable, str]]) -> Plot:
             axes.tick_params("x", rotation=30)
         axes.grid(axis="x", visible=False)
 
-    description = "Masked-LM loss of text that is never trained on, after every stage."
+    description = "Loss of text that is never trained on, after every stage."
     description += _bars({table.samples for table, _ in curves.values() if len(table.seeds) > 1})
-    return plot(title, description, keys, "model after", "nats per masked token", draw)
+    return plot(
+        title,
+        description,
+        keys,
+        "model after",
+        _units(table.unit for table, _ in curves.values()),
+        draw,
+    )
 
 
 def plot_trade_off(summaries: Sequence[Summary], kind: Kind) -> Plot | None:

@@ -9,7 +9,7 @@ import numpy as np
 from das_jax.errors import UserError
 from das_jax.evaluation.curves import stage_directories, stage_name
 from das_jax.evaluation.scores import RunScores
-from das_jax.methods.das.importance import FEWEST_UNITS, MASKED_LM, PROXIES, rank_correlation
+from das_jax.methods.das.importance import FEWEST_UNITS, GENERAL_FILE, LM, rank_correlation
 from das_jax.methods.das.importance_map import ImportanceMap, load_measured
 from das_jax.model.units import Units
 from das_jax.training.run_directory import RunDirectory
@@ -69,8 +69,8 @@ def read_maps(run: RunScores) -> dict[str, ImportanceMap]:
     found = {}
     for stage in stage_directories(run.directory):
         for file, name in (
-            (PROXIES["hidden"].file, GENERAL),
-            (MASKED_LM.file, stage_name(stage)),
+            (GENERAL_FILE, GENERAL),
+            (LM.file, stage_name(stage)),
         ):
             if (stage / file).exists() and stage_name(stage) in run.rows:
                 with contextlib.suppress(UserError):

@@ -25,7 +25,7 @@ from das_jax.training.stages import stages_of
 Kind = Literal["tasks", "heldout", "cloze"]
 TITLES: dict[Kind, str] = {
     "tasks": "end tasks",
-    "heldout": "held-out masked-LM loss",
+    "heldout": "held-out loss",
     "cloze": "cloze facts",
 }
 
@@ -191,7 +191,7 @@ def heldout_table(runs: tuple[RunScores, ...]) -> ScoreTable:
     first = runs[0]
     texts = tuple(first.heldout[first.rows[0]])
     values = [[[run.heldout[row][text] for text in texts] for row in run.rows] for run in runs]
-    return _table(runs, "heldout", "nats per masked token", texts, texts, np.array(values))
+    return _table(runs, "heldout", first.unit, texts, texts, np.array(values))
 
 
 def task_table(runs: tuple[RunScores, ...]) -> ScoreTable:

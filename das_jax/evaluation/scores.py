@@ -135,7 +135,8 @@ class RunScores:
       directory: where it is.
       config: its configuration.
       rows: the models that were measured: `base model` and every stage that is finished.
-      heldout: nats per masked token, {row: {text: loss}}.
+      heldout: {row: {text: loss}}.
+      unit: of these losses.
       tasks: {task: ...} as in `Evaluation`.
       cloze: {set: ...} as in `Evaluation`.
       validation: as `heldout`, on validation text, where there is some.
@@ -147,6 +148,7 @@ class RunScores:
     heldout: dict[str, dict[str, float]]
     tasks: dict[str, dict[str, Any]]
     cloze: dict[str, dict[str, Any]]
+    unit: str
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -188,6 +190,7 @@ def read_scores(directory: Path) -> RunScores:
     return RunScores(
         *(directory, config, tuple(heldout), heldout, evaluation["tasks"], evaluation["cloze"]),
         validation=run.scores("validation"),
+        unit=run.unit(),
     )
 
 

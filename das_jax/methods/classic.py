@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from das_jax.data.masking import Masked
+from das_jax.data.objective import Drawn
 from das_jax.methods.contract import Cost, Domain, Learned, Metrics, Moment, Place, Plan
 from das_jax.methods.hard_attention import Gates, HATMemory
 from das_jax.methods.hat_adapter import HATAdapter
@@ -48,20 +48,18 @@ class CLASSIC(HATAdapter):
         graft = {**began.params["graft"], "mixing": mixing}
         return began._replace(params={**began.params, "graft": graft})
 
-    def objective(
+    def loss_of(
         self,
         net: Net,
         memory: HATMemory,
-        tokens_BxT: jax.Array,
-        masked: Masked,
+        drawn: Drawn,
         moment: Moment,
         dropout_keys_B: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
         gated, gates = self.gated(net, moment)
-        mask_BxT = net.model.mask(tokens_BxT)
-        hidden_BxTxD = gated.encode(masked.tokens, mask_BxT, dropout_keys_B)
-        masked_lm = self.masked_lm_loss(gated, hidden_BxTxD, masked, moment)
-        loss, parts = self.regularised(masked_lm, gates, memory)
+        hidden_BxTxD = gated.encode(drawn.text, dropout_keys_B)
+        lm = self.lm_loss(gated, hidden_BxTxD, drawn, moment)
+        loss, parts = self.regularised(lm, gates, memory)
         if "mixing" not in net.params["graft"]:
             return loss, parts
         still = net._replace(
@@ -70,10 +68,10 @@ class CLASSIC(HATAdapter):
 
         def view(embedding: Gates) -> jax.Array:
             through = self.through(still, self.served(embedding))
-            return mean_pool(through.encode(masked.tokens, mask_BxT), mask_BxT)
+            return mean_pool(through.encode(drawn.text), drawn.text.mask)
 
         earlier_KxBxD = jax.lax.map(view, self.looked_at(memory, moment))
-        current_BxD = mean_pool(hidden_BxTxD, mask_BxT)
+        current_BxD = mean_pool(hidden_BxTxD, drawn.text.mask)
         views_BxDxK = jnp.moveaxis(jnp.concatenate([earlier_KxBxD, current_BxD[None]]), 0, -1)
         contrast = nt_xent(
             current_BxD,

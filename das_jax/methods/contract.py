@@ -17,12 +17,14 @@ import optax
 from flax import struct
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked, Masking
+from das_jax.data.objective import Drawn, Objective
 from das_jax.data.streams import Stream
 from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules
+from das_jax.model.blocked_logits import BlockedLogits
 from das_jax.model.language_model import LanguageModel, Params
-from das_jax.objectives.masked_lm_loss import token_losses, weighted_mean
+from das_jax.objectives.lm_loss import prediction_loss, prediction_losses
+from das_jax.objectives.masked_lm_loss import weighted_mean
 
 Memory = Any
 """A pytree: all that a method carries from stage to stage on the devices. Every checkpoint holds it; its
@@ -46,8 +48,8 @@ class Split:
     whole: bool = struct.field(pytree_node=False, default=False)
 
 
-Weigh = Callable[[Net, Masked, jax.Array], jax.Array]
-"""(net, masked, losses_BxM) -> weights_BxM: how much every prediction counts."""
+Weigh = Callable[[Net, Drawn, jax.Array], jax.Array]
+"""(net, drawn, losses_BxM) -> weights_BxM: how much every prediction counts."""
 
 
 class Moment(NamedTuple):
@@ -308,11 +310,11 @@ class UpdateTrace(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """Plain masked-LM training, and the base of every other method.
+    """Plain training of a language model, and the base of every other method.
 
     Attributes:
       model: the base model.
-      masking: the masked-LM corruption.
+      objective: what the text is learned for.
       settings: the method's own settings.
       axis_name: the mesh axis over which a batch is sharded while `loss` and `accumulate` run; None
         for no mesh.
@@ -322,7 +324,7 @@ class Method:
     """
 
     model: LanguageModel
-    masking: Masking
+    objective: Objective
     settings: Any
     axis_name: str | None = None
 
@@ -374,28 +376,24 @@ class Method:
         returns is the same on every shard; `objectives/collectives.py` makes it so. With
         `mesh.state: parameters`, matrices and embeddings come rounded to the type of `mesh.exchange`.
         """
-        mask_key, dropout_key = jax.random.split(moment.rng)
-        masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
-        hidden_BxTxD = net.encode(
-            masked.tokens, net.model.mask(batch.tokens), batch.example_keys(dropout_key)
-        )
-        loss = self.masked_lm_loss(net, hidden_BxTxD, masked, moment)
-        return loss, {"masked_lm": loss}
+        draw_key, dropout_key = jax.random.split(moment.rng)
+        drawn = self.objective.draw(batch.tokens, batch.example_keys(draw_key))
+        hidden_BxTxD = net.encode(drawn.text, batch.example_keys(dropout_key))
+        loss = self.lm_loss(net, hidden_BxTxD, drawn, moment)
+        return loss, {self.objective.loss: loss}
 
-    def masked_lm_loss(
-        self, net: Net, hidden_BxTxD: jax.Array, masked: Masked, moment: Moment
-    ) -> jax.Array:
-        """The masked-LM loss of the global batch, nats per masked token, []."""
-        return self.loss_of_logits(net, net.logits(hidden_BxTxD, masked.positions), masked, moment)
+    def lm_loss(self, net: Net, hidden_BxTxD: jax.Array, drawn: Drawn, moment: Moment) -> jax.Array:
+        """The loss of the predictions of the global batch, nats per prediction, []."""
+        return self.loss_of_logits(net, net.predictions(hidden_BxTxD, drawn), drawn, moment)
 
     def loss_of_logits(
-        self, net: Net, logits_BxMxV: jax.Array, masked: Masked, moment: Moment
+        self, net: Net, logits: BlockedLogits, drawn: Drawn, moment: Moment
     ) -> jax.Array:
-        """The same of the logits at the masked positions, where a method needs these for more."""
-        losses_BxM = token_losses(logits_BxMxV, masked.labels)
-        weights_BxM = masked.weights
-        if moment.weigh is not None:
-            weights_BxM = jax.lax.stop_gradient(moment.weigh(net, masked, losses_BxM))
+        """The same of the predictions' logits, where a method needs these for more."""
+        if moment.weigh is None:
+            return prediction_loss(logits, drawn.labels, drawn.weights, self.axis_name)
+        losses_BxM = prediction_losses(logits, drawn.labels)
+        weights_BxM = jax.lax.stop_gradient(moment.weigh(net, drawn, losses_BxM))
         return weighted_mean(losses_BxM, weights_BxM, self.axis_name)
 
     def transforms(self, memory: Memory, moment: Moment) -> Transforms:

@@ -10,6 +10,7 @@ import jax
 from das_jax.data.batch import Batch
 from das_jax.data.store import Reservoir
 from das_jax.methods.contract import Cost, Domain, Learned, Place, Plan
+from das_jax.methods.net import Net
 from das_jax.methods.settings.whole_model import DERppSettings
 from das_jax.methods.stored_outputs import StoredOutputs
 from das_jax.model.flops import transformer_flops
@@ -63,7 +64,7 @@ class DERpp(StoredOutputs):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """What is stored of every chunk: its corruption, and the hidden states under it, dropout off."""
+    """What is stored of every chunk: what was drawn of it, and the hidden states under that, dropout off."""
 
     method: DERpp
     name: str = "hidden states to be kept"
@@ -74,6 +75,5 @@ class StoredRows:
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> dict[str, Any]:
         method = self.method
-        masked = method.masking.corrupt(batch.tokens, batch.example_keys(rng))
-        real_BxT = method.model.mask(batch.tokens)
-        return method.stored(masked, method.model.encode(params, masked.tokens, real_BxT))
+        drawn = method.objective.draw(batch.tokens, batch.example_keys(rng))
+        return method.stored(drawn, Net(method.model, params).encode(drawn.text))

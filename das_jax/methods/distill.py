@@ -21,11 +21,11 @@ from das_jax.methods.net import Net
 from das_jax.methods.placeholder import is_placeholder, placeholder
 from das_jax.methods.settings.whole_model import DistillSettings
 from das_jax.model.language_model import Params
-from das_jax.objectives.distillation import distillation_kl, hidden_mse
+from das_jax.objectives.distillation import distillation_kl, hidden_mse, vocabulary_distillation_kl
 
 
 class Distill(Method):
-    """Masked-LM loss + weight * distance of what the model says to what the teacher says.
+    """LM loss + weight * distance of what the model says to what the teacher says.
 
     The teacher is the model after the last domain, with dropout off. It is all the memory, whole in every
     step, and a placeholder while there is none: the first domain's program is plain training's.
@@ -50,41 +50,41 @@ class Distill(Method):
             return super().loss(net, memory, batch, moment)
         teacher = Net(self.model, memory.tree)
         if self.settings.on == "logits":
-            masked_lm, distance = self._of_predictions(net, teacher, batch, moment)
+            lm, distance = self._of_predictions(net, teacher, batch, moment)
         else:
-            masked_lm, _ = super().loss(net, memory, batch, moment)
+            lm, _ = super().loss(net, memory, batch, moment)
             distance = self._of_hidden(net, teacher, batch, moment)
-        loss = masked_lm + self.settings.weight * distance
-        return loss, {"masked_lm": masked_lm, "distillation": distance}
+        loss = lm + self.settings.weight * distance
+        return loss, {self.objective.loss: lm, "distillation": distance}
 
     def _of_predictions(
         self, net: Net, teacher: Net, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, jax.Array]:
-        """The masked-LM loss, and the distance of the words' probabilities at the masked positions; the
+        """The LM loss, and the distance of the words' probabilities where they are predicted; the
         student's one pass and one set of logits serve both.
         """
-        mask_key, dropout_key = jax.random.split(moment.rng)
-        masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
-        real_BxT = net.model.mask(batch.tokens)
-        hidden_BxTxD = net.encode(masked.tokens, real_BxT, batch.example_keys(dropout_key))
-        logits_BxMxV = net.logits(hidden_BxTxD, masked.positions)
-        teacher_BxMxV = teacher.logits(teacher.encode(masked.tokens, real_BxT), masked.positions)
-        distance = distillation_kl(
-            *(logits_BxMxV, teacher_BxMxV, masked.weights),
+        draw_key, dropout_key = jax.random.split(moment.rng)
+        drawn = self.objective.draw(batch.tokens, batch.example_keys(draw_key))
+        hidden_BxTxD = net.encode(drawn.text, batch.example_keys(dropout_key))
+        logits = net.predictions(hidden_BxTxD, drawn)
+        distance = vocabulary_distillation_kl(
+            logits,
+            teacher.predictions(teacher.encode(drawn.text), drawn),
+            drawn.weights,
             self.settings.temperature,
             self.axis_name,
         )
-        return self.loss_of_logits(net, logits_BxMxV, masked, moment), distance
+        return self.loss_of_logits(net, logits, drawn, moment), distance
 
     def _of_hidden(self, net: Net, teacher: Net, batch: Batch, moment: Moment) -> jax.Array:
         """The distance of the last hidden states of the clean text, a pass of each."""
         # The first two keys are those of the masked text.
         dropout_key = jax.random.split(moment.rng, 3)[2]
-        real_BxT = net.model.mask(batch.tokens)
+        text = self.objective.text(batch.tokens)
         states = (
-            net.encode(batch.tokens, real_BxT, batch.example_keys(dropout_key)),
-            teacher.encode(batch.tokens, real_BxT),
-            real_BxT.astype(jnp.float32),
+            net.encode(text, batch.example_keys(dropout_key)),
+            teacher.encode(text),
+            text.mask.astype(jnp.float32),
         )
         if self.settings.on == "mse":
             return hidden_mse(*states, self.axis_name)

@@ -18,7 +18,7 @@ from das_jax.methods.contract import (
     Transforms,
     UpdateTrace,
 )
-from das_jax.methods.example_losses import MaskedLMLosses
+from das_jax.methods.example_losses import LMLosses
 from das_jax.methods.fisher import FisherSums, Sums, fisher, mean_fisher, online_fisher
 from das_jax.methods.penalty import quadratic_penalty, quadratic_pull
 from das_jax.methods.settings.whole_model import EWCSettings
@@ -41,7 +41,7 @@ class EWCMemory(NamedTuple):
 
 
 class EWC(Method):
-    """Masked-LM training + lambda / 2 * sum of F (theta - theta*)^2, whose gradient goes through Adam."""
+    """LM training + lambda / 2 * sum of F (theta - theta*)^2, whose gradient goes through Adam."""
 
     settings: EWCSettings
 
@@ -73,7 +73,7 @@ class EWC(Method):
         """F with that of a text, at the parameters as they are, which become theta*."""
         settings, memory = self.settings, learned.memory
         sums = domain.accumulate(
-            FisherSums(MaskedLMLosses(self.model, self.masking)),
+            FisherSums(LMLosses(self.model, self.objective)),
             learned.params,
             jax.random.fold_in(domain.rng, int(general)),
             examples=settings.examples,
@@ -105,6 +105,9 @@ def _shares(fisher: Params) -> jax.Array:
     sums = {"embeddings": jnp.zeros(1), "layers": jnp.zeros(1), "lm_head": jnp.zeros(1)}
     for leaf, x in zip(claimed(fisher), jax.tree.leaves(fisher), strict=True):
         part, _, _ = leaf.path.partition("/")
+        part = (
+            "lm_head" if part == "final_norm" else part
+        )  # It stands before the head, and is as small.
         sums[part] += x.sum(axis=tuple(range(leaf.stacked, x.ndim)))
     parts = jnp.concatenate([*sums.values()])
     return parts / jnp.maximum(parts.sum(), 1e-30)

@@ -5,32 +5,31 @@ from dataclasses import dataclass
 import jax
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import Objective
+from das_jax.methods.net import Net
 from das_jax.model.flops import lm_head_flops, transformer_flops
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units
-from das_jax.objectives.masked_lm_loss import masked_lm_loss_per_example
+from das_jax.objectives.lm_loss import prediction_loss_per_example
 
 
 @dataclass(frozen=True)
-class MaskedLMLosses:
-    """The masked-LM loss of every example, on masked input, dropout off, nats per masked token, [B]."""
+class LMLosses:
+    """The language model's loss of every example, dropout off, nats per prediction, [B]."""
 
     model: LanguageModel
-    masking: Masking
+    objective: Objective
 
     def __call__(
         self, params: Params, batch: Batch, rng: jax.Array, gates: Units | None = None
     ) -> jax.Array:
-        masked = self.masking.corrupt(batch.tokens, batch.example_keys(rng))
-        hidden_BxTxD = self.model.encode(
-            params, masked.tokens, self.model.mask(batch.tokens), gates=gates
-        )
-        logits_BxMxV = self.model.logits(params, hidden_BxTxD, masked.positions)
-        return masked_lm_loss_per_example(logits_BxMxV, masked.labels, masked.weights)
+        drawn = self.objective.draw(batch.tokens, batch.example_keys(rng))
+        net = Net(self.model, params, gates)
+        logits = net.predictions(net.encode(drawn.text), drawn)
+        return prediction_loss_per_example(logits, drawn.labels, drawn.weights)
 
     def flops(self, length: int) -> int:
         """Useful ones of one example, forward."""
-        architecture, masked = self.model.architecture, self.masking.num_masked(length)
+        architecture, predicted = self.model.architecture, self.objective.most_predictions(length)
         layers = transformer_flops(architecture, length + self.model.prefix)
-        return layers + lm_head_flops(architecture, masked)
+        return layers + lm_head_flops(architecture, predicted)

@@ -48,7 +48,7 @@ class FisherSums:
     square would be too small by about the batch size.
 
     Attributes:
-      losses: an example's loss; its labels are the text's own, its dropout off: `MaskedLMLosses`.
+      losses: an example's loss; its labels are the text's own, its dropout off: `LMLosses`.
       trains: the parameters that it is of, as in `Plan.trains`.
     """
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked
+from das_jax.data.objective import Drawn
 from das_jax.methods.contract import (
     Domain,
     History,
@@ -203,35 +203,31 @@ class HardAttention(Method):
     def loss(
         self, net: Net, memory: HATMemory, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
-        mask_key, dropout_key = jax.random.split(moment.rng)
-        masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
-        return self.objective(
-            net, memory, batch.tokens, masked, moment, batch.example_keys(dropout_key)
-        )
+        draw_key, dropout_key = jax.random.split(moment.rng)
+        drawn = self.objective.draw(batch.tokens, batch.example_keys(draw_key))
+        return self.loss_of(net, memory, drawn, moment, batch.example_keys(dropout_key))
 
-    def objective(
+    def loss_of(
         self,
         net: Net,
         memory: HATMemory,
-        tokens_BxT: jax.Array,
-        masked: Masked,
+        drawn: Drawn,
         moment: Moment,
         dropout_keys_B: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
-        """MLM + lambda R (eq. 4), of a corruption already drawn.
+        """LM loss + lambda R (eq. 4), of what was drawn already.
 
         Args:
           net: the model, e among its parameters.
           memory: holds A.
-          tokens_BxT: the clean text.
-          masked: the same, corrupted.
+          drawn: what is read, and what is predicted.
           moment: where in the run this is.
           dropout_keys_B: one key per example; None switches dropout off.
         """
         net, gates = self.gated(net, moment)
-        hidden_BxTxD = net.encode(masked.tokens, net.model.mask(tokens_BxT), dropout_keys_B)
-        masked_lm = self.masked_lm_loss(net, hidden_BxTxD, masked, moment)
-        return self.regularised(masked_lm, gates, memory)
+        hidden_BxTxD = net.encode(drawn.text, dropout_keys_B)
+        lm = self.lm_loss(net, hidden_BxTxD, drawn, moment)
+        return self.regularised(lm, gates, memory)
 
     def gated(self, net: Net, moment: Moment) -> tuple[Net, Gates]:
         """The net through the gates of the domain that is learned, as they are in a step, and these."""
@@ -240,12 +236,12 @@ class HardAttention(Method):
         return self.through(net, gates), gates
 
     def regularised(
-        self, masked_lm: jax.Array, gates: Gates, memory: HATMemory
+        self, lm: jax.Array, gates: Gates, memory: HATMemory
     ) -> tuple[jax.Array, Metrics]:
         """The masked-LM loss + lambda R, and both."""
         share = global_mean(regulariser(gates, memory.accumulated), self.axis_name)
-        loss = masked_lm + self.settings.regularisation * share
-        return loss, {"masked_lm": masked_lm, "regulariser": share}
+        loss = lm + self.settings.regularisation * share
+        return loss, {self.objective.loss: lm, "regulariser": share}
 
     def slope(self, moment: Moment) -> jax.Array | float:
         """s, from 1 / smax in the first step of a cycle to smax in its last (eq. 3)."""

@@ -38,7 +38,7 @@ class L2Memory(NamedTuple):
 
 
 class L2(Method):
-    """Masked-LM training + lambda / 2 * sum of (theta - anchor)^2, whose gradient goes through Adam, or,
+    """LM training + lambda / 2 * sum of (theta - anchor)^2, whose gradient goes through Adam, or,
     decoupled, beside it.
     """
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import jax
 
+from das_jax.data.objective import Drawn, Text
+from das_jax.model.blocked_logits import BlockedLogits
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units
 
@@ -42,8 +44,7 @@ class Net(NamedTuple):
 
     def encode(
         self,
-        tokens_BxT: jax.Array,
-        mask_BxT: jax.Array,
+        text: Text,
         dropout_keys_B: jax.Array | None = None,
         gates: Units | None = None,
     ) -> jax.Array:
@@ -53,11 +54,23 @@ class Net(NamedTuple):
         if parts is not None and params["layers"] is parts.whole:
             model = replace(model, gather=parts.gather)
             params = {**params, "layers": parts.own}
-        return model.encode(params, tokens_BxT, mask_BxT, gates, dropout_keys_B)
+        return model.encode(
+            params,
+            text.tokens,
+            text.mask,
+            gates,
+            dropout_keys_B,
+            segments_BxT=text.segments,
+            positions_BxT=text.position_ids,
+        )
 
-    def logits(self, hidden_BxTxD: jax.Array, positions_BxM: jax.Array | None = None) -> jax.Array:
-        """LM logits at the given positions, [B, M, V]."""
-        return self.model.logits(self.params, hidden_BxTxD, positions_BxM)
+    def logits(self, hidden_BxMxD: jax.Array) -> BlockedLogits:
+        """What the logits of these hidden states are made of."""
+        return self.model.blocked_logits(self.params, hidden_BxMxD)
+
+    def predictions(self, hidden_BxTxD: jax.Array, drawn: Drawn) -> BlockedLogits:
+        """What the logits of the predictions are made of."""
+        return self.logits(drawn.at_predictions(hidden_BxTxD))
 
 
 class Mixture(NamedTuple):

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked, Masking
+from das_jax.data.masking import Masking
+from das_jax.data.objective import Drawn, HiddenTokens
 from das_jax.data.store import Reservoir
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Place, Plan
+from das_jax.methods.net import Net
 from das_jax.methods.settings.whole_model import SelfReplaySettings
 from das_jax.methods.stored_outputs import StoredOutputs
 from das_jax.model.flops import lm_head_flops, transformer_flops
@@ -38,7 +40,25 @@ class SelfReplay(StoredOutputs):
     paper = "Marek et al., 2026"
     kind = "whole model, rehearsal"
 
+    @property
+    def hidden(self) -> HiddenTokens:
+        """What the text is learned for: what is filled is what this hides."""
+        assert isinstance(self.objective, HiddenTokens)
+        return self.objective
+
+    def check(self) -> None:
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Raises UserError for a model that has nothing to fill."""
+        if self.model.architecture.causal:
+            raise UserError(
+                "method.name is self_replay, which fills what is masked in a text, but the model is a "
+                "decoder; use replay or derpp, or a masked language model"
+            )
+
     def plan(self, place: Place) -> Plan:
+        self._check_model()
         rows, chunks = self.rows_beside(place), sum(place.counts)
         Reservoir(self.settings.buffer, seed=0).check(self.settings.buffer, rows)
         if chunks < rows:
@@ -91,53 +111,62 @@ class MadeRows:
         method = self.method
         architecture = method.model.architecture
         passes = (method.settings.rounds + 1) * transformer_flops(architecture, length)
-        drawn = method.settings.rounds * self._blanks.num_masked(length)
-        return passes + lm_head_flops(architecture, drawn + method.masking.num_masked(length))
+        drawn = method.settings.rounds * self._blanks.most_predictions(length)
+        return passes + lm_head_flops(architecture, drawn + method.hidden.most_predictions(length))
 
     @property
-    def _blanks(self) -> Masking:
+    def _blanks(self) -> HiddenTokens:
         """Of a round: single tokens, as many as `mask_rate` says, however the domain itself is learned."""
-        usual = self.method.masking.common
-        return Masking(**{**usual, "rate": self.method.settings.mask_rate})
+        hidden = self.method.hidden
+        usual = hidden.masking.common
+        masking = Masking(**{**usual, "rate": self.method.settings.mask_rate})
+        return HiddenTokens(masking, hidden.padding)
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> dict[str, Any]:
         method, settings = self.method, self.method.settings
-        real_BxT = method.model.mask(batch.tokens)
+        net, masking = Net(method.model, params), self.method.hidden.masking
 
-        def filled(masked: Masked, key: jax.Array, temperature: float) -> tuple[Masked, jax.Array]:
+        def filled(drawn: Drawn, key: jax.Array, temperature: float) -> tuple[Drawn, jax.Array]:
             """With labels drawn from what the model predicts, and the hidden states that it predicts from."""
-            hidden_BxTxD = method.model.encode(params, masked.tokens, real_BxT)
-            logits_BxMxV = method.model.logits(params, hidden_BxTxD, masked.positions)
+            hidden_BxTxD = net.encode(drawn.text)
+            logits_BxMxV = net.model.logits(params, drawn.at_predictions(hidden_BxTxD))
             words_BxMxV = jnp.where(self._words(logits_BxMxV.shape[-1]), logits_BxMxV, -jnp.inf)
             drawn_BxM = jax.vmap(jax.random.categorical)(
                 batch.example_keys(key), words_BxMxV / temperature
             )
-            return _with_labels(masked, drawn_BxM), hidden_BxTxD
+            return _with_labels(drawn, drawn_BxM), hidden_BxTxD
 
         def a_round(tokens_BxT: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
             where, what = jax.random.split(key)
-            masked = self._blanks.corrupt(tokens_BxT, batch.example_keys(where))
+            drawn = self._blanks.draw(tokens_BxT, batch.example_keys(where))
             # All are blanks: none shows the word that was there, or a random one.
-            blank = _with_labels(masked, jnp.full_like(masked.labels, method.masking.mask_token))
-            masked = masked._replace(tokens=blank.clean)
-            return filled(masked, what, settings.temperature)[0].clean, None
+            blank = _with_labels(drawn, jnp.full_like(drawn.labels, masking.mask_token))
+            drawn = drawn._replace(text=drawn.text._replace(tokens=_labelled(blank)))
+            return _labelled(filled(drawn, what, settings.temperature)[0]), None
 
         rounds, where, what = jax.random.split(rng, 3)
         tokens_BxT, _ = jax.lax.scan(
             a_round, batch.tokens, jax.random.split(rounds, settings.rounds)
         )
-        masked = method.masking.corrupt(tokens_BxT, batch.example_keys(where))
-        masked, hidden_BxTxD = filled(masked, what, 1.0)
-        return {"tokens": masked.clean, **method.stored(masked, hidden_BxTxD)}
+        drawn = method.hidden.draw(tokens_BxT, batch.example_keys(where))
+        drawn, hidden_BxTxD = filled(drawn, what, 1.0)
+        return {"tokens": _labelled(drawn), **method.stored(drawn, hidden_BxTxD)}
 
     def _words(self, vocabulary: int) -> np.ndarray:
         """What may be drawn: no special token, and nothing that the tokenizer lacks, [1, 1, V]."""
-        words_V = np.arange(vocabulary) < self.method.masking.vocab_size
-        words_V[list(self.method.masking.special_tokens)] = False
+        masking = self.method.hidden.masking
+        words_V = np.arange(vocabulary) < masking.vocab_size
+        words_V[list(masking.special_tokens)] = False
         return words_V[None, None]
 
 
-def _with_labels(masked: Masked, labels_BxM: jax.Array) -> Masked:
+def _with_labels(drawn: Drawn, labels_BxM: jax.Array) -> Drawn:
     """Other labels, where predictions count."""
-    labels_BxM = jnp.where(masked.weights > 0, labels_BxM, masked.labels)
-    return masked._replace(labels=labels_BxM.astype(masked.labels.dtype))
+    labels_BxM = jnp.where(drawn.weights > 0, labels_BxM, drawn.labels)
+    return drawn._replace(labels=labels_BxM.astype(drawn.labels.dtype))
+
+
+def _labelled(drawn: Drawn) -> jax.Array:
+    """The text with the labels in it, [B, T]."""
+    tokens_BxT, rows_Bx1 = drawn.text.tokens, jnp.arange(len(drawn.labels))[:, None]
+    return tokens_BxT.at[rows_Bx1, drawn.positions].set(drawn.labels.astype(tokens_BxT.dtype))

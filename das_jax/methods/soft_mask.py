@@ -260,13 +260,26 @@ def _check_axes(path: str, shape: tuple[int, ...], owner: Owner, values: tuple[i
         )
 
 
-def effective_mask(masked: Any, unmasked: Any, rules: Rules = OWNERS) -> dict[str, jax.Array]:
+def _shares(shape: tuple[int, ...], owner: Owner, importance: Any) -> bool:
+    """Whether several units share a row of a parameter."""
+    if importance is None or not owner.shared:
+        return False
+    return tuple(shape[axis] for axis in owner.axes) != _importance_of(owner.kind, importance).shape
+
+
+def effective_mask(
+    masked: Any, unmasked: Any, rules: Rules = OWNERS, importance: Any = None
+) -> dict[str, jax.Array]:
     """How much of the movement the mask leaves: norm(masked update) / norm(unmasked update) per kind of unit.
+
+    Rows that several units share, such as keys and values of grouped heads, are a kind of their own,
+    `shared_heads`: less of them moves than of what one unit has to itself.
 
     Args:
       masked: the updates of a step.
       unmasked: what they would have been without the mask.
       rules: who owns what.
+      importance: I, which tells how many units there are; None where none share a row.
 
     Returns:
       A ratio for every kind, [], 1 when the mask does nothing, and 1 when nothing would have moved.
@@ -278,8 +291,9 @@ def effective_mask(masked: Any, unmasked: Any, rules: Rules = OWNERS) -> dict[st
     for after, before, owner in leaves:
         if owner is not None:
             sums = jnp.sum(jnp.square(after)), jnp.sum(jnp.square(before))
-            old = squares.get(owner.kind, (jnp.zeros(()), jnp.zeros(())))
-            squares[owner.kind] = old[0] + sums[0], old[1] + sums[1]
+            kind = f"shared_{owner.kind}" if _shares(after.shape, owner, importance) else owner.kind
+            old = squares.get(kind, (jnp.zeros(()), jnp.zeros(())))
+            squares[kind] = old[0] + sums[0], old[1] + sums[1]
     return {
         kind: jnp.where(before > TINY, jnp.sqrt(after / jnp.maximum(before, TINY)), 1.0)
         for kind, (after, before) in squares.items()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked
+from das_jax.data.objective import Drawn
 from das_jax.errors import UserError
 from das_jax.methods.contract import Cost, Domain, Memory, Method, Metrics, Moment, Place
 from das_jax.methods.net import Net
@@ -24,15 +24,15 @@ STORED = jnp.bfloat16
 
 
 class StoredOutputs(Method):
-    """Masked-LM loss + alpha * mean squared difference to the stored hidden states + beta * masked-LM loss of
-    the stored corruption; one draw of rows serves both, in one pass.
+    """LM loss + alpha * mean squared difference to the stored hidden states + beta * LM loss of the stored
+    draw; one draw of rows serves both, in one pass.
     """
 
     settings: DERppSettings | SelfReplaySettings
 
     @property
     def at_all_tokens(self) -> bool:
-        """Whether hidden states are stored at all tokens, and not at the masked positions alone."""
+        """Whether hidden states are stored at all tokens, and not only where something is predicted."""
         return False
 
     def rows_beside(self, place: Place) -> int:
@@ -52,7 +52,7 @@ class StoredOutputs(Method):
     def say_size(self, domain: Domain, rows: int) -> None:
         """Says, before anything is stored, how much that will be."""
         length = domain.chunks(np.arange(1)).shape[1]
-        places = length if self.at_all_tokens else self.masking.num_masked(length)
+        places = length if self.at_all_tokens else self.objective.most_predictions(length)
         width = self.model.architecture.hidden_size
         size = rows * places * width * STORED.dtype.itemsize / 1e9
         domain.log(
@@ -60,15 +60,10 @@ class StoredOutputs(Method):
             "the host's memory and in every later checkpoint"
         )
 
-    def stored(self, masked: Masked, hidden_BxTxD: jax.Array) -> dict[str, Any]:
-        """What is stored of a corruption and the hidden states under it."""
-        return {
-            "corrupted": masked.tokens,
-            "positions": masked.positions,
-            "labels": masked.labels,
-            "weights": masked.weights,
-            "hidden": self.outputs(hidden_BxTxD, masked).astype(STORED),
-        }
+    def stored(self, drawn: Drawn, hidden_BxTxD: jax.Array) -> dict[str, Any]:
+        """What is stored of a draw and the hidden states under it."""
+        hidden = self.outputs(hidden_BxTxD, drawn).astype(STORED)
+        return {**self.objective.stored(drawn), "hidden": hidden}
 
     def loss(
         self, net: Net, memory: Memory, batch: Batch, moment: Moment
@@ -77,31 +72,29 @@ class StoredOutputs(Method):
         if not batch.extra:
             return loss, parts
         kept = batch.extra
-        masked = Masked(kept["corrupted"], kept["positions"], kept["labels"], kept["weights"])
-        real_NxT = net.model.mask(kept["tokens"])
+        drawn = self.objective.again(kept["tokens"], kept)
         rows = batch._replace(index=kept["index"])
         # The first two keys are those of the batch itself.
         dropout_key = jax.random.split(moment.rng, 3)[2]
-        hidden_NxTxD = net.encode(masked.tokens, real_NxT, rows.example_keys(dropout_key))
+        hidden_NxTxD = net.encode(drawn.text, rows.example_keys(dropout_key))
         mse = hidden_mse(
-            self.outputs(hidden_NxTxD, masked),
+            self.outputs(hidden_NxTxD, drawn),
             kept["hidden"],
-            real_NxT.astype(jnp.float32) if self.at_all_tokens else masked.weights,
+            drawn.text.mask.astype(jnp.float32) if self.at_all_tokens else drawn.weights,
             self.axis_name,
         )
         loss, parts = loss + self.settings.alpha * mse, {**parts, "kept_hidden_mse": mse}
         if not self.settings.beta:
             return loss, parts
         # Policies say how much new text counts.
-        replayed = self.masked_lm_loss(net, hidden_NxTxD, masked, moment._replace(weigh=None))
-        return loss + self.settings.beta * replayed, {**parts, "kept_masked_lm": replayed}
+        replayed = self.lm_loss(net, hidden_NxTxD, drawn, moment._replace(weigh=None))
+        name = f"kept_{self.objective.loss}"
+        return loss + self.settings.beta * replayed, {**parts, name: replayed}
 
     def cost(self) -> Cost:
         rows = self.settings.rows
         return Cost(full=1 + rows, heads=1 + rows * (self.settings.beta > 0))
 
-    def outputs(self, hidden_BxTxD: jax.Array, masked: Masked) -> jax.Array:
+    def outputs(self, hidden_BxTxD: jax.Array, drawn: Drawn) -> jax.Array:
         """The hidden states that are stored, [B, M, D] or [B, T, D]."""
-        if self.at_all_tokens:
-            return hidden_BxTxD
-        return jnp.take_along_axis(hidden_BxTxD, masked.positions[..., None], axis=1)
+        return hidden_BxTxD if self.at_all_tokens else drawn.at_predictions(hidden_BxTxD)

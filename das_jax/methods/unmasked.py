@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from das_jax.methods.contract import UpdateTrace
 from das_jax.methods.soft_mask import factors_of
 from das_jax.model.language_model import Params
-from das_jax.model.units import parameter_paths
+from das_jax.model.leaves import OWNERS
+from das_jax.model.units import Rules, parameter_paths
 
 
-def unmasked_update(trace: UpdateTrace, importance: Any, of_second: bool = True) -> Params:
+def unmasked_update(
+    trace: UpdateTrace, importance: Any, of_second: bool = True, rules: Rules = OWNERS
+) -> Params:
     """The update that the optimizer would have made without a soft mask on its gradients.
 
     The mask is constant in a domain and the optimizer's state starts afresh with it, so first moments and
@@ -24,8 +27,9 @@ def unmasked_update(trace: UpdateTrace, importance: Any, of_second: bool = True)
       trace: of the step.
       importance: I, as for `soft_mask`.
       of_second: whether the second moment knows of masked gradients, too.
+      rules: who owns what.
     """
-    factors = factors_of(trace.params, importance)
+    factors = factors_of(trace.params, importance, rules)
     paths, treedef = parameter_paths(trace.params), jax.tree.structure(trace.params)
     of_path = dict(zip(paths, factors, strict=True))
     powers = {"mu": 1, "nu": 2 if of_second else 0}

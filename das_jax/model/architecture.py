@@ -129,6 +129,18 @@ class Architecture:
         return self.position_rows - self.first_position if self.position_rows else ENDLESS
 
     @property
+    def drops_out(self) -> bool:
+        """Whether it was trained with dropout in its layers or embeddings."""
+        rates = (
+            self.hidden_dropout,
+            self.attention_dropout,
+            self.embedding_dropout,
+            self.attention_output_dropout,
+            self.intermediate_dropout,
+        )
+        return any(rates)
+
+    @property
     def kind(self) -> str:
         """What it is, for people."""
         return "causal LM" if self.causal else "masked LM"

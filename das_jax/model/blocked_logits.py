@@ -43,16 +43,21 @@ class Unembedding:
     cap: float | None = field(default=None, metadata={"static": True})
     block: int = field(default=BLOCK, metadata={"static": True})
 
-    def __call__(self, hidden_NxD: jax.Array) -> jax.Array:
-        """The logits of all these tokens at once, [N, V], float32 at least."""
-        logits_NxV = product(
-            hidden_NxD.astype(self.dtype),
-            self.table_VxD.astype(self.dtype).T,
+    def __call__(self, hidden_BxTxD: jax.Array) -> jax.Array:
+        """The logits of all these tokens at once, [B, T, V], float32 at least; of tokens with any axes."""
+        logits_BxTxV = product(
+            hidden_BxTxD.astype(self.dtype),
+            self.table_VxD.T.astype(self.dtype),
             dtype=jnp.promote_types(self.dtype, jnp.float32),
         )
         if self.bias_V is not None:
-            logits_NxV = logits_NxV + self.bias_V.astype(logits_NxV.dtype)[None]
-        return soft_cap(logits_NxV, self.cap)
+            bias_V = self.bias_V.astype(logits_BxTxV.dtype)
+            logits_BxTxV = logits_BxTxV + bias_V.reshape((1,) * (logits_BxTxV.ndim - 1) + (-1,))
+        return soft_cap(logits_BxTxV, self.cap)
+
+
+AT_ONCE = 2**28
+"""Logits, 1 GiB in float32: as many may be there at once."""
 
 
 class BlockedLogits(NamedTuple):
@@ -61,10 +66,19 @@ class BlockedLogits(NamedTuple):
     Attributes:
       unembedding: the layer.
       hidden_BxTxD: what it reads; of tokens with any axes.
+      whole: the logits themselves, [B, T, V], where they are few.
     """
 
     unembedding: Unembedding
     hidden_BxTxD: jax.Array
+    whole: jax.Array | None = None
+
+    @classmethod
+    def of(cls, unembedding: Unembedding, hidden_BxTxD: jax.Array) -> "BlockedLogits":
+        """With the logits themselves, if these are few."""
+        vocabulary, width = unembedding.table_VxD.shape
+        few = hidden_BxTxD.size // width * vocabulary <= AT_ONCE
+        return cls(unembedding, hidden_BxTxD, unembedding(hidden_BxTxD) if few else None)
 
 
 OfLogits = Callable[..., Any]
@@ -84,6 +98,11 @@ def per_token(
       logits: of each model whose logits it takes, for the same tokens.
       data_BxT: what else it takes, [B, T, ...].
     """
+    logits = tuple(logits)
+    if (whole := [each.whole for each in logits if each.whole is not None]) and len(whole) == len(
+        logits
+    ):
+        return of_logits(*whole, *data_BxT)
     rows, shape = _flat(logits, data_BxT)
     return _values(of_logits, *rows).reshape(shape)
 
@@ -134,7 +153,7 @@ def _flat(
     Where an array is a device's own, all become so: the gradient of a table that is the same everywhere would
     be summed over the devices once a block.
     """
-    tables, hidden = zip(*logits, strict=True)
+    tables, hidden = zip(*((each.unembedding, each.hidden_BxTxD) for each in logits), strict=True)
     shape = hidden[0].shape[:-1]
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), (hidden, data))
     arrays = tables, *rows

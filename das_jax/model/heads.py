@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from das_jax.model.activations import ACTIVATIONS, soft_cap
+from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.dense import dense, product
+from das_jax.model.blocked_logits import Unembedding
+from das_jax.model.dense import dense
 from das_jax.model.dropout import dropout
 from das_jax.model.norms import norm
 from das_jax.precision import at_least_float32
@@ -21,8 +22,10 @@ class LMHead(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden_BxMxD: jax.Array, word_embedding_VxD: jax.Array) -> jax.Array:
-        """Returns logits [B, M, V], float32 at least."""
+    def __call__(
+        self, hidden_BxMxD: jax.Array, word_embedding_VxD: jax.Array
+    ) -> tuple[Unembedding, jax.Array]:
+        """Returns the last layer, and what it reads, [B, M, D]."""
         arch = self.architecture
         if arch.head == "transform":
             activation = ACTIVATIONS[arch.head_activation or arch.activation]
@@ -32,20 +35,11 @@ class LMHead(nn.Module):
         bias_V = None
         if arch.decoder_bias:
             bias_V = self.param("bias", nn.initializers.zeros, (arch.vocab_size,))
-        if arch.tied:
-            kernel_DxV = word_embedding_VxD.T
-        else:
-            kernel_DxV = Kernel(
-                (arch.hidden_size, arch.vocab_size), arch.initializer_range, name="decoder"
-            )()
-        logits_BxMxV = product(
-            hidden_BxMxD,
-            kernel_DxV.astype(self.dtype),
-            dtype=jnp.promote_types(self.dtype, jnp.float32),
-        )
-        if bias_V is not None:
-            logits_BxMxV = logits_BxMxV + bias_V.astype(logits_BxMxV.dtype)[None, None]
-        return soft_cap(logits_BxMxV, arch.logit_cap)
+        table_VxD = word_embedding_VxD
+        if not arch.tied:
+            shape = arch.hidden_size, arch.vocab_size
+            table_VxD = Kernel(shape, arch.initializer_range, name="decoder")().T
+        return Unembedding(table_VxD, bias_V, self.dtype, arch.logit_cap), hidden_BxMxD
 
 
 class ClassifierHead(nn.Module):

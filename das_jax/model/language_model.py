@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.model.architecture import Architecture
+from das_jax.model.blocked_logits import BlockedLogits, Unembedding
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.heads import LMHead
 from das_jax.model.leaves import LEAVES, Leaves, matrices_of
@@ -138,9 +139,20 @@ class LanguageModel:
         """LM logits at the given positions (all of them if None), [B, M, V], float32 at least."""
         if positions_BxM is not None:
             hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, positions_BxM[..., None], axis=1)
-        word_embedding_VxD = params["embeddings"]["word"]["embedding"]
+        unembedding, read_BxMxD = self._before_logits(params, hidden_BxTxD)
+        return unembedding(read_BxMxD)
+
+    def blocked_logits(self, params: Params, hidden_BxMxD: jax.Array) -> BlockedLogits:
+        """The same of all these hidden states; where they are many, only what they are made of."""
+        return BlockedLogits.of(*self._before_logits(params, hidden_BxMxD))
+
+    def _before_logits(
+        self, params: Params, hidden_BxMxD: jax.Array
+    ) -> tuple[Unembedding, jax.Array]:
         return self._lm_head.apply(  # type: ignore[return-value]
-            {"params": params.get("lm_head", {})}, hidden_BxTxD, word_embedding_VxD
+            {"params": params.get("lm_head", {})},
+            hidden_BxMxD,
+            params["embeddings"]["word"]["embedding"],
         )
 
 

@@ -109,7 +109,7 @@ def _owner(kind: Kind | None, letters: str, axis: Callable[[str], int]) -> Owner
         return None
     shared = "H" in kind.axes and "H" not in letters
     axes = kind.axes.replace("H", "G") if shared else kind.axes
-    return Owner(kind.name, tuple(axis(letter) for letter in axes), shared)
+    return Owner(kind.name, tuple(axis(letter) for letter in axes), "max" if shared else None)
 
 
 class Sides(NamedTuple):

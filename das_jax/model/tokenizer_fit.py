@@ -18,17 +18,23 @@ def check_tokenizer(
         apart.
 
     Raises:
-      UserError: the tokenizer has ids beyond the word embedding, token types beyond their embedding, or
-        another padding token, or a token for masks or padding is also another.
+      UserError: the tokenizer has ids beyond the word embedding, token types beyond their embedding or, of
+        a masked model, another padding token, or a token for masks or padding that is also another.
     """
     _check_ids(tokenizer, architecture)
+    # Of a decoder's chunks no id says what is padding.
+    if not architecture.causal:
+        _check_padding(tokenizer, architecture)
+        _check_apart(tokenizer)
+    _check_types(tokenizer, architecture, pairs)
+
+
+def _check_padding(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> None:
     if tokenizer.pad_token_id != architecture.pad_token_id:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} pads with id {tokenizer.pad_token_id}, but "
             f"config.json says pad_token_id {architecture.pad_token_id}; correct the one that is wrong"
         )
-    _check_apart(tokenizer)
-    _check_types(tokenizer, architecture, pairs)
 
 
 def _check_apart(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -69,7 +75,8 @@ def _check_ids(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -
 def _check_types(
     tokenizer: PreTrainedTokenizerFast, architecture: Architecture, pairs: bool
 ) -> None:
-    rows, place = architecture.type_vocab_size, tokenizer.name_or_path
+    # Where there is no table, type 0 is none.
+    rows, place = max(architecture.type_vocab_size, 1), tokenizer.name_or_path
     single, pair = token_types(tokenizer)
     if single >= rows:
         raise UserError(

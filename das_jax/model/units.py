@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +30,27 @@ class Owner(NamedTuple):
     """The units of `kind` own a parameter: their array's axes lie along `axes` of the parameter.
 
     Where units are `shared`, an axis of the parameter may be shorter than theirs: each of its rows belongs to
-    as many units that follow each other, as a key-value head to the heads that read it.
+    as many units that follow each other, as a key-value head to the heads that read it, and of their values
+    the largest counts, or the mean.
     """
 
     kind: str
     axes: tuple[int, ...]
-    shared: bool = False
+    shared: Literal["max", "mean"] | None = None
 
 
 FREE = None
 """The owner of a parameter that belongs to no unit."""
 
 Rules = Sequence[tuple[str, Owner | None]]
+
+
+def sharing(rules: Rules, how: Literal["max", "mean"]) -> Rules:
+    """The same rules, but for what counts of the units that share a row."""
+    return tuple(
+        (pattern, owner if owner is None or not owner.shared else owner._replace(shared=how))
+        for pattern, owner in rules
+    )
 
 
 class Kind(NamedTuple):
@@ -113,9 +122,9 @@ def claims(params: Any, rules: Sequence[tuple[str, T]], unclaimed: str) -> list[
 
 
 def of_rows(unit_values: jax.Array, owner: Owner, shape: tuple[int, ...]) -> jax.Array:
-    """What is so of a parameter's rows: of several units that share one, the largest value.
+    """What is so of a parameter's rows: of several units that share one, the largest value or the mean.
 
-    Moving a key moves every head that reads it, so the one that must not move decides.
+    Moving a key moves every head that reads it: with the largest, the one that must not move decides.
 
     Args:
       unit_values: e.g. [L, H].
@@ -127,7 +136,7 @@ def of_rows(unit_values: jax.Array, owner: Owner, shape: tuple[int, ...]) -> jax
         if rows != units:
             around = unit_values.shape[:number], unit_values.shape[number + 1 :]
             grouped = unit_values.reshape(*around[0], rows, units // rows, *around[1])
-            unit_values = grouped.max(number + 1)
+            unit_values = (grouped.max if owner.shared == "max" else grouped.mean)(number + 1)
     return unit_values
 
 

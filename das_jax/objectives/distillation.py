@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from das_jax.objectives.divergence import softmax_kl
+from das_jax.model.blocked_logits import BlockedLogits
+from das_jax.objectives.divergence import softmax_kl, vocabulary_kl
 from das_jax.objectives.masked_lm_loss import weighted_mean
 from das_jax.precision import at_least_float32
 
@@ -27,6 +28,18 @@ def distillation_kl(
       axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
     """
     kl_BxM = softmax_kl(jax.lax.stop_gradient(teacher_BxMxN), student_BxMxN, temperature)
+    return temperature**2 * weighted_mean(kl_BxM, weights_BxM, axis_name)
+
+
+def vocabulary_distillation_kl(
+    student: BlockedLogits,
+    teacher: BlockedLogits,
+    weights_BxM: jax.Array,
+    temperature: float = 1.0,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The same over the vocabulary."""
+    kl_BxM = vocabulary_kl(jax.lax.stop_gradient(teacher), student, temperature)
     return temperature**2 * weighted_mean(kl_BxM, weights_BxM, axis_name)
 
 

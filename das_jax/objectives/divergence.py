@@ -1,5 +1,7 @@
 """How far one distribution is from another."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -21,9 +23,11 @@ def softmax_kl(
     return jnp.sum(jnp.exp(first_log) * (first_log - second_log), axis=-1)
 
 
-def vocabulary_kl(first: BlockedLogits, second: BlockedLogits) -> jax.Array:
-    """The same over the vocabulary, of logits that are never all there at once, nats, [B, T]."""
-    return per_token(softmax_kl, [first, second])
+def vocabulary_kl(
+    first: BlockedLogits, second: BlockedLogits, temperature: float = 1.0
+) -> jax.Array:
+    """The same over the vocabulary, nats, [B, T]."""
+    return per_token(partial(softmax_kl, temperature=temperature), [first, second])
 
 
 def _over(temperature: float, x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from das_jax.model.blocked_logits import BlockedLogits, per_token, weighted_sum
 from das_jax.objectives.collectives import global_sum
-from das_jax.objectives.masked_lm_loss import mean_per_example
+from das_jax.objectives.masked_lm_loss import mean_per_example, token_losses, weighted_mean
 
 
 class LMLoss(NamedTuple):
@@ -52,6 +52,39 @@ def lm_loss(
     )
     parts = jnp.sum(weights_BxT * losses_BxT), jnp.sum(weights_BxT * squares_BxT)
     return LMLoss(*(global_sum(x, axis_name) for x in (loss, *parts)))
+
+
+def prediction_loss(
+    logits: BlockedLogits,
+    labels_BxM: jax.Array,
+    weights_BxM: jax.Array,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Mean cross-entropy over the predictions of the global batch that count, nats, [].
+
+    Args:
+      logits: of the predictions.
+      labels_BxM: the words, from 0.
+      weights_BxM: 1 where a prediction counts.
+      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+    """
+    if logits.whole is None:
+        return lm_loss(logits, labels_BxM, weights_BxM, axis_name=axis_name).loss
+    return weighted_mean(token_losses(logits.whole, labels_BxM), weights_BxM, axis_name)
+
+
+def prediction_losses(logits: BlockedLogits, labels_BxM: jax.Array) -> jax.Array:
+    """Cross-entropy of every prediction, nats, [B, M]; labels from 0."""
+    if logits.whole is None:
+        return cross_entropy(logits, labels_BxM)
+    return token_losses(logits.whole, labels_BxM)
+
+
+def prediction_loss_per_example(
+    logits: BlockedLogits, labels_BxM: jax.Array, weights_BxM: jax.Array
+) -> jax.Array:
+    """Mean cross-entropy over the predictions of every example that count, nats, [B]; 0 where none does."""
+    return mean_per_example(prediction_losses(logits, labels_BxM), weights_BxM)
 
 
 def lm_loss_per_example(

@@ -13,7 +13,7 @@ from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
 from das_jax.model.huggingface_config import architecture_of
-from das_jax.training.workspace import DEMO_MODEL, cache_dir, check_length, check_trained
+from das_jax.training.workspace import DEMO_MODEL, cache_dir, check_length
 
 
 def _bert(vocab_size: int, num_layers: int, hidden_size: int, **changes: Any) -> Architecture:
@@ -81,9 +81,8 @@ def find_architecture(config: Config) -> Architecture:
     """
     path = config.model.path
     architecture = _find(path, cache_dir(config) / "hub")
-    check_trained(path, architecture)
     check_length(config, architecture)
-    check_objectives(config, causal=False)
+    check_objectives(config, architecture.causal)
     return architecture
 
 

@@ -85,7 +85,7 @@ def _price(learning: Learning, config: Config) -> Price:
     trained, _ = partition(learning.params, recipe.plan.trains)
     naive = dataclasses.replace(
         recipe,
-        method=Method(recipe.method.model, recipe.method.masking, None),
+        method=Method(recipe.method.model, recipe.method.objective, None),
         plan=Plan(recipe.method.model),
         policies=(),
     )

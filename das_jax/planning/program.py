@@ -12,6 +12,7 @@ import numpy as np
 from das_jax.config.schema import Config
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens, NextToken, Objective
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Method
 from das_jax.methods.registry import masking_of, method_class
@@ -257,18 +258,25 @@ class PlannedRun:
         """The method on the model as a TPU runs it."""
         config = self.config
         model = make_model(self.architecture, config, "tpu")
+        objective = self._objective(learning=settings is not None)
+        return method_class(settings)(model, objective, settings, self.sharding.batch)
+
+    def _objective(self, learning: bool) -> Objective:
+        config, architecture = self.config, self.architecture
+        if architecture.causal:
+            return NextToken(apart=config.data.documents == "apart")
         # Which ids are special, and which continue a word, changes no shape; without the tokenizer these do
         # as well as any.
         masking = Masking(
             mask_token=4,
             special_tokens=(0, 1, 2, 3, 4),
-            vocab_size=self.architecture.vocab_size,
+            vocab_size=architecture.vocab_size,
             rate=config.training.mask_rate,
         )
-        if settings is not None:
-            size = self.architecture.vocab_size
+        if learning:
+            size = architecture.vocab_size
             masking = masking_of(config.policies, masking, lambda: bytes(size))
-        return method_class(settings)(model, masking, settings, self.sharding.batch)
+        return HiddenTokens(masking, architecture.pad_token_id)
 
     def state(self, learning: Learning) -> TrainState:
         """The shapes and places of a training state."""

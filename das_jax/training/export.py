@@ -196,5 +196,4 @@ class _DomainTexts:
     @functools.cached_property
     def _texts(self) -> ChunkTexts:
         domains: dict[str, Any] = {each.name: each for each in self.workspace.config.domains}
-        source = domains[self.domain].source
-        return ChunkTexts(self.workspace, self.workspace.corpus(self.domain, source).train)
+        return ChunkTexts(self.workspace, self.workspace.corpus(domains[self.domain]).train)

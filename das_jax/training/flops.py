@@ -11,7 +11,7 @@ import functools
 import jax
 
 from das_jax.methods.partition import EVERYTHING, partition
-from das_jax.model.flops import attention_flops, lm_head_flops, transformer_flops
+from das_jax.model.flops import layer_attention_flops, lm_head_flops, transformer_flops
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import WORDS, claimed
 from das_jax.training.muon import Muon
@@ -27,7 +27,7 @@ def train_step_flops(recipe: Recipe, batch_size: int, length: int) -> int:
       batch_size: examples over all devices.
       length: tokens of an example.
     """
-    model, masked = recipe.plan.model, recipe.method.masking.num_masked(length)
+    model, masked = recipe.plan.model, recipe.method.objective.most_predictions(length)
     length += model.prefix
     cost, layers = recipe.cost(), transformer_flops(model.architecture, length)
     graft = _graft_flops(recipe, length)
@@ -77,5 +77,6 @@ def _graft_flops(recipe: Recipe, length: int) -> int:
     own = {"graft": _shapes(recipe.plan.model)["graft"]}
     leaves = zip(claimed(own, graft.leaves()), jax.tree.leaves(own), strict=True)
     products = sum(2 * length * x.size for leaf, x in leaves if leaf.projects)
-    blocks = 0 if graft.every is None else arch.num_layers // graft.every
-    return products + blocks * attention_flops(arch, length)
+    # A block attends as the layer before it.
+    copied = () if graft.every is None else range(graft.every - 1, arch.num_layers, graft.every)
+    return products + sum(layer_attention_flops(arch, length, layer) for layer in copied)

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from das_jax.config.schema import Config
+from das_jax.config.schema import Config, CorpusSettings, GeneralSettings
 from das_jax.errors import UserError
 from das_jax.methods.contract import Plan
 from das_jax.methods.das import importance, importance_map
@@ -62,9 +62,11 @@ def measure(
     """
     _check_output(output)
     settings = importance_settings(config)
-    named = {domain.name: domain.source for domain in config.domains}
+    named: dict[str, CorpusSettings | GeneralSettings] = {
+        each.name: each for each in config.domains
+    }
     if config.general is not None:
-        named[config.general.name] = config.general.source
+        named[config.general.name] = config.general
     name = corpus_name or config.domains[0].name
     if name not in named:
         raise UserError(
@@ -72,7 +74,7 @@ def measure(
         )
     workspace = open_workspace(config, console)
     check_divisible(settings.batch_size, workspace.sharding, "method.importance.batch_size")
-    corpus = workspace.corpus(name, named[name])
+    corpus = workspace.corpus(named[name])
     check_same(f"the text of {name}", corpus.key)
     check_same(f"the model {config.model.path}", workspace.checkpoint.weights_hash())
     domain = TrainingDomain(
@@ -89,8 +91,9 @@ def measure(
         history=RunHistory(workspace, RunDirectory(output.parent), None, ()),
         texts=ChunkTexts(workspace, corpus.train),
     )
-    losses = importance.MASKED_LM if of == "domain" else importance.PROXIES[settings.proxy]
     method = workspace.method(config.method)
+    general = importance.general(workspace.model.architecture, settings)
+    losses = importance.LM if of == "domain" else general
     with advising(config, console.log, "command"):
         params = workspace.sharding.put("params", workspace.checkpoint.params)
         raw = importance.measure(method, losses, params, domain, settings, f"importance of {name}")

@@ -13,6 +13,7 @@ import optax
 from das_jax.data.batch import Batch
 from das_jax.data.batches import ChunkRows, chosen_batches
 from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Learned, Memory, Method, Place, Plan
 from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
@@ -37,7 +38,7 @@ _compiled = functools.lru_cache(maxsize=2)(compile_train_step)
 
 
 def check_method(
-    method_class: Callable[[LanguageModel, Masking, Any, str], Method],
+    method_class: Callable[[LanguageModel, HiddenTokens, Any, str], Method],
     settings: Any,
     devices: int = 2,
     state: State = "replicated",
@@ -95,7 +96,7 @@ def _check_equal(name: str, actual: np.ndarray, expected: np.ndarray, devices: i
 
 
 def _learned(
-    method_class: Callable[[LanguageModel, Masking, Any, str], Method],
+    method_class: Callable[[LanguageModel, HiddenTokens, Any, str], Method],
     settings: Any,
     sharding: Sharding,
 ) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _learned(
     masking = Masking(
         mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=_ARCHITECTURE.vocab_size
     )
-    method = method_class(model, masking, settings, sharding.batch)
+    method = method_class(model, HiddenTokens(masking, padding=1), settings, sharding.batch)
     method.check()
     base = sharding.put("params", jax.jit(model.init)(jax.random.key(0)))
     learned, found = Learned(base, method.init(base)), dict[str, Any]()

@@ -69,8 +69,8 @@ def pretrain(
     interruption: Interruption,
     report: Callable[[Path], None],
     check_inputs: Callable[[Workspace], None] = lambda _: None,
-) -> Scores:
-    """Learns the configuration's domains and returns the held-out losses after each.
+) -> tuple[Scores, str]:
+    """Learns the configuration's domains and returns the held-out losses after each, and their unit.
 
     Args:
       config: the configuration.
@@ -115,7 +115,7 @@ def pretrain(
                 f"{directory.path} has learned all it should, but: {results.unwritten[0]}; then start the "
                 "same command again, which writes it"
             )
-        return results.scores
+        return results.scores, workspace.unit
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def promise(config: Config, scores: Scores) -> str | None:
 
     Args:
       config: of the run.
-      scores: nats per masked token on held-out text, rows in the order of learning.
+      scores: nats per predicted token on held-out text, rows in the order of learning.
 
     Returns:
       None where nothing is promised, or no domain is learned yet.

@@ -194,7 +194,9 @@ class Results:
             rows = {**scores, row: self._losses(served, split)}
             scores.clear()
             scores.update({each: rows[each] for each in order if each in rows})
-        self._keep(lambda: self.directory.write_scores(self.scores, self.validation))
+        self._keep(
+            lambda: self.directory.write_scores(self.scores, self.validation, self.workspace.unit)
+        )
 
     @property
     def _splits(self) -> dict[Split, Scores]:
@@ -218,7 +220,7 @@ class Results:
             self.workspace.console.log(f"warning: {failed}; training goes on")
 
     def _losses(self, served: dict[str, Net | Mixture], split: Split) -> dict[str, float]:
-        """Nats per masked token of every corpus."""
+        """Nats per prediction of every corpus."""
         workspace = self.workspace
         settings, sharding = workspace.config.evaluation, workspace.sharding
         chunks: dict[str, Chunks] = {

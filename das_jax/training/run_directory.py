@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import flax
 import jax
 import optax
 from filelock import FileLock, Timeout
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import AliasChoices, Field, FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict  # Pydantic reads that of typing from Python 3.12 on only.
 
 import das_jax
@@ -27,7 +27,7 @@ from das_jax.files import TEMPORARY, read_json, sweep, write_json, write_text
 from das_jax.training.distributed import check_same, on_every_host, on_first_host
 
 Scores = dict[str, dict[str, float]]
-"""Held-out loss, nats per masked token: {row (`base model` or a stage): {corpus: loss}}, rows in the order
+"""Held-out loss, nats per prediction: {row (`base model` or a stage): {corpus: loss}}, rows in the order
 of learning."""
 
 Split = Literal["heldout", "validation"]
@@ -322,25 +322,37 @@ class RunDirectory:
         Raises:
           UserError: the file is damaged.
         """
-        path = self.path / "scores.json"
-        if not path.exists():
+        if not (self.path / "scores.json").exists():
             return {}
-        found = read_json(path, _SCORES, AGAIN)
+        found = self._scores_file()
         if split == "validation":
-            return found.get("validation_masked_lm_loss", {})
-        return found["heldout_masked_lm_loss"]
+            return found.get("validation_loss", {})
+        return found["heldout_loss"]
 
-    def write_scores(self, scores: Scores, validation: Scores | None = None) -> None:
-        found: _ScoresFile = {"unit": "nats per masked token", "heldout_masked_lm_loss": scores}
+    def unit(self) -> str:
+        """Of the scores."""
+        return self._scores_file()["unit"]
+
+    def _scores_file(self) -> "_ScoresFile":
+        return read_json(self.path / "scores.json", _SCORES, AGAIN)
+
+    def write_scores(self, scores: Scores, validation: Scores | None, unit: str) -> None:
+        """Writes the rows measured so far, on what is for reporting and on what is for choosing."""
+        found: _ScoresFile = {"unit": unit, "heldout_loss": scores}
         if validation:
-            found["validation_masked_lm_loss"] = validation
+            found["validation_loss"] = validation
         write_json(self.path / "scores.json", found)
+
+
+def _named(split: Split) -> Any:
+    """What a split's scores are called, and were called when all models were masked ones."""
+    return Field(validation_alias=AliasChoices(f"{split}_loss", f"{split}_masked_lm_loss"))
 
 
 class _ScoresFile(TypedDict):
     unit: str
-    heldout_masked_lm_loss: dict[str, dict[str, FiniteFloat]]
-    validation_masked_lm_loss: NotRequired[dict[str, dict[str, FiniteFloat]]]
+    heldout_loss: Annotated[dict[str, dict[str, FiniteFloat]], _named("heldout")]
+    validation_loss: NotRequired[Annotated[dict[str, dict[str, FiniteFloat]], _named("validation")]]
 
 
 _SCORES = TypeAdapter(_ScoresFile)

@@ -184,7 +184,7 @@ class ChunkTexts:
         self.compared, count = True, min(examples, len(self.chunks))
         columns = []
         for net in map(as_exported, nets):
-            losses = TokenLosses(net.model, self.workspace.masking, count)
+            losses = TokenLosses(net.model, self.workspace.objective, count)
             tokens_2xNxM = _over(self.workspace, losses, net.params, self.chunks, count)
             columns.append(log_likelihoods(tokens_2xNxM))
         return np.stack(columns, axis=-1)
@@ -198,8 +198,8 @@ def heldout_sums(
     batch_size: int | None = None,
     counting: Any = iter,
 ) -> tuple[float, float]:
-    """Cross-entropy in nats and masked tokens of the first chunks of a text, under a corruption that is the
-    same for every run, method and stage.
+    """Cross-entropy in nats and predictions of the first chunks of a text, under a draw that is the same for
+    every run, method and stage.
 
     Args:
       workspace: of the run.
@@ -209,17 +209,17 @@ def heldout_sums(
       batch_size: chunks at a time; `evaluation.batch_size` if None.
       counting: goes over the batches, and may show how far it is.
     """
-    masking, count = workspace.masking, min(examples, len(chunks))
+    objective, count = workspace.objective, min(examples, len(chunks))
     if isinstance(served, Mixture):
         # One net after the other: a device need not hold them all.
         found = []
         for net in map(as_exported, served.nets):
-            losses = TokenLosses(net.model, masking, count)
+            losses = TokenLosses(net.model, objective, count)
             found.append(_over(workspace, losses, net.params, chunks, count, batch_size, counting))
             counting = iter
         return mixture_sums(np.stack(found), served.weights)
     net = as_exported(served)
-    function = HeldoutSums(net.model, masking)
+    function = HeldoutSums(net.model, objective)
     nats, tokens = _over(workspace, function, net.params, chunks, count, batch_size, counting)
     return nats, tokens
 

@@ -263,10 +263,10 @@ def _accumulated(
     recipe: Recipe, state: TrainState, batch_NxB: Batch, bind: Bind
 ) -> LossAndGradients:
     """The mean over micro-batches, one after the other; each counts by the number of its predictions, so
-    that the masked-LM loss is the mean over all of them.
+    that the LM loss is the mean over all of them.
     """
     method, one = recipe.method, dataclasses.replace(recipe, accumulate=1)
-    predictions_NxB = method.masking.num_predictions(batch_NxB.tokens)
+    predictions_NxB = method.objective.num_predictions(batch_NxB.tokens)
     predictions_N = global_sum(jnp.sum(predictions_NxB, axis=1), method.axis_name)
     share_N = predictions_N / jnp.maximum(jnp.sum(predictions_N), 1)
 

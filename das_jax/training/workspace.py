@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
-from das_jax.config.objectives import check_objectives
+from das_jax.config.objectives import check_objectives, objective_of, unit_of
 from das_jax.config.schema import Config, CorpusSettings, GeneralSettings
 from das_jax.data import corpus, demo
 from das_jax.data.corpus import Corpus
 from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens, NextToken, Objective
 from das_jax.data.salient_masking import SalientMasking
-from das_jax.data.settings import Source, is_dated
+from das_jax.data.settings import is_dated
 from das_jax.data.time_prefix import PrefixTokens, prefix_tokens
 from das_jax.data.tokenization import USUAL_UNKNOWN, encoder
 from das_jax.data.word_marks import is_cased, word_marks
@@ -23,13 +24,14 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.registry import masking_of, method_class
 from das_jax.methods.settings.every_method import MethodSettings, positions_before
-from das_jax.model import huggingface, huggingface_config
+from das_jax.model import huggingface
 from das_jax.model.architecture import Architecture
 from das_jax.model.attention import Asked, choose_attention
 from das_jax.model.block import rules_of
 from das_jax.model.language_model import LanguageModel
 from das_jax.training.compiled_programs import keep_compiled_programs
 from das_jax.training.console import Console
+from das_jax.training.host_memory import keep_freed_memory
 from das_jax.training.sharding import Sharding, exchange_dtype, make_sharding
 
 DEMO_MODEL = "demo:bert-tiny"
@@ -58,6 +60,8 @@ class Workspace:
     @functools.cached_property
     def sharding(self) -> Sharding:
         """The devices; who only prepares text needs none."""
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         mesh = self.config.mesh
         exchange = exchange_dtype(mesh.exchange, self.model.dtype)
         return make_sharding(mesh.data, mesh.state, exchange, mesh.gather)
@@ -67,9 +71,31 @@ class Workspace:
         architecture, platform = self.checkpoint.architecture, jax.default_backend()
         return make_model(architecture, self.config, platform, self.console.log)
 
-    @functools.cached_property
-    def masking(self) -> Masking:
+    @property
+    def objective(self) -> Objective:
         """What is measured, and what the warm-up learns: the same whatever the policies."""
+        if self.checkpoint.architecture.causal:
+            return NextToken(apart=self.config.data.documents == "apart")
+        return self._hidden(self._masking)
+
+    @property
+    def learning_objective(self) -> Objective:
+        """What the domains learn."""
+        if self.checkpoint.architecture.causal:
+            return self.objective
+        return self._hidden(self._learning_masking)
+
+    @property
+    def unit(self) -> str:
+        """Of held-out losses."""
+        causal = self.checkpoint.architecture.causal
+        return unit_of({objective_of(each, causal) for each in self._texts})
+
+    def _hidden(self, masking: Masking) -> HiddenTokens:
+        return HiddenTokens(masking, self.checkpoint.architecture.pad_token_id)
+
+    @functools.cached_property
+    def _masking(self) -> Masking:
         return Masking(
             mask_token=self.tokenizer.mask_token_id,
             special_tokens=tuple(sorted(self.tokenizer.all_special_ids)),
@@ -92,10 +118,9 @@ class Workspace:
         return [*([] if general is None else [general]), *self.config.domains]
 
     @functools.cached_property
-    def learning_masking(self) -> Masking:
-        """What the domains learn."""
+    def _learning_masking(self) -> Masking:
         policies = self.config.policies
-        masking = masking_of(policies, self.masking, lambda: word_marks(self.tokenizer))
+        masking = masking_of(policies, self._masking, lambda: word_marks(self.tokenizer))
         if isinstance(masking, SalientMasking) and not is_cased(masking.marks):
             self.console.log(
                 f"the vocabulary of {self.config.model.path} has no capitals, so policies.masking finds "
@@ -105,15 +130,15 @@ class Workspace:
 
     def method(self, settings: MethodSettings | None) -> Method:
         """The method that the settings configure, on this model and mesh."""
-        masking = self.masking if settings is None else self.learning_masking
-        return method_class(settings)(self.model, masking, settings, self.sharding.batch)
+        objective = self.objective if settings is None else self.learning_objective
+        return method_class(settings)(self.model, objective, settings, self.sharding.batch)
 
-    def corpus(self, name: str, source: Source) -> Corpus:
+    def corpus(self, text: CorpusSettings | GeneralSettings) -> Corpus:
         """Prepares a corpus, or finds it prepared."""
-        data = self.config.data
+        data, name = self.config.data, text.name
         with self.console.counter(f"preparing {name}") as count:
             prepared = corpus.prepare(
-                source,
+                text.source,
                 self.tokenizer,
                 data.length,
                 data.heldout,
@@ -123,6 +148,8 @@ class Workspace:
                 log=self.console.log,
                 special_tokens=data.special_tokens,
                 validation=data.validation,
+                objective=objective_of(text, self.checkpoint.architecture.causal),
+                documents=data.documents,
             )
         if prepared.shortened is not None:
             self.console.log(f"{name}: {prepared.shortened}")
@@ -135,7 +162,7 @@ class Workspace:
 
     def corpora(self) -> dict[str, Corpus]:
         """Every corpus of the configuration by name, general text first."""
-        return {each.name: self.corpus(each.name, each.source) for each in self._texts}
+        return {each.name: self.corpus(each) for each in self._texts}
 
 
 def make_model(
@@ -197,7 +224,6 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     """
     keep_compiled_programs(cache_dir(config) / "compiled", console.log)
     directory = model_directory(config)
-    check_trained(config.model.path, huggingface_config.architecture_of(directory))
     checkpoint = huggingface.load(directory)
     for note in checkpoint.notes:
         console.log(f"{config.model.path}: {note}")
@@ -207,8 +233,9 @@ def open_workspace(config: Config, console: Console) -> Workspace:
     pairs = any(task.pair is not None for task in config.evaluation.tasks)
     huggingface.check_tokenizer(tokenizer, checkpoint.architecture, pairs)
     check_length(config, checkpoint.architecture)
-    check_objectives(config, causal=False)
-    if tokenizer.mask_token_id is None:
+    causal = checkpoint.architecture.causal
+    check_objectives(config, causal)
+    if not causal and tokenizer.mask_token_id is None:
         raise UserError(
             f"the tokenizer of {config.model.path} has no mask token, so the model is no masked "
             "language model; use another"
@@ -221,15 +248,6 @@ def model_directory(config: Config) -> Path:
     if config.model.path in demo.MODELS:
         return demo.model_directory(config.model.path, cache_dir(config))
     return huggingface.resolve(config.model.path, cache_dir(config))
-
-
-def check_trained(path: str, architecture: Architecture) -> None:
-    """Raises UserError for a model that can be read and computed, but that nothing trains yet."""
-    if architecture.causal or architecture.placement != "post":
-        raise UserError(
-            f"{path} is a {architecture.family} {architecture.kind}, which can be read and written, but not "
-            "trained yet; use a BERT, RoBERTa or XLM-R"
-        )
 
 
 def check_length(config: Config, architecture: Architecture) -> None:

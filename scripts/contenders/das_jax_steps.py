@@ -14,19 +14,16 @@ import numpy as np
 from das_jax.config.schema import ModelSettings
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
-from das_jax.methods.contract import Memory, Method, Metrics, Moment
+from das_jax.data.objective import HiddenTokens, NextToken
+from das_jax.methods.contract import Memory, Method, Moment
 from das_jax.methods.das.das import DAS, ContrastiveSettings, DASMemory, DASSettings
-from das_jax.methods.das.importance import MASKED_LM, PROXIES, GateGradientSums
+from das_jax.methods.das.importance import LM, GateGradientSums, proxy
 from das_jax.methods.naive import Naive, NaiveSettings
 from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
-from das_jax.model.blocked_logits import BlockedLogits, Unembedding
-from das_jax.model.flops import attention_flops
 from das_jax.model.huggingface_config import architecture_of
 from das_jax.model.language_model import LanguageModel, Params
-from das_jax.model.leaves import claimed
 from das_jax.model.units import Units
-from das_jax.objectives.lm_loss import lm_loss
 from das_jax.planning.price import usual_config
 from das_jax.training.flops import train_step_flops
 from das_jax.training.optimizer import Optimizer, adamw
@@ -46,19 +43,6 @@ from .contender import Contender
 from .sizes import FIRST_TEXT_TOKEN, LEARNING_RATE, MASK_RATE, TEMPERATURE, Sizes
 
 
-class CausalLM(Method):
-    """Plain training of a decoder: every token predicts the next, logits a block of tokens at a time."""
-
-    def loss(
-        self, net: Net, memory: Memory, batch: Batch, moment: Moment
-    ) -> tuple[jax.Array, Metrics]:
-        hidden_BxTxD = net.encode(batch.tokens, net.model.mask(batch.tokens))
-        table_VxD = net.params["embeddings"]["word"]["embedding"]
-        logits = BlockedLogits(Unembedding(table_VxD, dtype=net.model.dtype), hidden_BxTxD[:, :-1])
-        loss = lm_loss(logits, batch.tokens[:, 1:], axis_name=self.axis_name).loss
-        return loss, {"causal_lm": loss}
-
-
 def _das(**contrastive: Any) -> DASSettings:
     return DASSettings(contrastive=ContrastiveSettings(temperature=TEMPERATURE, **contrastive))
 
@@ -68,12 +52,12 @@ STEPS: dict[str, tuple[type[Method], Any]] = {
     "das_jax.step.masked": (DAS, _das(anchor="masked")),
     "das_jax.step.clean": (DAS, _das(anchor="clean")),
     "das_jax.step.economy": (DAS, _das(anchor="masked", subsample=4)),
-    "das_jax.step.causal": (CausalLM, NaiveSettings()),
+    "das_jax.step.causal": (Naive, NaiveSettings()),
 }
 FORWARD_BACKWARD = "das_jax.forward_backward"
 IMPORTANCE = {
-    "das_jax.importance": MASKED_LM,
-    "das_jax.importance.general": PROXIES["hidden"],
+    "das_jax.importance": LM,
+    "das_jax.importance.general": proxy("hidden"),
 }
 CONTENDERS = (*STEPS, FORWARD_BACKWARD, *IMPORTANCE)
 
@@ -98,9 +82,12 @@ def model_of(sizes: Sizes, platform: str) -> LanguageModel:
 def method_of(name: str, sizes: Sizes, platform: str, axis_name: str | None) -> Method:
     kind, settings = STEPS.get(name, STEPS["das_jax.step.plain"])
     model, vocabulary = model_of(sizes, platform), sizes.config["vocab_size"]
+    if model.architecture.causal:
+        return kind(model, NextToken(), settings, axis_name)
     special = tuple(range(FIRST_TEXT_TOKEN))
     masking = Masking(sizes.mask_token, special, vocabulary, MASK_RATE)
-    return kind(model, masking, settings, axis_name)
+    objective = HiddenTokens(masking, model.architecture.pad_token_id)
+    return kind(model, objective, settings, axis_name)
 
 
 def recipe_of(method: Method) -> Recipe:
@@ -117,25 +104,10 @@ def useful_flops(name: str, sizes: Sizes) -> int:
     _, *words = name.split(".")
     name = ".".join(["das_jax", *filter(None, (ALIKE.get(word, word) for word in words))])
     method = method_of(name, sizes, "cpu", None)
-    if isinstance(method, CausalLM):
-        return causal_flops(method.model, sizes)
     if name in IMPORTANCE:
         sums = GateGradientSums(method, IMPORTANCE[name])
         return sizes.batch_size * sums.flops(sizes.length)
     return train_step_flops(recipe_of(method), sizes.batch_size, sizes.length)
-
-
-def causal_flops(model: LanguageModel, sizes: Sizes) -> int:
-    """Three times the products of a pass forward: of every matrix, and of the half of attention's scores
-    that a token may read.
-    """
-    arch = model.architecture
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    leaves = zip(claimed(params, model.leaves), jax.tree.leaves(params), strict=True)
-    matrices = sum(x.size for leaf, x in leaves if leaf.projects and leaf.stacked)
-    matrices += arch.vocab_size * arch.hidden_size
-    attention = arch.num_layers * attention_flops(arch, sizes.length) // 2
-    return 3 * sizes.batch_size * (2 * sizes.length * matrices + attention)
 
 
 class Session:

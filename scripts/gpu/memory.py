@@ -29,6 +29,7 @@ def main(report: Report, tiny: bool) -> None:
     from das_jax.config.load import load_config
     from das_jax.data.batch import Batch
     from das_jax.data.masking import Masking
+    from das_jax.data.objective import HiddenTokens
     from das_jax.errors import UserError
     from das_jax.methods.naive import Naive, NaiveSettings
     from das_jax.model.language_model import LanguageModel
@@ -53,7 +54,7 @@ def main(report: Report, tiny: bool) -> None:
     sharding, devices = make_sharding(1), jax.devices()[:1]
     masking = Masking(4, (0, 1, 2, 3, 4), architecture.vocab_size, 0.15)
     made = recipe(
-        Naive(model, masking, NaiveSettings(), sharding.batch),
+        Naive(model, HiddenTokens(masking, 1), NaiveSettings(), sharding.batch),
         Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda _: 1e-4),
     )
     step, init = compile_train_step(made, sharding), jax.jit(model.init)

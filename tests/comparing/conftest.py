@@ -60,7 +60,7 @@ def finish_by_hand(cell: Cell, scores: Scores) -> None:
         }
         for loss in last
     ]
-    cell.run.write_scores(*matrices)
+    cell.run.write_scores(*matrices, "nats per masked token")
     texts = {f"the text of {name}": name for name in ("news", *names)}
     inputs = {**texts, f"the model {cell.config.model.path}": "weights"}
     (path / "inputs.json").write_text(json.dumps(inputs))

@@ -25,7 +25,7 @@ def test_only_what_is_written_once_is_linked(project: Project, tmp_path: Path) -
     inputs = {**{f"the text of {name}": "x" for name in texts}, f"the model {one.model.path}": "x"}
     write_json(run.path / "inputs.json", inputs)
     row = dict.fromkeys(texts, 1.0)
-    run.write_scores({"base model": row, "news": row, "papers": row})
+    run.write_scores({"base model": row, "news": row, "papers": row}, None, "nats per masked token")
     keep_warm_up(one, tmp_path / "kept")
     assert begin_with_warm_up(two, tmp_path / "kept")
     links = {file: (other.path / "00-news" / file).stat().st_nlink for file in files}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from das_jax.data.masking import Masking
 from das_jax.data.objective import Drawn, HiddenTokens, NextToken
 from das_jax.data.roles import GIVEN, OPENS, PADDING
 
@@ -24,15 +23,15 @@ def test_golden_labels_segments_and_positions(golden, decoder: str):
     chunks_BxT = jnp.asarray(chunks_BxT, jnp.int32)
 
     joined = NextToken().draw(chunks_BxT, jax.random.split(jax.random.key(0), 5))
-    assert_array_equal(joined.tokens, arrays["input_ids"])
-    assert_array_equal(joined.mask, arrays["attention_mask"] == 1)
+    assert_array_equal(joined.text.tokens, arrays["input_ids"])
+    assert_array_equal(joined.text.mask, arrays["attention_mask"] == 1)
     assert_array_equal(counted_labels(joined), arrays["labels"])
-    assert joined.segments is None
-    assert joined.position_ids is None
+    assert joined.text.segments is None
+    assert joined.text.position_ids is None
 
     apart = NextToken(apart=True).draw(chunks_BxT, jax.random.split(jax.random.key(0), 5))
-    assert_array_equal(apart.segments, segments_BxT)
-    assert_array_equal(apart.position_ids, arrays["segments.positions"])
+    assert_array_equal(apart.text.segments, segments_BxT)
+    assert_array_equal(apart.text.position_ids, arrays["segments.positions"])
     assert_array_equal(counted_labels(apart), arrays["segments.labels"])
 
 
@@ -47,16 +46,22 @@ def test_what_is_only_given_is_read_and_not_predicted(apart: bool):
     assert counted_labels(drawn).tolist() == [[7, 2, -100, 8, 9, 2, -100, -100, -100]]
     assert objective.num_predictions(chunks_1xT).tolist() == [5]
     assert drawn.labels.max() < 10, "labels that do not count are ids, too"
-    assert drawn.clean.tolist() == [[1, 7, 2, 1, 8, 9, 2, 2, 2]]
+    assert drawn.clean.tokens.tolist() == [[1, 7, 2, 1, 8, 9, 2, 2, 2]]
 
 
-def test_masked_models_are_drawn_as_before(masking: Masking, batch):
+def test_masked_models_are_drawn_as_their_masking_says(objective: HiddenTokens, batch):
     keys = batch.example_keys(jax.random.key(3))
-    objective = HiddenTokens(masking, padding=1)
-    drawn, masked = objective.draw(batch.tokens, keys), masking.corrupt(batch.tokens, keys)
-    for name in masked._fields:
+    drawn, masked = (
+        objective.draw(batch.tokens, keys),
+        objective.masking.corrupt(batch.tokens, keys),
+    )
+    assert_array_equal(drawn.text.tokens, masked.tokens)
+    for name in ("positions", "labels", "weights"):
         assert_array_equal(getattr(drawn, name), getattr(masked, name))
-    assert_array_equal(drawn.clean, batch.tokens)
-    assert_array_equal(drawn.mask, batch.tokens != 1)
+    assert_array_equal(drawn.clean.tokens, batch.tokens)
+    assert_array_equal(drawn.text.mask, batch.tokens != 1)
+    again = objective.again(batch.tokens, objective.stored(drawn))
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(drawn), strict=True):
+        assert_array_equal(one, other)
     counted = objective.num_predictions(batch.tokens)
     assert_array_equal(counted, drawn.weights.sum(axis=1))

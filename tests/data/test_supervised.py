@@ -138,7 +138,7 @@ def test_joined_examples_have_a_chunk_each_and_those_apart_share_it(gpt2_tokeniz
     # What is learned of an example is the same in both, and ends with the end of the text.
     drawn = NextToken(apart=True).draw(jax.numpy.asarray(apart), None)
     for row, (labels, weights, numbers) in enumerate(
-        zip(drawn.labels, drawn.weights, drawn.segments, strict=True)
+        zip(drawn.labels, drawn.weights, drawn.text.segments, strict=True)
     ):
         for number in range(1, int(numbers.max()) + 1):
             mine = labels[(weights > 0) & (numbers == number)]

@@ -102,7 +102,7 @@ def write_run(
     (directory.base / "config.json").write_text(json.dumps(MODEL))
     hashes = {"the text of news": "n", "the text of acl": "a", "the model demo:bert-tiny": "m"}
     (directory.path / "inputs.json").write_text(json.dumps(inputs or hashes))
-    directory.write_scores(heldout)
+    directory.write_scores(heldout, None, "nats per masked token")
     if evaluation is not None:
         directory.evaluation.write_text(json.dumps(evaluation))
     architecture = architecture_of(directory.base)

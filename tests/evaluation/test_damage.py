@@ -89,11 +89,11 @@ def test_a_score_that_is_none(
 @pytest.mark.parametrize("new", [float("nan"), "8", None, True, [8.0]])
 def test_a_loss_that_is_none(make_run: MakeRun, capsys: Capture, new: Any) -> None:
     run = make_run("das")
-    losses = {"unit": "", "heldout_masked_lm_loss": changed(HELDOUT, ("acl", "news"), new)}
+    losses = {"unit": "", "heldout_loss": changed(HELDOUT, ("acl", "news"), new)}
     (run / "scores.json").write_text(json.dumps(losses))
     status, _, said = report(run, capsys)
     assert status == 2
-    assert "scores.json is damaged (heldout_masked_lm_loss.acl.news: " in said
+    assert "scores.json is damaged (heldout_loss.acl.news: " in said
     assert "start das-jax pretrain once more" in said
 
 
@@ -129,7 +129,7 @@ def test_what_is_shown_without_it_is_named(
     warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
     assert any(said in line and str(path) in line for line in warnings)
     assert len(warnings) == (3 if name == "base" else 1), warnings
-    assert "held-out masked-LM loss" in output
+    assert "held-out loss" in output
     assert (run.parent / "page" / "index.html").is_file()
 
 

@@ -67,7 +67,7 @@ def test_what_is_free_is_the_mean_over_seeds(make_run: MakeRun) -> None:
 def test_a_stage_that_is_not_finished_has_no_map_yet(make_run: MakeRun) -> None:
     run = make_run("das")
     scores = {row: HELDOUT[row] for row in ("base model", "news", "acl")}
-    RunDirectory(run).write_scores(scores)
+    RunDirectory(run).write_scores(scores, None, "nats per masked token")
     protection = protection_of((read_scores(run),))
     assert protection is not None
     assert protection.maps == (GENERAL, "acl")

@@ -92,7 +92,7 @@ def test_the_page_of_a_run(make_run: MakeRun) -> None:
 
 def test_learned_cells_are_marked_and_changes_coloured(make_run: MakeRun) -> None:
     page = Page(render([summarise(make_run("das"))]))
-    cells = page.cells["held-out masked-LM loss of das"]
+    cells = page.cells["held-out loss of das"]
     assert cells[:6] == [
         ("before", "8.000"),
         ("before", "9.000"),
@@ -131,7 +131,7 @@ def test_shades_of_shares(share: float, expected: int) -> None:
 
 def test_measures_say_what_they_mean_and_where_they_start(make_run: MakeRun) -> None:
     text = render([summarise(make_run("das", evaluation=EVALUATION))])
-    cells = Page(text).cells["Measures of held-out masked-LM loss of das"]
+    cells = Page(text).cells["Measures of held-out loss of das"]
     assert [cell[1] for cell in cells[3:6]] == [
         "0.250",
         "",
@@ -165,14 +165,14 @@ def test_several_runs_are_compared(make_run: MakeRun) -> None:
         "das, naive",
         "Comparison",
         "After reviews: end tasks",
-        "After reviews: held-out masked-LM loss",
+        "After reviews: held-out loss",
         "After reviews: cloze facts",
         "By OP of end tasks",
-        "By OP of held-out masked-LM loss",
-        "By X-Delta of held-out masked-LM loss",
+        "By OP of held-out loss",
+        "By X-Delta of held-out loss",
         "By X-Delta of cloze facts",
         "By F of end tasks",
-        "By F of held-out masked-LM loss",
+        "By F of held-out loss",
         "By FUAR of cloze facts",
     ]
     assert page.headings.count("What is protected") == 1
@@ -197,8 +197,8 @@ def test_a_difference_that_may_be_chance_has_no_colour(make_run: MakeRun, tmp_pa
             make_run(f"{name}/seed-{seed}", seed=seed, heldout=heldout)
     text = render(summarise_all([tmp_path / name for name in ("das", "naive")]))
     cells = Page(text).cells
-    assert cells["held-out masked-LM loss of das"][8] == ("unclear", "5.498 ± 0.020−0.002 ± 0.020")
-    assert cells["Last models by held-out masked-LM loss"][3:] == [
+    assert cells["held-out loss of das"][8] == ("unclear", "5.498 ± 0.020−0.002 ± 0.020")
+    assert cells["Last models by held-out loss"][3:] == [
         ("better-5", "4.150 ± 0.002−0.100 ± 0.002"),
         ("unclear", "3.252 ± 0.018−0.000 ± 0.002"),
         ("", "2.000 ± 0.000+0.000 ± 0.000"),

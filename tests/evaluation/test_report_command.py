@@ -16,7 +16,7 @@ def test_one_run(make_run: MakeRun, capsys: Capture) -> None:
     assert cli.main(["report", str(run)]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "das: held-out masked-LM loss, nats per masked token (less is better)" in shown.out
+    assert "das: held-out loss, nats per masked token (less is better)" in shown.out
     page = run / "report" / "index.html"
     assert shown.out.splitlines()[-1] == f"{page} written, and the same as CSV files beside it"
     assert page.is_file()
@@ -29,7 +29,7 @@ def test_several_runs(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report", *runs]) == 0
     assert cli.main(["report", *runs, "--output", "there"]) == 0
-    assert "F of held-out masked-LM loss (less is better)" in capsys.readouterr().out
+    assert "F of held-out loss (less is better)" in capsys.readouterr().out
     for directory in ("report", "there"):
         assert "By F of held-out" in (tmp_path / directory / "index.html").read_text()
         assert (tmp_path / directory / "ranks.csv").is_file()

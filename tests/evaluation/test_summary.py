@@ -18,7 +18,7 @@ from tests.evaluation.conftest import EVALUATION, HELDOUT, ROWS, MakeRun, end_ta
 
 def test_held_out_losses_and_their_measures(make_run: MakeRun) -> None:
     table = summarise(make_run("das")).tables["heldout"]
-    assert table.title == "held-out masked-LM loss, nats per masked token (less is better)"
+    assert table.title == "held-out loss, nats per masked token (less is better)"
     assert (table.rows, table.columns, table.domains) == (
         ROWS,
         ("news", "acl", "reviews"),

@@ -65,8 +65,8 @@ def test_every_matrix_with_its_measures_then_the_ranks(
     of_a_run = [
         "end tasks, accuracy (more is better)",
         "measures of end tasks",
-        "held-out masked-LM loss, nats per masked token (less is better)",
-        "measures of held-out masked-LM loss",
+        "held-out loss, nats per masked token (less is better)",
+        "measures of held-out loss",
         "cloze facts, precision at 1 (more is better)",
         "measures of cloze facts",
     ]
@@ -75,14 +75,14 @@ def test_every_matrix_with_its_measures_then_the_ranks(
         "[b]das: mean of 1 - I after reviews",
         *(f"naive: {title}" for title in of_a_run),
         "after reviews: end tasks, accuracy (more is better)",
-        "after reviews: held-out masked-LM loss, nats per masked token (less is better)",
+        "after reviews: held-out loss, nats per masked token (less is better)",
         "after reviews: cloze facts, precision at 1 (more is better)",
         "OP of end tasks (more is better)",
-        "OP of held-out masked-LM loss (less is better)",
-        "X-Delta of held-out masked-LM loss (more is better)",
+        "OP of held-out loss (less is better)",
+        "X-Delta of held-out loss (more is better)",
         "X-Delta of cloze facts (more is better)",
         "F of end tasks (less is better)",
-        "F of held-out masked-LM loss (less is better)",
+        "F of held-out loss (less is better)",
         "FUAR of cloze facts (less is better)",
         "training, per seed",
     ]
@@ -112,7 +112,7 @@ def test_captions_say_what_intervals_are_of(make_run: MakeRun) -> None:
         ("after reviews: end tasks, accuracy (more is better)", tuned),
         ("naive: measures of cloze facts", "One pre-training seed (0), so there are no intervals."),
         (
-            "F of held-out masked-LM loss (less is better)",
+            "F of held-out loss (less is better)",
             "One pre-training seed (0), so there are",
         ),
     ):

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked, Masking
+from das_jax.data.objective import Drawn, HiddenTokens
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Moment, Place, Transforms
 from das_jax.methods.das import importance, importance_map
@@ -126,8 +126,8 @@ MOMENT = Moment(jnp.int32(0), jnp.int32(0), 1, jax.random.key(0))
 
 
 @pytest.fixture
-def das(model: LanguageModel, masking: Masking) -> DAS:
-    return DAS(model, masking, DASSettings())
+def das(model: LanguageModel, objective: HiddenTokens) -> DAS:
+    return DAS(model, objective, DASSettings())
 
 
 def test_importance_starts_with_general_knowledge_and_only_grows(
@@ -141,7 +141,7 @@ def test_importance_starts_with_general_knowledge_and_only_grows(
         assert each.params is params
         assert each.kept is start.kept
     before, after = began.memory, ended.memory
-    own = GateGradientSums(das, importance.MASKED_LM)
+    own = GateGradientSums(das, importance.LM)
     raw = importance.raw_importance(jax.jit(own)(params, batch, jax.random.fold_in(first.rng, 0)))
     expected = importance.accumulate(importance.normalise(raw.mean), before.importance)
     for kind in Units._fields:
@@ -197,16 +197,16 @@ def test_a_subsample_is_contrasted_as_if_it_were_the_batch(
 ) -> None:
     memory = DASMemory(random_units(das.model, 2))
     tokens, keys = batch.tokens, Keys(*(batch.example_keys(jax.random.key(k)) for k in range(4)))
-    masked = das.masking.corrupt(tokens, batch.example_keys(jax.random.key(4)))
+    drawn = das.objective.draw(tokens, batch.example_keys(jax.random.key(4)))
 
     def parts(rows: slice, **contrastive: Any) -> dict[str, jax.Array]:
         method = replace(das, settings=DASSettings(contrastive=ContrastiveSettings(**contrastive)))
-        some = jax.tree.map(lambda x: x[rows], (tokens, masked, keys))
+        some = jax.tree.map(lambda x: x[rows], (drawn, keys))
 
         @jax.jit
-        def losses(params: Params, tokens_BxT: jax.Array, masked: Masked, keys: Keys) -> Any:
+        def losses(params: Params, drawn: Drawn, keys: Keys) -> Any:
             net = Net(method.model, params)
-            return method.objective(net, memory, tokens_BxT, masked, MOMENT, keys)
+            return method.loss_of(net, memory, drawn, MOMENT, keys)
 
         return losses(params, *some)[1]
 
@@ -241,10 +241,10 @@ class Unmeasured(StillDomain):
 
 
 def test_importance_drawn_at_random_is_measured_of_nothing(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     settings = DASSettings(importance=ImportanceSettings(source="random"))
-    method = DAS(model, masking, settings)
+    method = DAS(model, objective, settings)
     start = Learned(params, method.init(params))
 
     def learned(seed: int, sharding: Any = None) -> list[Units]:
@@ -275,13 +275,13 @@ def test_importance_drawn_at_random_is_measured_of_nothing(
 
 
 def test_without_initialisation_the_first_domain_is_not_masked(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
-    method = DAS(model, masking, DASSettings(importance=ImportanceSettings(general=False)))
+    method = DAS(model, objective, DASSettings(importance=ImportanceSettings(general=False)))
     start = Learned(params, method.init(params))
     began = method.begin(start, Unmeasured(batch, 0, tmp_path))  # type: ignore[arg-type]
     assert began is start
-    assert [each.name for each in DAS.measured(method.settings, 0)] == ["domain importance"]
+    assert DAS.measured(method.settings, 0) == ["importance.safetensors"]
     update = method.transforms(began.memory, MOMENT).update
     moved = jax.tree.map(lambda x: 1e-3 * x, params)
     masked, _ = update.update(moved, update.init(moved))
@@ -313,7 +313,7 @@ def test_without_contrast_one_pass_is_made(das: DAS, params: Params, batch: Batc
 
 
 def test_which_units_make_which_view(
-    das: DAS, params: Params, batch: Batch, masking: Masking
+    das: DAS, params: Params, batch: Batch, objective: HiddenTokens
 ) -> None:
     """The contrastive loss of views made by hand, without dropout."""
     importance_, ones = random_units(das.model, 3), full_units(das.model.architecture, 1.0)
@@ -329,18 +329,16 @@ def test_which_units_make_which_view(
         "complement of nothing": (complement, zeros, ones, zeros),
         "heads": (heads, alone, ones, gated_heads),
     }
-    masked = masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(4)))
-    mask_BxT = das.model.mask(batch.tokens)
+    drawn = objective.draw(batch.tokens, batch.example_keys(jax.random.key(4)))
 
     @jax.jit
     def contrasts(params: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
         net, found = Net(das.model, params), {}
         for name, (settings, units, *gates) in cases.items():
             method = replace(das, settings=settings)
-            parts = method.objective(net, DASMemory(units), batch.tokens, masked, MOMENT, None)[1]
+            parts = method.loss_of(net, DASMemory(units), drawn, MOMENT, None)[1]
             view, owned = (
-                mean_pool(net.encode(batch.tokens, mask_BxT, None, each), mask_BxT)
-                for each in gates
+                mean_pool(net.encode(drawn.clean, None, each), drawn.clean.mask) for each in gates
             )
             found[name] = parts["contrastive"], contrastive_loss(view, view, owned, 0.05)
         return found
@@ -353,16 +351,16 @@ def test_which_units_make_which_view(
 
 
 def test_dga_knows_of_every_domain_what_the_base_model_does(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, tmp_path: Path
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, tmp_path: Path
 ) -> None:
     settings = DGASettings()
-    method = DGA(model, masking, settings)  # type: ignore[arg-type]
+    method = DGA(model, objective, settings)  # type: ignore[arg-type]
     assert method.plan(Place(1, ("second",), (8,), 8)).start == "base"
     earlier = DASMemory(full_units(model.architecture, 1.0))
     second = StillDomain(batch, 1, tmp_path)
     began = method.begin(Learned(params, earlier), second)  # type: ignore[arg-type]
     raw = importance.raw_importance(
-        jax.jit(GateGradientSums(method, importance.PROXIES["hidden"]))(
+        jax.jit(GateGradientSums(method, importance.proxy("hidden")))(
             params, batch, jax.random.fold_in(second.rng, 1)
         )
     )
@@ -373,7 +371,7 @@ def test_dga_knows_of_every_domain_what_the_base_model_does(
     nothing = Unmeasured(batch, 1, tmp_path)
     assert method.end(began, nothing) is began  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["importance.safetensors"]
-    assert [each.file for each in DGA.measured(settings, 1)] == ["importance.safetensors"]
+    assert DGA.measured(settings, 1) == ["importance.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Learned, Place
 from das_jax.methods.demix import DEMix
 from das_jax.methods.net import Mixture, Net
@@ -46,8 +46,8 @@ class Stages:
 
 
 @pytest.fixture
-def method(model: LanguageModel, masking: Masking) -> DEMix:
-    return DEMix(model, masking, DEMixSettings())
+def method(model: LanguageModel, objective: HiddenTokens) -> DEMix:
+    return DEMix(model, objective, DEMixSettings())
 
 
 def nets(model: LanguageModel, count: int) -> list[Net]:
@@ -99,8 +99,10 @@ def test_a_learned_domain_has_its_own_expert_and_others_the_mixture(
     assert method.view(Stages(base, []), None, history) is base
 
 
-def test_the_mixture_may_serve_learned_domains_too(model: LanguageModel, masking: Masking) -> None:
-    mixing = DEMix(model, masking, DEMixSettings(known="mixture"))
+def test_the_mixture_may_serve_learned_domains_too(
+    model: LanguageModel, objective: HiddenTokens
+) -> None:
+    mixing = DEMix(model, objective, DEMixSettings(known="mixture"))
     base, *learned = nets(model, 2)
     history = Stages(base, learned)
     history.likelihood_NxE = np.zeros((7, 2), np.float32)
@@ -110,13 +112,13 @@ def test_the_mixture_may_serve_learned_domains_too(model: LanguageModel, masking
 
 
 def test_identical_experts_are_the_base(
-    method: DEMix, model: LanguageModel, masking: Masking, params: Params, batch: Batch
+    method: DEMix, model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch
 ) -> None:
     """The posterior is the prior, and the mixture says what the base says."""
     rng = jax.random.key(SEED)
-    tokens = jax.device_get(jax.jit(TokenLosses(model, masking, 8))(params, batch, rng))
+    tokens = jax.device_get(jax.jit(TokenLosses(model, objective, 8))(params, batch, rng))
     prior = method.prior(np.stack([log_likelihoods(tokens)] * 3, axis=-1))
     np.testing.assert_allclose(prior, [1 / 3] * 3, rtol=1e-6)
     mixed = mixture_sums(np.stack([tokens] * 3), prior)
-    alone = jax.jit(HeldoutSums(model, masking))(params, batch, rng)
+    alone = jax.jit(HeldoutSums(model, objective))(params, batch, rng)
     np.testing.assert_allclose(mixed, alone, rtol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 
 from das_jax.config.load import load_config
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Cost, Learned, Moment, Place, Split
 from das_jax.methods.distill import Distill
 from das_jax.methods.naive import Naive
@@ -29,10 +29,10 @@ MOMENT = Moment(jnp.int32(1), jnp.int32(0), 1, jax.random.key(3))
 def test_distances_against_golden_arrays(system_case: Case) -> None:
     """And where the model is its own teacher, nothing pulls."""
     case, batch = system_case.of("distill"), system_case.batch("a.")
-    model, masking = without_dropout(case.model), system_case.masking("a.")
+    model, objective = without_dropout(case.model), system_case.objective("a.")
 
     def losses(params: Params, **settings: Any) -> Any:
-        method = Distill(model, masking, DistillSettings(**settings))
+        method = Distill(model, objective, DistillSettings(**settings))
         return method.loss(Net(model, params), Split(case.params), batch, MOMENT)
 
     def distance(on: str, temperature: float = 1.0) -> Callable[[Params], jax.Array]:
@@ -63,7 +63,7 @@ def test_distances_against_golden_arrays(system_case: Case) -> None:
 
 
 def test_without_a_teacher_its_step_is_plain_trainings(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch
 ) -> None:
     def program(method: Any, memory: Any) -> str:
         def loss(params: Params, batch: Batch) -> Any:
@@ -71,10 +71,10 @@ def test_without_a_teacher_its_step_is_plain_trainings(
 
         return str(jax.make_jaxpr(loss)(params, batch))
 
-    plain = program(Naive(model, masking, NaiveSettings()), ())
+    plain = program(Naive(model, objective, NaiveSettings()), ())
     domain: Any = None
     for general in (False, True):
-        method = Distill(model, masking, DistillSettings(general=general))
+        method = Distill(model, objective, DistillSettings(general=general))
         before = method.init(params)
         assert (program(method, before) == plain) != general
         assert (method.plan(Place(0, ("text",), (9,))).cost == Cost()) != general

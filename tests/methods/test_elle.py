@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from das_jax import cli
 from das_jax.config.load import load_config
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.data.stream_batches import stream_batches
 from das_jax.data.streams import OWN
 from das_jax.errors import UserError
@@ -31,8 +31,8 @@ from tests.methods.test_rehearsal import Text, filled
 from tests.project import Project
 
 
-def grows(model: LanguageModel, masking: Masking, **growth: Any) -> ELLE:
-    return ELLE(model, masking, ELLESettings(buffer=16, growth=GrowthSettings(**growth)))
+def grows(model: LanguageModel, objective: HiddenTokens, **growth: Any) -> ELLE:
+    return ELLE(model, objective, ELLESettings(buffer=16, growth=GrowthSettings(**growth)))
 
 
 def sizes(architecture: Architecture) -> list[int]:
@@ -40,30 +40,30 @@ def sizes(architecture: Architecture) -> list[int]:
 
 
 def test_a_model_grows_before_every_domain_but_the_first(
-    model: LanguageModel, masking: Masking
+    model: LanguageModel, objective: HiddenTokens
 ) -> None:
     def of_domains(method: ELLE) -> list[list[int]]:
         places = (Place(index, ("text",), (30,), batch_size=8) for index in range(3))
         return [sizes(method.plan(place).model.architecture) for place in places]
 
     first = [2, 16, 4, 24]
-    units = ELLE(model, masking, ELLESettings(buffer=16))
+    units = ELLE(model, objective, ELLESettings(buffer=16))
     assert of_domains(units) == [first, [2, 16, 4, 32], [2, 16, 4, 40]]
-    listed = grows(model, masking, feed_forward=(1, 1.5), width=(2, 1), layers=(0, 2))
+    listed = grows(model, objective, feed_forward=(1, 1.5), width=(2, 1), layers=(0, 2))
     assert of_domains(listed) == [first, [2, 32, 8, 24], [4, 32, 8, 40]]
     assert sizes(model.architecture) == first
 
 
-def test_only_growth_is_recovered_from(model: LanguageModel, masking: Masking) -> None:
-    method = grows(model, masking, feed_forward=(1, 1.5))
+def test_only_growth_is_recovered_from(model: LanguageModel, objective: HiddenTokens) -> None:
+    method = grows(model, objective, feed_forward=(1, 1.5))
     places = [Place(index, ("text",), (30,), batch_size=8) for index in (None, 0, 1, 2)]
     assert [method.plan(place).recovery for place in places] == [0, 0, 0, 0.25]
 
 
 def test_what_is_recovered_on_and_replayed_is_of_earlier_domains(
-    model: LanguageModel, masking: Masking
+    model: LanguageModel, objective: HiddenTokens
 ) -> None:
-    method = ELLE(model, masking, ELLESettings(share=0.25, buffer=10, recovery=0.5))
+    method = ELLE(model, objective, ELLESettings(share=0.25, buffer=10, recovery=0.5))
     plan = method.plan(Place(2, ("text",), (25,), batch_size=8))
     new = {chunk.tobytes() for chunk in Text(2, 25).__getitems__(np.arange(25))}
     kept = filled(method, {}, (20, 30))
@@ -85,9 +85,9 @@ def test_what_is_recovered_on_and_replayed_is_of_earlier_domains(
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_plan(
-    model: LanguageModel, masking: Masking, settings: dict[str, Any], said: str
+    model: LanguageModel, objective: HiddenTokens, settings: dict[str, Any], said: str
 ) -> None:
-    method = ELLE(model, masking, ELLESettings(**settings))
+    method = ELLE(model, objective, ELLESettings(**settings))
     with pytest.raises(UserError, match=said):
         for index in range(3):
             method.plan(Place(index, ("text",), (30,), batch_size=8))

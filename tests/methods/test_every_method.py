@@ -167,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     shutil.rmtree(directory.stage(last.number, last.name))
     scores = directory.scores()
     del scores[last.name]
-    directory.write_scores(scores)
+    directory.write_scores(scores, None, "nats per masked token")
     with monkeypatch.context() as patch:
         stop_at(patch, last.name, random.Random(name).randint(1, last.steps))
         with pytest.raises(Interrupted, match=f"{last.name}: stopped at"):

@@ -15,7 +15,7 @@ import pydantic
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Learned, Memory, Moment, UpdateTrace
 from das_jax.methods.ewc import EWC
 from das_jax.methods.settings.whole_model import EWCSettings
@@ -75,9 +75,9 @@ def test_gamma_is_given_where_it_is_used() -> None:
 def test_it_measures_and_pulls_as_the_golden_arrays_say(system_case: Case) -> None:
     case, theta = system_case.of("ewc"), system_case.of("theta").params_from()
     texts = [Text(system_case.batch(prefix)) for prefix in ("a.", "b.")]
-    masking = system_case.masking("a.", "b.")
+    objective = system_case.objective("a.", "b.")
     mean, online = (
-        EWC(case.model, masking, EWCSettings(accumulate=each)) for each in ("mean", "online")
+        EWC(case.model, objective, EWCSettings(accumulate=each)) for each in ("mean", "online")
     )
     first = mean.end(Learned(case.params, mean.init(case.params)), texts[0])
 
@@ -117,14 +117,14 @@ def test_it_measures_and_pulls_as_the_golden_arrays_say(system_case: Case) -> No
 def test_what_it_carries_is_nowhere_whole(
     model: LanguageModel,
     params: Params,
-    masking: Masking,
+    objective: HiddenTokens,
     batch: Batch,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither before a step nor after a measurement."""
     monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
     sharding = make_sharding(8, "parameters")
-    method = EWC(model, masking, EWCSettings(), sharding.batch)
+    method = EWC(model, objective, EWCSettings(), sharding.batch)
     plain = recipe(method, Optimizer(optax.identity(), lambda step: 1.0))
     rng = sharding.replicate(jax.random.key(0))
     memory = method.init(sharding.put("params", params))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens, Text
 from das_jax.methods.bcl import BCL
 from das_jax.methods.classic import CLASSIC
 from das_jax.methods.contract import Cost, Learned, Moment, Place, Plan
@@ -97,7 +97,8 @@ def logits(net: Net, batch: Batch) -> np.ndarray:
     @jax.jit
     def run(params: Params) -> jax.Array:
         each = net._replace(params=params)
-        return each.logits(each.encode(batch.tokens, each.model.mask(batch.tokens)))
+        text = Text(batch.tokens, each.model.mask(batch.tokens))
+        return each.model.logits(params, each.encode(text))
 
     return np.asarray(run(net.params))
 
@@ -159,9 +160,9 @@ def second_domain(method: GatedGraft, params: Params) -> tuple[Learned, Net]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_first_domain_is_what_it_was_after_the_second(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, case: Case
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, case: Case
 ) -> None:
-    method = case.method(model, masking, case.settings, "data")
+    method = case.method(model, objective, case.settings, "data")
     learned, first = second_domain(method, params)
     after = trained(method, learned, 1, batch)
     jax.tree.map(np.testing.assert_array_equal, without_graft(after), jax.device_get(params))
@@ -185,9 +186,9 @@ def test_the_first_domain_is_what_it_was_after_the_second(
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_with_every_unit_used_only_e_moves(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, case: Case
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, case: Case
 ) -> None:
-    method = case.method(model, masking, case.settings, "data")
+    method = case.method(model, objective, case.settings, "data")
     learned, _ = second_domain(method, params)
     memory = learned.memory._replace(
         accumulated=jax.tree.map(jnp.ones_like, learned.memory.accumulated)
@@ -210,9 +211,9 @@ def test_with_every_unit_used_only_e_moves(
 
 
 def test_a_text_of_no_domain_gets_the_nearest(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
-    method = HATAdapter(model, masking, HATAdapterSettings(bottleneck=5))
+    method = HATAdapter(model, objective, HATAdapterSettings(bottleneck=5))
     learned, first = second_domain(method, params)
     learned = method.end(learned, FakeDomain(1, plan_of(method, 1)))  # type: ignore[arg-type]
 
@@ -227,9 +228,11 @@ def test_a_text_of_no_domain_gets_the_nearest(
     assert view(1, 0.5, 0.7).model == replace(model, graft=Adapter(5, "houlsby_alone"))
 
 
-def test_a_step_draws_some_of_the_earlier_domains(model: LanguageModel, masking: Masking) -> None:
+def test_a_step_draws_some_of_the_earlier_domains(
+    model: LanguageModel, objective: HiddenTokens
+) -> None:
     """Each of them in time, never one twice, and never the current one."""
-    method = CLASSIC(model, masking, CLASSICSettings(bottleneck=5, views=2))
+    method = CLASSIC(model, objective, CLASSICSettings(bottleneck=5, views=2))
     rows = {kind: jnp.arange(4.0)[:, None, None] for kind in method.units}
     drawn = set()
     for step in range(20):

@@ -77,7 +77,7 @@ def configuration(project: Project, path: Path, method: dict[str, Any], **others
 
 
 def losses(run: Path) -> dict[str, dict[str, float]]:
-    return json.loads((run / "scores.json").read_text())["heldout_masked_lm_loss"]
+    return json.loads((run / "scores.json").read_text())["heldout_loss"]
 
 
 def learned(stage: Path) -> Any:
@@ -255,7 +255,7 @@ class FakeDomain:
 )
 def test_a_domains_graft_begins_fresh_as_the_last_or_as_the_nearest(
     model: LanguageModel,
-    masking: Any,
+    objective: Any,
     params: Params,
     start: Any,
     fits: tuple[float, ...],
@@ -263,7 +263,7 @@ def test_a_domains_graft_begins_fresh_as_the_last_or_as_the_nearest(
     said: list[str],
 ) -> None:
     settings = LoRASettings(mode="per_domain", start=start, r=2)
-    method = LoRA(model, masking, settings)
+    method = LoRA(model, objective, settings)
     fresh = method.graft.init(model.architecture, jax.random.key(3), params)
     stages = [{**params, "graft": jax.tree.map(lambda x, n=n: x + n, fresh)} for n in (1, 2)]
     plan = method.plan(Place(2, ("code",), (8,)))
@@ -289,10 +289,10 @@ def test_one_graft_for_all_has_no_other_start(project: Project) -> None:
         load_config(project.config, [f"--method={method}"])
 
 
-def test_equal_targets_are_one_graft(model: LanguageModel, masking: Any) -> None:
+def test_equal_targets_are_one_graft(model: LanguageModel, objective: Any) -> None:
     """Whatever their order; a program and a file are equal then, too."""
     grafts = {
-        LoRA(model, masking, LoRASettings(targets=targets)).graft
+        LoRA(model, objective, LoRASettings(targets=targets)).graft
         for targets in (("output", "query"), ("query", "output"), ("query", "output", "query"))
     }
     assert grafts == {LoRAGraft(targets=("query", "output"))}

@@ -12,7 +12,7 @@ import pydantic
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.hard_attention import Gates, HATMemory, gate, gates_of, regulariser
 from das_jax.methods.hat import HAT, HATSettings
@@ -70,10 +70,10 @@ def test_regulariser_where_nothing_is_free(model: LanguageModel) -> None:
     [(9, (3, 3, 3)), (8, (2, 3, 3)), (7, (2, 2, 3)), (4, (1, 1, 2)), (3, (1, 1, 1)), (2, (1, 1))],
 )
 def test_the_slope_rises_once_in_every_cycle(
-    model: LanguageModel, masking: Masking, steps: int, lengths: tuple[int, ...]
+    model: LanguageModel, objective: HiddenTokens, steps: int, lengths: tuple[int, ...]
 ) -> None:
     smax = 50.0
-    method = HAT(model, masking, HATSettings(smax=smax, cycles=3))
+    method = HAT(model, objective, HATSettings(smax=smax, cycles=3))
     found = [
         method.slope(Moment(jnp.int32(0), jnp.int32(step), steps, jax.random.key(0)))
         for step in range(steps)
@@ -135,9 +135,9 @@ def is_norm(path: str) -> bool:
 
 @pytest.mark.parametrize("shared", ["frozen", "per_domain", "train"])
 def test_what_a_domain_used_stays_as_it_was(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, shared: Any
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, shared: Any
 ) -> None:
-    method = HAT(model, masking, HATSettings(shared=shared), "data")
+    method = HAT(model, objective, HATSettings(shared=shared), "data")
     own = gates_of(random_embedding(model, 5, binary=True), 400, 400)
     assert {float(x) for kind in own.values() for x in kind.ravel()} == {0, 1}
     _, after = learn(method, params, own, batch)
@@ -178,10 +178,10 @@ def test_what_a_domain_used_stays_as_it_was(
 
 
 def test_the_gradient_of_what_domains_keep_is_whole(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
     """And that of what else no gate protects is nothing, from the second domain on."""
-    method = HAT(model, masking, HATSettings(shared="per_domain", apply_to="gradient"))
+    method = HAT(model, objective, HATSettings(shared="per_domain", apply_to="gradient"))
     ones = jax.tree.map(jnp.ones_like, params)
     for number in range(2):
         moment = Moment(jnp.int32(number), jnp.int32(0), 3, jax.random.key(0))
@@ -195,9 +195,9 @@ def test_the_gradient_of_what_domains_keep_is_whole(
 
 
 def test_with_every_unit_used_only_e_moves(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch
 ) -> None:
-    method = HAT(model, masking, HATSettings(), "data")
+    method = HAT(model, objective, HATSettings(), "data")
     used = full_units(model.architecture, 1.0)._asdict()
     rows, after = learn(method, params, used, batch)
     jax.tree.map(np.testing.assert_array_equal, without_graft(after), jax.device_get(params))
@@ -233,9 +233,9 @@ class FakeHistory:
 
 
 def test_domains_keep_their_gates_and_share_the_newest_parameters(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
-    method = HAT(model, masking, HATSettings(init="open"))
+    method = HAT(model, objective, HATSettings(init="open"))
     learned, embeddings = Learned(params, method.init(params)), []
     for number in range(2):
         learned = method.begin(learned, FakeDomain(jax.random.key(number)))  # type: ignore[arg-type]
@@ -273,10 +273,10 @@ def test_domains_keep_their_gates_and_share_the_newest_parameters(
 
 
 def test_the_whole_network_serves_if_it_is_to(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch
 ) -> None:
     """One model, the last, for all texts, and plain as it is."""
-    method = HAT(model, masking, HATSettings(serve="all"))
+    method = HAT(model, objective, HATSettings(serve="all"))
     learned = Learned({**params, "graft": {"embedding": random_embedding(model, 1)}}, None)
     net = method.net(learned, method.plan(Place(0, ("first",), (8,))))
     assert net.gates is None

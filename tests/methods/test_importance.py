@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, DASSettings
 from das_jax.methods.das.importance import GateGradientSums, gate_gradients, normalise
@@ -21,15 +21,15 @@ from das_jax.training.sharding import make_sharding
 from das_jax.training.sums import compile_sums
 
 LOSSES = {
-    "masked_lm": importance.MASKED_LM,
-    "hidden": importance.PROXIES["hidden"],
-    "vocabulary": importance.PROXIES["vocabulary"],
+    "masked_lm": importance.LM,
+    "hidden": importance.proxy("hidden"),
+    "vocabulary": importance.proxy("vocabulary"),
 }
 
 
 @pytest.fixture
-def method(model: LanguageModel, masking: Masking) -> DAS:
-    return DAS(model, masking, DASSettings())
+def method(model: LanguageModel, objective: HiddenTokens) -> DAS:
+    return DAS(model, objective, DASSettings())
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -69,7 +69,7 @@ def test_the_sums_do_not_depend_on_the_mesh(
 def test_rows_that_only_fill_a_batch_up_count_nothing(
     method: DAS, params: Params, batch: Batch
 ) -> None:
-    function = jax.jit(GateGradientSums(method, importance.MASKED_LM))
+    function = jax.jit(GateGradientSums(method, importance.LM))
     short = jax.tree.map(lambda x: x[:5], batch)
     filled = batch._replace(weight=jnp.arange(8) < 5)
     a, b = (function(params, x, jax.random.key(0)) for x in (short, filled))
@@ -97,7 +97,7 @@ def test_mean_and_standard_error_are_those_of_the_examples(
     method: DAS, params: Params, batch: Batch
 ) -> None:
     rng = jax.random.key(0)
-    losses = importance.MASKED_LM
+    losses = importance.LM
     gradients = jax.jit(partial(gate_gradients, method, losses))(params, batch, rng)
     sums = jax.jit(GateGradientSums(method, losses))(params, batch, rng)
     raw = importance.raw_importance(sums)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Learned, Moment, UpdateTrace
 from das_jax.methods.l2 import L2, L2Memory
 from das_jax.methods.settings.whole_model import L2Settings
@@ -41,13 +41,13 @@ def penalty(method: L2, memory: L2Memory, params: Params) -> float:
     [("previous", (None, LEFT), 1.0), ("start", (START, START), 0.1)],
 )
 def test_it_pulls_to_what_was_left_or_to_the_start(
-    model: LanguageModel, masking: Masking, anchor: Any, pulled: Any, usual: float
+    model: LanguageModel, objective: HiddenTokens, anchor: Any, pulled: Any, usual: float
 ) -> None:
     """In the first domain and in the second; decoupled, as hard as lambda says, and under Adam not at all in
     the first step, which is as long whatever the gradient is.
     """
     beside, through, default = (
-        L2(model, masking, L2Settings(anchor=anchor, **others))
+        L2(model, objective, L2Settings(anchor=anchor, **others))
         for others in ({"strength": 0.5, "decoupled": True}, {"strength": 0.5}, {})
     )
     domain: Any = SimpleNamespace()

@@ -16,6 +16,7 @@ from das_jax.data.batch import Batch
 from das_jax.data.batches import train_batches
 from das_jax.data.hashing import hashed
 from das_jax.data.masking import Masked, Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.data.stream_batches import stream_batches
 from das_jax.data.streams import OWN
 from das_jax.errors import UserError
@@ -90,10 +91,10 @@ def filled(method: Method, params: Params, counts: tuple[int, ...]) -> Mapping[s
 
 @pytest.mark.parametrize(("per_domain", "wanted"), [("proportional", None), ("equal", [4, 3, 3])])
 def test_what_is_replayed_is_of_earlier_domains(
-    model: LanguageModel, masking: Masking, per_domain: Any, wanted: list[int] | None
+    model: LanguageModel, objective: HiddenTokens, per_domain: Any, wanted: list[int] | None
 ) -> None:
     settings = ReplaySettings(share=0.5, buffer=10, per_domain=per_domain)
-    method, counts = Replay(model, masking, settings), (20, 30, 25)
+    method, counts = Replay(model, objective, settings), (20, 30, 25)
     place = Place(0, ("text",), (20,), batch_size=8)
     chunks = {chunk.tobytes() for chunk in Text(2, 25).__getitems__(np.arange(25))}
     for learned in range(1, 4):
@@ -120,16 +121,16 @@ def test_what_is_replayed_is_of_earlier_domains(
 
 
 def test_a_domain_of_which_nothing_is_kept_changes_nothing(
-    model: LanguageModel, masking: Masking
+    model: LanguageModel, objective: HiddenTokens
 ) -> None:
-    method = Replay(model, masking, ReplaySettings(buffer=10))
+    method = Replay(model, objective, ReplaySettings(buffer=10))
     before, after = (filled(method, {}, counts) for counts in ((300,), (300, 2)))
     assert set(after["domain"]) == {0}
     np.testing.assert_equal(after, before)
 
 
 def test_while_nothing_is_kept_training_is_plain(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch
 ) -> None:
     """The same program and the same batches, so the first domain is learned to the same bits; the program of
     replay is always that.
@@ -141,9 +142,9 @@ def test_while_nothing_is_kept_training_is_plain(
         state = first_state(recipe, make_sharding(1), params, (), jax.random.key(0))
         return str(jax.make_jaxpr(make_train_step(recipe))(state, batch))
 
-    plain = program(Naive(model, masking, NaiveSettings()))
-    replay = Replay(model, masking, ReplaySettings(share=0.25, buffer=9))
-    derpp = DERpp(model, masking, DERppSettings(buffer=9))
+    plain = program(Naive(model, objective, NaiveSettings()))
+    replay = Replay(model, objective, ReplaySettings(share=0.25, buffer=9))
+    derpp = DERpp(model, objective, DERppSettings(buffer=9))
     text = Text(0, 30)
     for method in (replay, derpp):
         assert program(method) == plain
@@ -213,6 +214,7 @@ def test_derpp_against_golden_arrays(system_case: Case) -> None:
     case, inputs = system_case.of("derpp"), system_case
     now, stored = inputs.masked("a."), inputs.masked("b.")
     masking = Given(mask_token=0, special_tokens=(), vocab_size=1, masked=now)
+    objective = HiddenTokens(masking, padding=case.model.architecture.pad_token_id)
     buffer, at = case.array("buffer.hidden"), stored.positions[..., None]
     kept = {
         "tokens": inputs.array("b.input_ids"),
@@ -225,7 +227,7 @@ def test_derpp_against_golden_arrays(system_case: Case) -> None:
     hidden = {"targets": jnp.take_along_axis(buffer, at, axis=1), "tokens": buffer}
 
     def run(outputs: Any, transform: Callable[..., Any]) -> Any:
-        method = DERpp(without_dropout(case.model), masking, DERppSettings(outputs=outputs))
+        method = DERpp(without_dropout(case.model), objective, DERppSettings(outputs=outputs))
         batch = inputs.batch("a.")._replace(extra={**kept, "hidden": hidden[outputs]})
         compiled = jax.jit(transform(losses(method)))
         return compiled(case.of("theta").params_from(), batch, jax.random.key(0))
@@ -252,11 +254,11 @@ def beside(kept: Mapping[str, np.ndarray], rows: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("outputs", ["targets", "tokens"])
 def test_nothing_has_changed_right_after_filling(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch, outputs: Any
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch, outputs: Any
 ) -> None:
     """Up to the type of what is stored, of whose eight bits the last is rounded."""
     settings = DERppSettings(alpha=2.0, beta=3.0, buffer=12, outputs=outputs)
-    method = DERpp(without_dropout(model), masking, settings)
+    method = DERpp(without_dropout(model), objective, settings)
     kept = filled(method, params, (20, 4))
     assert set(kept["domain"]) == {0, 1}
     both = batch._replace(extra=beside(kept, 8))
@@ -272,9 +274,11 @@ def test_nothing_has_changed_right_after_filling(
 
 
 def test_what_is_stored_is_the_corruption_of_its_chunk(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
-    kept = filled(DERpp(without_dropout(model), masking, DERppSettings(buffer=12)), params, (20, 9))
+    kept = filled(
+        DERpp(without_dropout(model), objective, DERppSettings(buffer=12)), params, (20, 9)
+    )
     texts = [
         Text(index, count).__getitems__(np.arange(count)) for index, count in ((0, 20), (1, 9))
     ]
@@ -290,10 +294,10 @@ def test_what_is_stored_is_the_corruption_of_its_chunk(
 
 
 def made(
-    model: LanguageModel, masking: Masking, params: Params, count: int, **settings: Any
+    model: LanguageModel, objective: HiddenTokens, params: Params, count: int, **settings: Any
 ) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
     """What the model makes before a domain, and the chunks that it was made of."""
-    method = SelfReplay(without_dropout(model), masking, SelfReplaySettings(**settings))
+    method = SelfReplay(without_dropout(model), objective, SelfReplaySettings(**settings))
     text = Text(1, count)
     domain = domain_of(method, 1, text, make_sharding(1))
     kept = method.begin(Learned(params, ()), domain).kept
@@ -304,12 +308,13 @@ def made(
 
 
 def test_a_model_makes_text_of_what_it_does_not_see(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
     """Of a vocabulary in which its tokenizer lacks the last four words."""
-    masking = dataclasses.replace(masking, vocab_size=60)
+    masking = dataclasses.replace(objective.masking, vocab_size=60)
+    objective = HiddenTokens(masking, objective.padding)
     settings = {"rounds": 1, "mask_rate": 0.3, "buffer": 12}
-    kept, chunks = made(model, masking, params, 20, **settings)
+    kept, chunks = made(model, objective, params, 20, **settings)
     assert len(kept["tokens"]) == 12
     changed, rows = kept["tokens"] != chunks, np.arange(12)[:, None]
     special = np.isin(chunks, masking.special_tokens)
@@ -326,7 +331,7 @@ def test_a_model_makes_text_of_what_it_does_not_see(
     # With all of it masked nothing is left of a text but its length, and at a temperature of nearly nothing
     # every blank is filled with the likeliest word.
     settings = {**settings, "mask_rate": 1.0, "temperature": 1e-4}
-    kept, chunks = made(model, masking, params, 9, **settings)
+    kept, chunks = made(model, objective, params, 9, **settings)
     assert len(kept["tokens"]) == 9
     tokens = kept["tokens"].copy()
     tokens[np.arange(9)[:, None], kept["positions"]] = -1
@@ -336,25 +341,25 @@ def test_a_model_makes_text_of_what_it_does_not_see(
 
 
 def test_labels_are_drawn_from_what_the_model_predicts(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
     """Their mean loss is the entropy of the predictions, and hidden states are those of the model."""
     params = jax.tree.map(lambda x: 1.5 * x, params)
     settings = {"buffer": 400, "rows": 8.0, "rounds": 1}
-    kept, _ = made(model, masking, params, 400, **settings)
-    method = SelfReplay(without_dropout(model), masking, SelfReplaySettings(**settings))
+    kept, _ = made(model, objective, params, 400, **settings)
+    method = SelfReplay(without_dropout(model), objective, SelfReplaySettings(**settings))
 
     @jax.jit
     def measured(params: Params, kept: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         net = Net(method.model, params)
-        masked = Masked(kept["corrupted"], kept["positions"], kept["labels"], kept["weights"])
-        hidden = net.encode(masked.tokens, net.model.mask(kept["tokens"]))
-        logits = net.logits(hidden, masked.positions)
-        words = jnp.delete(logits, np.asarray(masking.special_tokens), axis=-1)
+        drawn = objective.again(kept["tokens"], kept)
+        hidden = net.encode(drawn.text)
+        logits = net.model.logits(params, hidden, drawn.positions)
+        words = jnp.delete(logits, np.asarray(objective.masking.special_tokens), axis=-1)
         logs = jax.nn.log_softmax(words)
         total = jax.nn.logsumexp(words, axis=-1)
-        own = jnp.take_along_axis(logits, masked.labels[..., None], axis=-1)[..., 0] - total
-        mse = jnp.square(method.outputs(hidden, masked) - kept["hidden"].astype(jnp.float32))
+        own = jnp.take_along_axis(logits, drawn.labels[..., None], axis=-1)[..., 0] - total
+        mse = jnp.square(method.outputs(hidden, drawn) - kept["hidden"].astype(jnp.float32))
         return own, -jnp.sum(jnp.exp(logs) * logs, axis=-1), mse.mean(axis=-1)
 
     arrays = {name: array for name, array in kept.items() if name != "key"}
@@ -367,10 +372,10 @@ def test_labels_are_drawn_from_what_the_model_predicts(
 
 
 def test_stored_labels_that_do_not_count_cost_nothing(
-    model: LanguageModel, masking: Masking, params: Params, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, params: Params, batch: Batch
 ) -> None:
     """beta: 0 leaves the LM head to the batch alone."""
-    masked = masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(0)))
+    masked = objective.masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(0)))
     extra = {"corrupted": masked.tokens, **masked._asdict(), "index": batch.index}
     hidden = jnp.zeros((*masked.labels.shape, model.architecture.hidden_size), jnp.bfloat16)
     both = batch._replace(extra={**extra, "tokens": batch.tokens, "hidden": hidden})
@@ -380,7 +385,7 @@ def test_stored_labels_that_do_not_count_cost_nothing(
 
     heads = []
     for beta in (0.0, 1.0):
-        method = SelfReplay(model, masking, SelfReplaySettings(beta=beta, rows=1.0))
+        method = SelfReplay(model, objective, SelfReplaySettings(beta=beta, rows=1.0))
         heads.append(program(method).count("8,2,64]"))
         assert method.cost() == (2, 0, 1 + beta)
     assert heads[0] < heads[1]
@@ -388,11 +393,11 @@ def test_stored_labels_that_do_not_count_cost_nothing(
 
 @pytest.mark.parametrize("rows", [1.0, 0.5])
 def test_flops_count_the_rows_beside_a_batch(
-    model: LanguageModel, masking: Masking, rows: float
+    model: LanguageModel, objective: HiddenTokens, rows: float
 ) -> None:
     """Encoder and LM head once more for every such row; in the first domain there is none yet."""
     settings = DERppSettings(buffer=16, rows=rows)
-    plain, derpp = Naive(model, masking, None), DERpp(model, masking, settings)
+    plain, derpp = Naive(model, objective, None), DERpp(model, objective, settings)
     places = [Place(index, ("text",), (99,), batch_size=8) for index in range(2)]
     one, first, later = (
         train_step_flops(Recipe(method, method.plan(place), PLAIN), 8, 16)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens, Text
 from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.naive import Naive
 from das_jax.methods.net import Net
@@ -42,14 +42,14 @@ def stay(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_method_pulls_towards_where_the_domain_began(
-    stay: Any, model: LanguageModel, params: Params, masking: Masking, batch: Batch
+    stay: Any, model: LanguageModel, params: Params, objective: HiddenTokens, batch: Batch
 ) -> None:
-    method = stay.Stay(model, masking, stay.StaySettings(strength=0.5))
+    method = stay.Stay(model, objective, stay.StaySettings(strength=0.5))
     memory = method.begin(Learned(params, method.init(params)), None).memory
     moved = jax.tree.map(lambda x: x + 0.25, params)
     net, count = Net(model, moved), sum(x.size for x in jax.tree.leaves(params))
     loss, parts = jax.jit(lambda m: method.loss(net, m, batch, MOMENT))(memory)
-    plain, _ = jax.jit(lambda: Naive(model, masking, None).loss(net, (), batch, MOMENT))()
+    plain, _ = jax.jit(lambda: Naive(model, objective, None).loss(net, (), batch, MOMENT))()
     assert float(parts["distance"]) == pytest.approx(count / 16, rel=1e-4)
     assert float(loss) == pytest.approx(float(plain) + count / 32, rel=1e-4)
 
@@ -60,10 +60,10 @@ def test_the_method_is_the_same_on_several_devices(stay: Any) -> None:
 
 
 @pytest.fixture
-def rescale(model: LanguageModel, masking: Masking) -> Any:
+def rescale(model: LanguageModel, objective: HiddenTokens) -> Any:
     names = executed("class Rescale(Grafted)", executed("class Rescaling(Graft)", {}))
     wanted = SimpleNamespace(mode="sequential", start=None, learning_rate=None)
-    return names["Rescale"](model, masking, wanted)
+    return names["Rescale"](model, objective, wanted)
 
 
 def test_the_graft_changes_nothing_at_first_and_is_merged_exactly(
@@ -74,10 +74,8 @@ def test_the_graft_changes_nothing_at_first_and_is_merged_exactly(
     plan = rescale.plan(Place(0, ("one",), (8,)))
 
     def encoded(net: Net) -> np.ndarray:
-        mask_BxT = model.mask(batch.tokens)
-        return np.asarray(
-            jax.jit(lambda p: net._replace(params=p).encode(batch.tokens, mask_BxT))(net.params)
-        )
+        text = Text(batch.tokens, model.mask(batch.tokens))
+        return np.asarray(jax.jit(lambda p: net._replace(params=p).encode(text))(net.params))
 
     before = encoded(Net(model, params))
     np.testing.assert_array_equal(encoded(Net(plan.model, grafted)), before)

@@ -66,7 +66,7 @@ class TestRun:
         assert shown.err == ""
         lines = shown.out.splitlines()
         assert lines[0] == f"{reference} is finished; nothing is left to do"
-        assert "held-out masked-LM loss, nats per masked token" in lines[1]
+        assert "held-out loss, nats per masked token" in lines[1]
         rows = [line.split()[1] for line in lines if line.startswith("│")]
         assert rows == ["base", "news", "papers", "reviews"]
         assert times(reference) == before, "nothing was written"
@@ -99,7 +99,7 @@ class TestRun:
     def test_scores_are_those_of_learning(self, reference: Path) -> None:
         scores = json.loads((reference / "scores.json").read_text())
         assert scores["unit"] == "nats per masked token"
-        losses = scores["heldout_masked_lm_loss"]
+        losses = scores["heldout_loss"]
         assert list(losses) == ["base model", "news", "papers", "reviews"]
         assert all(list(row) == ["news", "papers", "reviews"] for row in losses.values())
         before = losses["base model"]

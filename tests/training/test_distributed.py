@@ -117,7 +117,7 @@ def test_two_processes_are_one_run(project: Project, start: Start, tmp_path: Pat
     assert "reviews: going on from step" in ended.output
     assert_same_stage(run / "02-reviews", tmp_path / "alone" / "02-reviews")
     scores = [
-        json.loads((path / "scores.json").read_text())["heldout_masked_lm_loss"]
+        json.loads((path / "scores.json").read_text())["heldout_loss"]
         for path in (run, tmp_path / "alone")
     ]
     for row, losses in scores[1].items():

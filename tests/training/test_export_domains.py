@@ -26,7 +26,7 @@ def configuration(project: Project, path: Path, name: str) -> Path:
 
 
 def losses(run: Path) -> dict[str, dict[str, float]]:
-    return json.loads((run / "scores.json").read_text())["heldout_masked_lm_loss"]
+    return json.loads((run / "scores.json").read_text())["heldout_loss"]
 
 
 def weights(directory: Path) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Cost, Memory, Method, Moment
 from das_jax.methods.das import importance
 from das_jax.methods.das.das import DAS, ContrastiveSettings, DASSettings
@@ -33,7 +34,9 @@ ONE_LAYER = dataclasses.replace(
 """Wide, so that products outweigh all else; of one layer, as XLA counts the body of a loop once."""
 
 BATCH, LENGTH = 2, 64
-MASKING = Masking(mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=2000)
+OBJECTIVE = HiddenTokens(
+    Masking(mask_token=4, special_tokens=(0, 1, 2, 4), vocab_size=2000), padding=1
+)
 CLOSE = 0.04
 """XLA counts elementwise operations too."""
 
@@ -48,8 +51,8 @@ def test_encoder_by_hand() -> None:
 def test_train_step_by_hand() -> None:
     encoder, head = 22_347_251_712, 19 * 2 * 768 * (768 + 50_265)
     model = LanguageModel(BASE)
-    naive = train_step_flops(_recipe(Naive(model, MASKING, NaiveSettings())), 256, 128)
-    das = train_step_flops(_recipe(DAS(model, MASKING, DASSettings())), 256, 128)
+    naive = train_step_flops(_recipe(Naive(model, OBJECTIVE, NaiveSettings())), 256, 128)
+    das = train_step_flops(_recipe(DAS(model, OBJECTIVE, DASSettings())), 256, 128)
     assert naive == 3 * 256 * (encoder + head)
     assert das == 3 * 256 * (4 * encoder + head)
 
@@ -59,23 +62,23 @@ def test_train_step_by_hand() -> None:
 )
 def test_das_step_as_xla_counts(anchor: Any, subsample: int, passes: float) -> None:
     settings = DASSettings(contrastive=ContrastiveSettings(anchor=anchor, subsample=subsample))
-    method = DAS(LanguageModel(ONE_LAYER), MASKING, settings)
+    method = DAS(LanguageModel(ONE_LAYER), OBJECTIVE, settings)
     assert method.cost() == Cost(full=passes)
     formula = train_step_flops(_recipe(method), BATCH, LENGTH)
     assert _count_step(method) == pytest.approx(formula, rel=CLOSE)
 
 
 def test_naive_step_as_xla_counts() -> None:
-    method = Naive(LanguageModel(ONE_LAYER), MASKING, NaiveSettings())
+    method = Naive(LanguageModel(ONE_LAYER), OBJECTIVE, NaiveSettings())
     formula = train_step_flops(_recipe(method), BATCH, LENGTH)
     assert _count_step(method) == pytest.approx(formula, rel=CLOSE)
 
 
 @pytest.mark.parametrize(
-    "losses", [importance.MASKED_LM, importance.PROXIES["hidden"]], ids=lambda losses: losses.name
+    "losses", [importance.LM, importance.proxy("hidden")], ids=lambda losses: losses.name
 )
 def test_importance_as_xla_counts(losses: importance.Losses) -> None:
-    method = DAS(LanguageModel(ONE_LAYER), MASKING, DASSettings())
+    method = DAS(LanguageModel(ONE_LAYER), OBJECTIVE, DASSettings())
     params = jax.eval_shape(method.model.init, jax.random.key(0))
     gradients = jax.jit(
         lambda params, batch, rng: importance.gate_gradients(method, losses, params, batch, rng)
@@ -86,7 +89,7 @@ def test_importance_as_xla_counts(losses: importance.Losses) -> None:
 
 
 def test_a_sharpness_aware_step_as_xla_counts() -> None:
-    method = Naive(LanguageModel(ONE_LAYER), MASKING, NaiveSettings())
+    method = Naive(LanguageModel(ONE_LAYER), OBJECTIVE, NaiveSettings())
     policies = tuple(Sharpness(method, SharpnessSettings(every=every)) for every in (1, 4))
     plain = train_step_flops(_recipe(method), BATCH, LENGTH)
     both, sometimes = (
@@ -115,7 +118,7 @@ def test_muons_products_as_xla_counts() -> None:
     lowered = jax.jit(muon.update).lower(params, jax.eval_shape(muon.init, params), params)
     formula = muon.flops(params)
     assert ITERATIONS * lowered.cost_analysis()["flops"] == pytest.approx(formula, rel=CLOSE)
-    method = Naive(model, MASKING, NaiveSettings())
+    method = Naive(model, OBJECTIVE, NaiveSettings())
     plain, made = _recipe(method), recipe(method, Optimizer(muon, lambda step: 1.0))
     steps = [train_step_flops(each, BATCH, LENGTH) for each in (plain, made)]
     assert steps[1] - steps[0] == formula

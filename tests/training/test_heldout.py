@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.training.heldout import SEED, HeldoutSums
 
 
 def test_every_chunk_is_measured_alike_wherever_it_stands(
-    model: LanguageModel, masking: Masking, batch: Batch, params: Params
+    model: LanguageModel, objective: HiddenTokens, batch: Batch, params: Params
 ) -> None:
     """The corruption belongs to a chunk's place in the corpus, and there is no dropout."""
-    compiled = jax.jit(HeldoutSums(model, masking))
+    compiled = jax.jit(HeldoutSums(model, objective))
 
     def sums(batch: Batch) -> np.ndarray:
         return np.asarray(compiled(params, batch, jax.random.key(SEED)))
@@ -31,10 +31,10 @@ def test_every_chunk_is_measured_alike_wherever_it_stands(
     assert (halves[0] < whole).all()
 
     still = dataclasses.replace(model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
-    compiled = jax.jit(HeldoutSums(dataclasses.replace(model, architecture=still), masking))
+    compiled = jax.jit(HeldoutSums(dataclasses.replace(model, architecture=still), objective))
     np.testing.assert_array_equal(sums(batch), whole)
 
 
-def test_equal_questions_are_compiled_once(model: LanguageModel, masking: Masking) -> None:
-    assert hash(HeldoutSums(model, masking)) == hash(HeldoutSums(model, masking))
-    assert HeldoutSums(model, masking) == HeldoutSums(model, masking)
+def test_equal_questions_are_compiled_once(model: LanguageModel, objective: HiddenTokens) -> None:
+    assert hash(HeldoutSums(model, objective)) == hash(HeldoutSums(model, objective))
+    assert HeldoutSums(model, objective) == HeldoutSums(model, objective)

@@ -34,7 +34,9 @@ def test_a_stage_that_did_not_help_is_said_to(tmp_path: Path, acl: float, said: 
             "base model": {"news": 8.0, "acl": 4.0},
             "news": {"news": 4.0, "acl": 5.0},
             "acl": {"news": 9.0, "acl": acl},
-        }
+        },
+        None,
+        "nats per masked token",
     )
     workspace: Any = SimpleNamespace(config=configured(may_rise=None))
     summary = Results(workspace, directory, {}, (), directory.scores()).summary("acl")

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import Learned, Memory, Method, SecondMoment, Split
 from das_jax.methods.policy import Policy
 from das_jax.model.language_model import LanguageModel, Params
@@ -56,11 +56,11 @@ KEPT = {
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_checkpoint_says_what_it_holds(
-    finished: bool, model: LanguageModel, masking: Masking, tmp_path: Path, monkeypatch: Any
+    finished: bool, model: LanguageModel, objective: HiddenTokens, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """A memory that grew, kept rows with 64-bit keys, policies; on another mesh than that it was saved on."""
     monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
-    method = Growing(model, masking, None, "data")
+    method = Growing(model, objective, None, "data")
     policies = (Averages(method, None),)
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 1e-2)
     made = recipe(method, optimizer, policies=policies)

@@ -12,7 +12,7 @@ import pytest
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.methods.contract import (
     Memory,
     Method,
@@ -119,9 +119,9 @@ def das_memory(model: LanguageModel) -> DASMemory:
 
 @pytest.mark.slow
 def test_losses_and_parameters_do_not_depend_on_the_mesh(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
-    method, memory = DAS(model, masking, DASSettings(), "data"), das_memory(model)
+    method, memory = DAS(model, objective, DASSettings(), "data"), das_memory(model)
     expected = learn(method, memory, batch, make_sharding(1))
     assert expected[0][0]["contrastive"] != expected[0][1]["contrastive"], "dropout is on"
     meshes: list[tuple[int, State, Gather]] = [
@@ -136,11 +136,11 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
 
 
 def test_no_device_holds_the_layers_whole(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     """With `mesh.state: parameters` they are put together one by one, forward and backward."""
     architecture = dataclasses.replace(model.architecture, intermediate_size=40)
-    method = Method(LanguageModel(architecture), masking, None, "data")
+    method = Method(LanguageModel(architecture), objective, None, "data")
     batch = batch._replace(tokens=batch.tokens[:, :12])
     sharding = make_sharding(8, "parameters")
     made = recipe(method, Optimizer(adamw(0.9, 0.999, 1e-4, 0.01), lambda step: 1e-2))
@@ -168,11 +168,11 @@ def test_sums_over_a_sample_do_not_depend_on_the_mesh(
 
 
 def test_gradients_travel_in_the_type_that_is_asked_for(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     """Each once: one sum over the devices, of all of them."""
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.0), lambda step: 1e-2)
-    made = recipe(Naive(model, masking, None, "data"), optimizer)
+    made = recipe(Naive(model, objective, None, "data"), optimizer)
     sharding = make_sharding(8, "optimizer", jnp.bfloat16)
 
     def step(params: Params) -> Any:
@@ -219,10 +219,10 @@ class Penalised(Method):
 
 
 def test_a_penalty_on_the_parameters_counts_once(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     def gradient_norm(devices: int, state: State, counted: str) -> float:
-        method = Penalised(model, masking, counted, "data")
+        method = Penalised(model, objective, counted, "data")
         optimizer, sharding = (
             Optimizer(optax.identity(), lambda step: 1.0),
             make_sharding(devices, state),
@@ -245,20 +245,22 @@ def test_a_penalty_on_the_parameters_counts_once(
 
 
 @pytest.mark.slow
-def test_micro_batches_make_one_step(model: LanguageModel, masking: Masking, batch: Batch) -> None:
+def test_micro_batches_make_one_step(
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
+) -> None:
     """The masked-LM loss is the mean over the whole batch, though some texts have fewer predictions."""
-    assert len(set(np.asarray(masking.num_predictions(batch.tokens)))) > 1
-    method = Naive(model, masking, None, "data")
+    assert len(set(np.asarray(objective.num_predictions(batch.tokens)))) > 1
+    method = Naive(model, objective, None, "data")
     expected = learn(method, (), batch, make_sharding(1))
     assert_same(learn(method, (), batch, make_sharding(2, "parameters"), accumulate=4), expected)
 
 
 @pytest.mark.slow
 def test_micro_batches_of_das_are_masked_once_and_do_not_depend_on_the_mesh(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     half = DASMemory(full_units(model.architecture, 0.5))
-    method = DAS(model, masking, DASSettings(), "data")
+    method = DAS(model, objective, DASSettings(), "data")
     one, four = (
         learn(method, half, batch, make_sharding(devices), accumulate=2, steps=1)
         for devices in (1, 4)
@@ -270,10 +272,10 @@ def test_micro_batches_of_das_are_masked_once_and_do_not_depend_on_the_mesh(
 
 @pytest.mark.slow
 def test_muon_and_sharpness_do_not_depend_on_the_mesh(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     """Matrices are turned whole, however they are split, and the gradient's norm is that of all of it."""
-    method = Naive(model, masking, None, "data")
+    method = Naive(model, objective, None, "data")
     how: dict[str, Any] = {
         "direction": Muon(0.95, 0.2, 0.9, 0.999, 1e-4, 0.01),
         "policies": (Sharpness(method, SharpnessSettings(rho=0.5, every=2)),),
@@ -296,10 +298,10 @@ class Noisy(Method):
 
 @pytest.mark.parametrize(("devices", "state"), [(1, "replicated"), (4, "parameters")])
 def test_a_sharpness_aware_step_goes_by_the_gradient_uphill(
-    model: LanguageModel, masking: Masking, batch: Batch, devices: int, state: State
+    model: LanguageModel, objective: HiddenTokens, batch: Batch, devices: int, state: State
 ) -> None:
     """At w + rho g / |g|, with the same noise there, of the mean over micro-batches; every other step."""
-    method, w = Noisy(model, masking, None, "data"), np.arange(16.0)
+    method, w = Noisy(model, objective, None, "data"), np.arange(16.0)
     sharding, rho = make_sharding(devices, state), 2.0
     policy = Sharpness(method, SharpnessSettings(rho=rho, every=2))
     made = Recipe(
@@ -339,10 +341,10 @@ class Quadratic(Method):
 
 
 def test_what_a_step_changes_and_tells(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.0), lambda step: 0.25 * step)
-    made = recipe(Quadratic(model, masking, None), optimizer)
+    made = recipe(Quadratic(model, objective, None), optimizer)
     key = jax.random.key(3)
     state = init_state(made, {"w": jnp.array([3.0, -4.0])}, (), key)
     assert int(state.step) == 0
@@ -365,13 +367,13 @@ def test_what_a_step_changes_and_tells(
 
 
 def test_what_is_not_trained_stays_to_the_bit_and_has_no_optimizer_state(
-    model: LanguageModel, params: Params, masking: Masking, batch: Batch
+    model: LanguageModel, params: Params, objective: HiddenTokens, batch: Batch
 ) -> None:
     """Though what lives in parts travels rounded."""
     sharding = make_sharding(8, "parameters", jnp.bfloat16)
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-8, 0.1), lambda step: 1e-2)
     plan = Plan(model, trains=((".*/bias", True), (".*", False)))
-    made = Recipe(Penalised(model, masking, "counted once", "data"), plan, optimizer)
+    made = Recipe(Penalised(model, objective, "counted once", "data"), plan, optimizer)
     rng = sharding.replicate(jax.random.key(3))
     state = first_state(made, sharding, params, optax.tree.ones_like(params), rng)
     biases = [path for path in parameter_paths(params) if path.endswith("/bias")]
@@ -408,11 +410,11 @@ class Taught(Method):
 
 
 def test_split_memory_lives_in_parts_and_a_teacher_arrives_whole(
-    model: LanguageModel, masking: Masking, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch
 ) -> None:
     sharding = make_sharding(8, "optimizer")
     made = recipe(
-        Taught(model, masking, None, "data"), Optimizer(optax.identity(), lambda step: 1.0)
+        Taught(model, objective, None, "data"), Optimizer(optax.identity(), lambda step: 1.0)
     )
     params, teacher, scale = np.arange(16), np.arange(16)[::-1] + 3, np.arange(16) + 1
     memory = {"teacher": Split(vector(teacher), whole=True), "scale": Split(vector(scale))}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masked
+from das_jax.data.objective import Drawn
 from das_jax.errors import UserError
 from das_jax.methods.contract import (
     Cost,
@@ -22,14 +22,17 @@ from das_jax.methods.contract import (
 )
 from das_jax.methods.das import importance, importance_map
 from das_jax.methods.das.importance import Losses, RawImportance
+from das_jax.methods.das.noise import Noise
+from das_jax.methods.das.noise_check import said_of_noise
 from das_jax.methods.net import Net
 from das_jax.methods.settings.das import ContrastiveSettings as ContrastiveSettings
-from das_jax.methods.settings.das import DASSettings, ImportanceSettings
+from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.soft_mask import adaptive_soft_mask, effective_mask, soft_mask
 from das_jax.methods.unmasked import unmasked_update
 from das_jax.model.heads import mean_pool
 from das_jax.model.language_model import Params
-from das_jax.model.units import Units, full_units
+from das_jax.model.leaves import OWNERS
+from das_jax.model.units import Rules, Units, full_units, sharing
 from das_jax.objectives.contrastive import contrastive_loss
 
 
@@ -42,7 +45,7 @@ class DASMemory(NamedTuple):
 class Keys(NamedTuple):
     """Dropout keys of the four passes, one per example each, [B]."""
 
-    masked: jax.Array
+    lm: jax.Array
     view1: jax.Array
     view2: jax.Array
     gated: jax.Array
@@ -57,11 +60,13 @@ class DAS(Method):
     kind = "whole model, masked updates"
 
     def check(self) -> None:
-        """Looks at the file of I^(0), which is needed after the warm-up only."""
+        """Looks at what suits the model, and at the file of I^(0), which is needed after the warm-up only."""
+        self._check_model()
         if (initial := self.settings.importance.initial) is not None:
             importance_map.load(initial, self.model.architecture)
 
     def plan(self, place: Place) -> Plan:
+        self._check_model()
         # A step would say it, after the warm-up and the measuring; only it knows the devices.
         self._contrasted(place.batch_size, "a step")
         return super().plan(place)
@@ -69,9 +74,9 @@ class DAS(Method):
     @classmethod
     def lost(cls, settings: Any, directory: Path, index: int, base: Path) -> list[str]:
         found = []
-        for losses in cls.measured(settings, index):
+        for file in cls.measured(settings, index):
             try:
-                importance_map.load_measured(directory / losses.file, base)
+                importance_map.load_measured(directory / file, base)
             except UserError as error:
                 reason = str(error).partition(";")[0]
                 found.append(
@@ -80,18 +85,53 @@ class DAS(Method):
         return found
 
     @classmethod
-    def measured(cls, settings: Any, index: int) -> list[Losses]:
-        """What importance is measured of before and after a stage."""
+    def measured(cls, settings: Any, index: int) -> list[str]:
+        """The files of the maps that are measured before and after a stage."""
         settings = settings.importance
         if settings.source == "random":
             return []
         general = index == 0 and settings.general and settings.initial is None
-        return [*[cls.proxy(settings)] * general, importance.MASKED_LM]
+        return [*[importance.GENERAL_FILE] * general, importance.LM.file]
 
-    @classmethod
-    def proxy(cls, settings: ImportanceSettings) -> Losses:
+    @property
+    def noise(self) -> Noise:
+        """Of the proxy's passes, and of views."""
+        settings = self.settings.importance
+        return Noise.of(self.model.architecture, settings.noise, settings.noise_scale)
+
+    @property
+    def proxy(self) -> Losses:
         """What general knowledge is measured by."""
-        return importance.PROXIES[settings.proxy]
+        return importance.general(self.model.architecture, self.settings.importance)
+
+    @property
+    def anchored_by_lm(self) -> bool:
+        """Whether the language-model pass is the first view, too."""
+        said = self.settings.contrastive.anchor
+        return self.model.architecture.causal if said is None else said != "clean"
+
+    @property
+    def owners(self) -> Rules:
+        """Which units own what, and how the heads that share a key-value head do."""
+        return sharing(OWNERS, self.settings.soft_mask.shared)
+
+    def _check_model(self) -> None:
+        """Raises UserError for what does not suit the model."""
+        architecture, contrastive = self.model.architecture, self.settings.contrastive
+        Noise.of(architecture, self.settings.importance.noise, 1.0)
+        if contrastive.anchor == ("masked" if architecture.causal else "lm"):
+            kind, other = (
+                ("a decoder", "lm") if architecture.causal else ("a masked model", "masked")
+            )
+            raise UserError(
+                f"method.contrastive.anchor is {contrastive.anchor}, but the model is {kind}; say {other} or "
+                "clean, or leave it out"
+            )
+        if contrastive.views == "complement" and self.anchored_by_lm:
+            raise UserError(
+                "method.contrastive.views is complement, which needs anchor: clean; the language-model pass, "
+                "which a decoder's first view is, learns with all units"
+            )
 
     def init(self, params: Params) -> DASMemory:
         return DASMemory(full_units(self.model.architecture, 0.0))
@@ -112,12 +152,16 @@ class DAS(Method):
             )
             loaded = importance.of_kinds(loaded, settings.kinds, 0.0)
             return learned._replace(memory=DASMemory(loaded))
-        proxy = self.proxy(settings)
-        return self._learn_importance(proxy, learned, domain, "general knowledge")
+        if settings.source == "measured" and self.noise.name == "units":
+            said, warning = said_of_noise(
+                self, self.noise, learned.params, domain, settings.batch_size
+            )
+            domain.log(said if warning is None else f"warning: {warning}")
+        return self._learn_importance(self.proxy, learned, domain, "general knowledge")
 
     def end(self, learned: Learned, domain: Domain) -> Learned:
         """I^(<=t), with what the model now knows of this domain."""
-        return self._learn_importance(importance.MASKED_LM, learned, domain, domain.name)
+        return self._learn_importance(importance.LM, learned, domain, domain.name)
 
     def _learn_importance(
         self, losses: Losses, learned: Learned, domain: Domain, of_what: str
@@ -161,63 +205,59 @@ class DAS(Method):
     def loss(
         self, net: Net, memory: DASMemory, batch: Batch, moment: Moment
     ) -> tuple[jax.Array, Metrics]:
-        mask_key, *dropout_keys = jax.random.split(moment.rng, 5)
-        masked = self.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
+        draw_key, *dropout_keys = jax.random.split(moment.rng, 5)
+        drawn = self.objective.draw(batch.tokens, batch.example_keys(draw_key))
         keys = Keys(*(batch.example_keys(key) for key in dropout_keys))
-        return self.objective(net, memory, batch.tokens, masked, moment, keys)
+        return self.loss_of(net, memory, drawn, moment, keys)
 
-    def objective(
+    def loss_of(
         self,
         net: Net,
         memory: DASMemory,
-        tokens_BxT: jax.Array,
-        masked: Masked,
+        drawn: Drawn,
         moment: Moment,
         keys: Keys | None,
     ) -> tuple[jax.Array, Metrics]:
-        """MLM + lambda * contrastive (eq. 9), of a corruption already drawn.
+        """LM loss + lambda * contrastive (eq. 9), of what was drawn already.
 
         Args:
           net: the model.
           memory: holds I^(<=t-1), the gates of the view "only the previous knowledge".
-          tokens_BxT: the clean text.
-          masked: the same, corrupted.
+          drawn: what is read, and what is predicted.
           moment: where in the run this is.
           keys: dropout keys of the passes; None switches dropout off.
         """
         settings = self.settings.contrastive
-        mask_BxT = net.model.mask(tokens_BxT)
 
-        def encode(
-            name: str, rows: slice, tokens_BxT: jax.Array, gates: Units | None = None
-        ) -> jax.Array:
-            keys_B = None if keys is None else getattr(keys, name)[rows]
-            return net.encode(tokens_BxT[rows], mask_BxT[rows], keys_B, gates)
-
-        hidden_BxTxD = encode("masked", slice(None), masked.tokens)
-        masked_lm = self.masked_lm_loss(net, hidden_BxTxD, masked, moment)
+        hidden_BxTxD = net.encode(drawn.text, None if keys is None else keys.lm)
+        lm = self.lm_loss(net, hidden_BxTxD, drawn, moment)
         if settings.weight == 0:
-            return masked_lm, {"masked_lm": masked_lm}
-        rows = self._contrasted(tokens_BxT.shape[0], "a device")
+            return lm, {self.objective.loss: lm}
+        rows = self._contrasted(len(drawn.labels), "a device")
         owned = importance.of_kinds(memory.importance, self.settings.importance.kinds, 1.0)
         free: Units | None = None
         if settings.views == "complement":
             free = jax.tree.map(lambda x: 1 - x, memory.importance)
+        text = drawn.clean.rows(rows)
+
+        def noisy(keys_B: jax.Array | None) -> jax.Array:
+            return self.noise.encode(net, text, keys_B, free)
+
+        view1, view2, gated = (None, None, None) if keys is None else (k[rows] for k in keys[1:])
         views = (
-            hidden_BxTxD[rows]
-            if settings.anchor == "masked"
-            else encode("view1", rows, tokens_BxT, free),
-            encode("view2", rows, tokens_BxT, free),
-            encode("gated", rows, tokens_BxT, owned),
+            hidden_BxTxD[rows] if self.anchored_by_lm else noisy(view1),
+            noisy(view2),
+            # What the earlier domains know is given as it is, but for the model's own dropout.
+            net.encode(text, gated, owned),
         )
-        anchor, positive, previous = (mean_pool(view, mask_BxT[rows]) for view in views)
+        anchor, positive, previous = (mean_pool(view, text.mask) for view in views)
         contrastive = contrastive_loss(
             *(anchor, positive, previous, settings.temperature),
             axis_name=self.axis_name,
             exchange=net.model.dtype,
         )
-        loss = masked_lm + settings.weight * contrastive
-        return loss, {"masked_lm": masked_lm, "contrastive": contrastive}
+        loss = lm + settings.weight * contrastive
+        return loss, {self.objective.loss: lm, "contrastive": contrastive}
 
     def _contrasted(self, batch_size: int, of: str) -> slice:
         """The examples of a shard that the views are made of: the same ones on any number of devices."""
@@ -233,14 +273,14 @@ class DAS(Method):
         settings = self.settings.contrastive
         if settings.weight == 0:
             return Cost()
-        return Cost(full=1 + (2 if settings.anchor == "masked" else 3) / settings.subsample)
+        return Cost(full=1 + (2 if self.anchored_by_lm else 3) / settings.subsample)
 
     def transforms(self, memory: DASMemory, moment: Moment) -> Transforms:
         settings = self.settings.soft_mask
         if settings.apply_to == "none":
             return Transforms()
         mask = adaptive_soft_mask if settings.adapt else soft_mask
-        return Transforms(**{settings.apply_to: mask(self._protected(memory))})
+        return Transforms(**{settings.apply_to: mask(self._protected(memory), self.owners)})
 
     def observe(self, memory: DASMemory, trace: UpdateTrace) -> Metrics:
         """The effective mask: what is left of the movement, per kind of unit; and how strong the mask is, if
@@ -256,8 +296,10 @@ class DAS(Method):
             protected = jax.tree.map(lambda importance: strength * importance, protected)
         unmasked = trace.finished
         if settings.apply_to != "update":
-            unmasked = unmasked_update(trace, protected, of_second=settings.apply_to == "gradient")
-        ratios = effective_mask(trace.masked, unmasked)
+            unmasked = unmasked_update(
+                trace, protected, settings.apply_to == "gradient", self.owners
+            )
+        ratios = effective_mask(trace.masked, unmasked, self.owners, protected)
         return metrics | {f"effective_mask/{kind}": ratio for kind, ratio in ratios.items()}
 
     def _protected(self, memory: DASMemory) -> Units:

@@ -24,14 +24,14 @@ class DGA(DAS):
     def plan(self, place: Place) -> Plan:
         return dataclasses.replace(super().plan(place), start="base")
 
-    @classmethod
-    def proxy(cls, settings: Any) -> Losses:
+    @property
+    def proxy(self) -> Losses:
         """Of the domain it is the only map."""
-        return dataclasses.replace(super().proxy(settings), file=importance.MASKED_LM.file)
+        return dataclasses.replace(super().proxy, file=importance.LM.file)
 
     @classmethod
-    def measured(cls, settings: Any, index: int) -> list[Losses]:
-        return super().measured(settings, 0)[:-1]
+    def measured(cls, settings: Any, index: int) -> list[str]:
+        return [importance.LM.file] if super().measured(settings, 0)[:-1] else []
 
     def begin(self, learned: Learned, domain: Domain) -> Learned:
         return self.learn_general(learned._replace(memory=self.init(learned.params)), domain)

@@ -12,14 +12,16 @@ from scipy import stats
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Method
-from das_jax.methods.example_losses import MaskedLMLosses
+from das_jax.methods.das.noise import DROPOUT, Noise
+from das_jax.methods.example_losses import LMLosses
+from das_jax.methods.net import Net
 from das_jax.methods.settings.das import ImportanceSettings, Normalization
 from das_jax.model.architecture import Architecture
 from das_jax.model.flops import attention_flops, lm_head_flops, transformer_flops
 from das_jax.model.language_model import Params
 from das_jax.model.units import Units, full_units, unit_shapes
 from das_jax.objectives.collectives import per_shard
-from das_jax.objectives.proxy_kl import proxy_kl_per_example
+from das_jax.objectives.proxy_kl import proxy_kl_per_example, vocabulary_proxy_kl_per_example
 
 LossPerExample = Callable[[Method, Params, Batch, jax.Array, Units], jax.Array]
 """(method, params, batch, rng, gates_BxLxU) -> the loss of every example, [B]."""
@@ -54,7 +56,7 @@ class Losses:
       file: of the map in a stage's directory.
       per_example: the loss.
       number: tells its random numbers from another's.
-      flops: useful ones of one example: (architecture, length, masked positions) -> FLOPs.
+      flops: useful ones of one example: (architecture, length, predictions) -> FLOPs.
     """
 
     name: str
@@ -80,81 +82,80 @@ class RawImportance(NamedTuple):
     examples: int
 
 
-def _masked_lm(
+def _lm(
     method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
 ) -> jax.Array:
-    """Masked-LM loss of every example, on masked input, dropout off, [B]: what a learned domain needs
-    (eq. 3).
+    """The language model's loss of every example, dropout off, [B]: what a learned domain needs (eq. 3)."""
+    return LMLosses(method.model, method.objective)(params, batch, rng, gates_BxLxU)
+
+
+@dataclass(frozen=True)
+class ProxyLosses:
+    """Proxy KL of every example, two noisy passes of the clean text, [B]: general knowledge (eq. 6).
+
+    Attributes:
+      over: the softmax is over the features (the paper), or over the LM head's vocabulary.
+      noise: of the passes.
     """
-    return MaskedLMLosses(method.model, method.masking)(params, batch, rng, gates_BxLxU)
 
+    over: str
+    noise: Noise
 
-def _hidden_proxy(
-    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
-) -> jax.Array:
-    """Proxy KL of every example, softmax over features, dropout on, [B]: general knowledge (eq. 6)."""
-    mask_BxT = method.model.mask(batch.tokens)
-    first, second = _two_dropout_passes(method, params, batch, rng, gates_BxLxU)
-    return proxy_kl_per_example(first, second, mask_BxT)
-
-
-def _vocabulary_proxy(
-    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
-) -> jax.Array:
-    """Proxy KL of every example over the LM head's vocabulary, [B].
-
-    One example at a time and recomputed in the backward pass: [B, T, V] logits would not fit.
-    """
-    mask_BxT = method.model.mask(batch.tokens)
-    hidden = _two_dropout_passes(method, params, batch, rng, gates_BxLxU)
-
-    @jax.checkpoint
-    def example_kl(first_TxD: jax.Array, second_TxD: jax.Array, mask_T: jax.Array) -> jax.Array:
-        first, second = (method.model.logits(params, x[None]) for x in (first_TxD, second_TxD))
-        return proxy_kl_per_example(first, second, mask_T[None])[0]
-
-    return jax.lax.map(lambda row: example_kl(*row), (*hidden, mask_BxT))
-
-
-def _two_dropout_passes(
-    method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
-) -> tuple[jax.Array, jax.Array]:
-    mask_BxT = method.model.mask(batch.tokens)
-
-    def encode(key: jax.Array) -> jax.Array:
-        keys_B = batch.example_keys(key)
-        return method.model.encode(params, batch.tokens, mask_BxT, gates_BxLxU, keys_B)
-
-    first_key, second_key = jax.random.split(rng)
-    return encode(first_key), encode(second_key)
+    def __call__(
+        self, method: Method, params: Params, batch: Batch, rng: jax.Array, gates_BxLxU: Units
+    ) -> jax.Array:
+        net, text = Net(method.model, params), method.objective.text(batch.tokens)
+        first, second = (
+            self.noise.encode(net, text, batch.example_keys(key), gates_BxLxU)
+            for key in jax.random.split(rng)
+        )
+        if self.over == "hidden":
+            return proxy_kl_per_example(first, second, text.mask)
+        return vocabulary_proxy_kl_per_example(net.logits(first), net.logits(second), text.mask)
 
 
 def _pass_flops(architecture: Architecture, length: int) -> int:
     """Gate gradients of one pass of an example: products of weights run twice, the two products of
     attention, neither of which is with a weight, three times.
     """
-    attention = architecture.num_layers * attention_flops(architecture, length)
-    return 2 * transformer_flops(architecture, length) + attention
+    return 2 * transformer_flops(architecture, length) + attention_flops(architecture, length)
 
 
-def _masked_lm_flops(architecture: Architecture, length: int, masked: int) -> int:
-    return _pass_flops(architecture, length) + 2 * lm_head_flops(architecture, masked)
+def _lm_flops(architecture: Architecture, length: int, predicted: int) -> int:
+    return _pass_flops(architecture, length) + 2 * lm_head_flops(architecture, predicted)
 
 
-def _hidden_proxy_flops(architecture: Architecture, length: int, masked: int) -> int:
+def _hidden_proxy_flops(architecture: Architecture, length: int, predicted: int) -> int:
     return 2 * _pass_flops(architecture, length)
 
 
-def _vocabulary_proxy_flops(architecture: Architecture, length: int, masked: int) -> int:
+def _vocabulary_proxy_flops(architecture: Architecture, length: int, predicted: int) -> int:
     return 2 * (_pass_flops(architecture, length) + 2 * lm_head_flops(architecture, length))
 
 
-GENERAL = "general importance", "importance-general.safetensors"
-MASKED_LM = Losses("domain importance", "importance.safetensors", _masked_lm, 0, _masked_lm_flops)
-PROXIES = {
-    "hidden": Losses(*GENERAL, _hidden_proxy, 1, _hidden_proxy_flops),
-    "vocabulary": Losses(*GENERAL, _vocabulary_proxy, 1, _vocabulary_proxy_flops),
-}
+GENERAL_FILE = "importance-general.safetensors"
+GENERAL = "general importance", GENERAL_FILE
+LM = Losses("domain importance", "importance.safetensors", _lm, 0, _lm_flops)
+PROXY_FLOPS = {"hidden": _hidden_proxy_flops, "vocabulary": _vocabulary_proxy_flops}
+
+
+def proxy(over: str, noise: Noise = DROPOUT) -> Losses:
+    """The proxy KL over `hidden` or `vocabulary`."""
+    return Losses(*GENERAL, ProxyLosses(over, noise), 1, PROXY_FLOPS[over])
+
+
+def general(architecture: Architecture, settings: ImportanceSettings) -> Losses:
+    """What general knowledge is measured by.
+
+    Unit noise is read off the vocabulary, if nothing is said: over that it agrees better with what a text's
+    own loss finds important than over the features.
+
+    Raises:
+      UserError: the model has no dropout that is asked for.
+    """
+    noise = Noise.of(architecture, settings.noise, settings.noise_scale)
+    usual = "hidden" if noise.name == "dropout" else "vocabulary"
+    return proxy(settings.proxy or usual, noise)
 
 
 def gate_gradients(
@@ -186,8 +187,8 @@ class GateGradientSums:
 
     def flops(self, length: int) -> int:
         """Useful FLOPs of one example."""
-        masked = self.method.masking.num_masked(length)
-        return self.losses.flops(self.method.model.architecture, length, masked)
+        predicted = self.method.objective.most_predictions(length)
+        return self.losses.flops(self.method.model.architecture, length, predicted)
 
     def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> Sums:
         gradients = gate_gradients(self.method, self.losses, params, batch, rng)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Memory, Place, Plan, SecondMoment, Split
-from das_jax.methods.example_losses import MaskedLMLosses
+from das_jax.methods.example_losses import LMLosses
 from das_jax.methods.fisher import FisherSums, fisher
 from das_jax.methods.partition import Rules, merged, partition
 from das_jax.methods.policy import Policy
@@ -297,7 +297,7 @@ class Averaging(Policy):
 
     def _fisher(self, params: Params, domain: Domain, examples: int) -> Params:
         """Of what the stage trains."""
-        losses = MaskedLMLosses(domain.plan.model, self.method.masking)
+        losses = LMLosses(domain.plan.model, self.method.objective)
         sums = domain.accumulate(
             FisherSums(losses, domain.plan.trains),
             params,

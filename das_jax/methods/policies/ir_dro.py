@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from das_jax.data.masking import Masked
+from das_jax.data.objective import Drawn
 from das_jax.methods.contract import Memory, Weigh
 from das_jax.methods.net import Net
 from das_jax.methods.policy import Policy
@@ -21,14 +21,14 @@ class IRDRO(Policy):
     def weigh(self, memory: Memory) -> Weigh:
         settings, axis_name = self.settings, self.method.axis_name
 
-        def weigh(net: Net, masked: Masked, losses_BxM: jax.Array) -> jax.Array:
-            targets_B = jnp.sum(masked.weights, axis=-1)
-            losses_B = jnp.sum(losses_BxM * masked.weights, axis=-1) / targets_B.clip(1)
+        def weigh(net: Net, drawn: Drawn, losses_BxM: jax.Array) -> jax.Array:
+            targets_B = jnp.sum(drawn.weights, axis=-1)
+            losses_B = jnp.sum(losses_BxM * drawn.weights, axis=-1) / targets_B.clip(1)
             if settings.form == "softmax":
                 share_B = softmax_shares(losses_B, targets_B > 0, settings.temperature, axis_name)
             else:
                 share_B = middle_shares(losses_B, targets_B > 0, settings.keep, axis_name)
-            return masked.weights * (share_B / targets_B.clip(1))[:, None]
+            return drawn.weights * (share_B / targets_B.clip(1))[:, None]
 
         return weigh
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from das_jax.data.masking import Masked
+from das_jax.data.objective import Drawn
 from das_jax.errors import UserError
 from das_jax.methods.contract import Cost, Domain, Learned, Memory, SecondMoment, Split, Weigh
 from das_jax.methods.net import Net
@@ -17,7 +17,7 @@ from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.language_model import Params
 from das_jax.objectives.collectives import global_rows
-from das_jax.objectives.masked_lm_loss import token_losses
+from das_jax.objectives.lm_loss import prediction_losses
 from das_jax.objectives.ranking import global_ranks, part_of
 
 
@@ -62,13 +62,12 @@ class RHO1(Policy):
     def weigh(self, memory: Memory) -> Weigh:
         reference = Net(self.method.model, memory.tree)
 
-        def weigh(net: Net, masked: Masked, losses_BxM: jax.Array) -> jax.Array:
-            hidden_BxTxD = reference.encode(masked.tokens, reference.model.mask(masked.clean))
-            logits_BxMxV = reference.logits(hidden_BxTxD, masked.positions)
+        def weigh(net: Net, drawn: Drawn, losses_BxM: jax.Array) -> jax.Array:
+            logits = reference.predictions(reference.encode(drawn.text), drawn)
             return selected_weights(
                 losses_BxM,
-                token_losses(logits_BxMxV, masked.labels),
-                masked.weights,
+                prediction_losses(logits, drawn.labels),
+                drawn.weights,
                 self.settings.keep,
                 self.method.axis_name,
             )

@@ -15,9 +15,9 @@ Kinds = Annotated[
 
 
 def _views_without_a_gate(views: str, others: Mapping[str, Any]) -> str | None:
-    if views == "full" or others.get("anchor") != "masked":
+    if views == "full" or others.get("anchor") in (None, "clean"):
         return None
-    return "needs anchor: clean; the masked-LM pass, which learns with all units, has no gates"
+    return "needs anchor: clean; the language-model pass, which learns with all units, has no gates"
 
 
 def _floor_of_no_mask(floor: float, others: Mapping[str, Any]) -> str | None:
@@ -37,15 +37,16 @@ class ContrastiveSettings:
     weight: NonNegativeFloat = 1.0
     """lambda of the paper's loss: MLM + lambda * contrastive."""
     temperature: PositiveFloat = 0.05
-    anchor: Literal["clean", "masked"] = "clean"
-    """The first view: the clean text under a dropout mask of its own (the paper), or the masked-LM
-    pass, which saves one pass."""
+    anchor: Literal["clean", "masked", "lm"] | None = None
+    """The first view: the clean text under noise of its own (the paper), or the language-model pass, which
+    saves one pass: `masked`, of a masked model, which reads masked text there; `lm`, of a decoder, which
+    reads clean text. When absent, clean for masked models and lm for decoders."""
     views: Annotated[Literal["full", "complement"], refusing_beside(_views_without_a_gate)] = "full"
     """What the two views of a text are made with that are drawn together: all units (the paper), or each as
     far as no earlier knowledge owns it, 1 - I."""
     subsample: Count = 1
     """The views are made of every n-th example of a batch only, and contrasted with each other: 1 for all
-    of them (the paper); with 4 and a masked anchor the encoder runs 1.5 times an example."""
+    of them (the paper); with 4 and a masked anchor the model runs 1.5 times an example."""
 
 
 def _unfit_adapt(adapt: bool, others: Mapping[str, Any]) -> str | None:
@@ -63,8 +64,17 @@ class SoftMaskSettings:
     adapt: Annotated[bool, refusing_beside(_unfit_adapt)] = False
     """Whether the mask of `first_moment` is only as strong as the gradients' overlap with what it protects:
     1 - s I, where s is the mean of norm(I gradient) / norm(gradient) over about a hundred steps."""
+    shared: Literal["max", "mean"] = "max"
+    """Of the heads that read one key-value head, whose importance its rows are scaled by: the largest, or the
+    mean, which lets the keys of a head that must not move, move with the others'."""
     floor: Annotated[float, Field(ge=0, lt=1), refusing_beside(_floor_of_no_mask)] = 0.0
     """The least mean of 1 - I over the units of a layer and kind; 0 switches it off."""
+
+
+def _scale_of_dropout(scale: float, others: Mapping[str, Any]) -> str | None:
+    if others.get("noise") != "dropout":
+        return None
+    return "is of unit noise, and noise is dropout; leave it out"
 
 
 @settings
@@ -79,9 +89,14 @@ class ImportanceSettings:
     batch_size: BatchSize = 256
     normalization: Normalization = "paper"
     """|tanh z| (the paper), max(0, tanh z), or the rank within layer and kind, in [0, 1]."""
-    proxy: Literal["hidden", "vocabulary"] = "hidden"
+    noise: Literal["dropout", "units"] | None = None
+    """What two passes of the proxy KL, and two views of a text, differ by: the model's own dropout, or noise
+    on every unit. When absent, dropout where the model has it, else units."""
+    noise_scale: Annotated[PositiveFloat, refusing_beside(_scale_of_dropout)] = 0.05
+    """s: unit noise multiplies every unit by 1 + s * normal."""
+    proxy: Literal["hidden", "vocabulary"] | None = None
     """The distribution of the proxy KL: softmax over the features of the last hidden state, or over the
-    vocabulary of the LM head."""
+    vocabulary of the LM head. When absent, hidden with dropout, vocabulary with unit noise."""
     general: bool = True
     """Whether what the model knows before the first domain is protected, too."""
     initial: Annotated[InputPath, refusing_beside(_initial_of_nothing)] | None = None

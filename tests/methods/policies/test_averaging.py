@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Method, Plan, SecondMoment
 from das_jax.methods.fisher import Sums
@@ -115,8 +115,8 @@ def test_what_a_method_adds_has_a_weight_for_every_element() -> None:
         assert kept_axes(weights, per) == [(0, 1, 2)]
 
 
-def averaging(model: LanguageModel, masking: Masking, **options: Any) -> Averaging:
-    method = Method(model, masking, NaiveSettings())
+def averaging(model: LanguageModel, objective: HiddenTokens, **options: Any) -> Averaging:
+    method = Method(model, objective, NaiveSettings())
     return Averaging(method, AveragingSettings(**options), batch_size=10)
 
 
@@ -134,9 +134,9 @@ class Measured(NamedTuple):
 
 
 def test_a_uniform_average_begins_with_the_second_domain(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
-    policy = averaging(model, masking, weights="uniform", alpha=0.25)
+    policy = averaging(model, objective, weights="uniform", alpha=0.25)
     plan = Plan(model)
     memory = policy.init(params)
     after = Learned(jax.tree.map(lambda x: x + 1, params), ())
@@ -151,10 +151,10 @@ def test_a_uniform_average_begins_with_the_second_domain(
 
 @pytest.mark.parametrize(("weights", "divided_by"), [("moments", 2 * 10), ("fisher", 2)])
 def test_a_prior_counts_as_an_earlier_domain(
-    model: LanguageModel, masking: Masking, params: Params, weights: Any, divided_by: int
+    model: LanguageModel, objective: HiddenTokens, params: Params, weights: Any, divided_by: int
 ) -> None:
     """Adam's second moment is of a batch's gradient, a Fisher of an example's."""
-    policy = averaging(model, masking, weights=weights, prior=2)
+    policy = averaging(model, objective, weights=weights, prior=2)
     domain: Any = Measured(0, Plan(model), squares(params, 4))
     memory = policy.begin(Learned(params, ()), policy.init(params), domain, None)
     for prior, total in zip(*map(jax.tree.leaves, (memory.earlier, domain.squares)), strict=True):
@@ -162,9 +162,9 @@ def test_a_prior_counts_as_an_earlier_domain(
 
 
 def test_a_method_that_changes_shapes_is_refused(
-    model: LanguageModel, masking: Masking, params: Params
+    model: LanguageModel, objective: HiddenTokens, params: Params
 ) -> None:
-    policy = averaging(model, masking)
+    policy = averaging(model, objective)
     grown = {**params, "graft": {"scale": jnp.ones(3)}}
     domain: Any = Measured(1, Plan(model), params)
     with pytest.raises(UserError, match=r"method\.name naive changes the model's shape before acl"):

@@ -23,7 +23,7 @@ def test_loss_and_gradient_are_the_golden_ones(system_case: Case, temperature: f
     case = system_case
     params = case.of("theta").params_from()
     model = without_dropout(case.model)
-    method = Naive(model, case.masking("a."), None)
+    method = Naive(model, case.objective("a."), None)
     weigh = IRDRO(method, IRDROSettings(temperature=temperature)).weigh(())
 
     def loss(params: Any) -> jax.Array:
@@ -82,17 +82,17 @@ def test_a_high_temperature_makes_it_the_mean_and_one_example_stays_at_least() -
 
 
 def test_the_loss_of_ranks_is_the_mean_over_their_examples(
-    model: Any, masking: Any, params: Any, batch: Any
+    model: Any, objective: Any, params: Any, batch: Any
 ) -> None:
     """Each over its own predictions, of which the padded texts have fewer."""
     model = without_dropout(model)
     policy = IRDRO(
-        Method(model, masking, None), IRDROSettings(form="mid_ranking", keep=(0.25, 0.75))
+        Method(model, objective, None), IRDROSettings(form="mid_ranking", keep=(0.25, 0.75))
     )
-    masked = masking.corrupt(batch.tokens, batch.example_keys(jax.random.key(2)))
-    losses = jax.random.uniform(jax.random.key(5), masked.labels.shape)
-    weights = policy.weigh(())(Net(model, params), masked, losses)
-    means = np.asarray((losses * masked.weights).sum(1) / masked.weights.sum(1))
+    drawn = objective.draw(batch.tokens, batch.example_keys(jax.random.key(2)))
+    losses = jax.random.uniform(jax.random.key(5), drawn.labels.shape)
+    weights = policy.weigh(())(Net(model, params), drawn, losses)
+    means = np.asarray((losses * drawn.weights).sum(1) / drawn.weights.sum(1))
     wanted = np.sort(means)[2:6].mean()
     assert float(weights.sum()) == pytest.approx(1)
     assert float((losses * weights).sum()) == pytest.approx(wanted, rel=1e-5)

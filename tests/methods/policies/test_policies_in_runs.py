@@ -14,6 +14,7 @@ import pytest
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.data.salient_masking import SalientMasking
 from das_jax.errors import UserError
 from das_jax.methods.contract import Domain, Learned, Memory, SecondMoment
@@ -241,11 +242,16 @@ def test_domains_learn_spans_and_all_is_measured_alike(
     monkeypatch.setattr(Console, "log", lambda console, sentence: said.append(sentence))
     policy = "--policies.masking={name: salient, max: 4, per: token}"
     workspace = open_workspace(configured(project, tmp_path, policy), Console(quiet=True))
-    learned = workspace.method(workspace.config.method).masking
+    objective = workspace.method(workspace.config.method).objective
+    assert isinstance(objective, HiddenTokens)
+    learned = objective.masking
     assert isinstance(learned, SalientMasking)
     assert (learned.longest, learned.per_span, learned.one_per_chunk) == (4, False, False)
     assert len(learned.marks) == len(workspace.tokenizer)
-    assert type(workspace.method(None).masking) is type(workspace.masking) is Masking
+    measured = workspace.method(None).objective
+    assert measured == workspace.objective
+    assert isinstance(measured, HiddenTokens)
+    assert type(measured.masking) is Masking
     assert len([each for each in said if "has no capitals" in each]) == 1
 
 

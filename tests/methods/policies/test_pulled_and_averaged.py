@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.errors import UserError
 from das_jax.methods.contract import Learned, Memory, Method, Metrics, Moment, Plan, Transforms
 from das_jax.methods.net import Net
@@ -43,8 +43,8 @@ class Sloping(Method):
 
 
 @pytest.fixture
-def method(model: LanguageModel, masking: Masking) -> Method:
-    return Sloping(model, masking, NaiveSettings())
+def method(model: LanguageModel, objective: HiddenTokens) -> Method:
+    return Sloping(model, objective, NaiveSettings())
 
 
 def domain(method: Method, index: int = 0, **plan: Any) -> Any:

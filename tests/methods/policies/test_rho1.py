@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from das_jax.data.batch import Batch
-from das_jax.data.masking import Masking
+from das_jax.data.objective import HiddenTokens
 from das_jax.errors import UserError
 from das_jax.methods.contract import Method
 from das_jax.methods.policies.rho1 import RHO1, selected_weights
@@ -54,7 +54,7 @@ def test_the_number_is_rounded_up_in_whole_numbers() -> None:
 
 
 def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
-    model: LanguageModel, masking: Masking, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a reference that lives in parts."""
     monkeypatch.setattr(sharding_module, "SMALLEST_SPLIT", 2)
@@ -63,7 +63,7 @@ def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
     params, reference = (jax.jit(model.init)(jax.random.key(seed)) for seed in (0, 7))
 
     def step(sharding: Sharding) -> tuple[float, Params]:
-        method = Method(model, masking, NaiveSettings(), sharding.batch)
+        method = Method(model, objective, NaiveSettings(), sharding.batch)
         policy = RHO1(method, RHO1Settings(keep=0.3))
         made = recipe(method, Optimizer(optax.identity(), lambda step: 1.0), policies=(policy,))
         memory = {policy.name: policy.init(reference)}
@@ -74,7 +74,7 @@ def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
         return float(metrics["loss"]), moved
 
     mask_key, _ = jax.random.split(jax.random.key(3))
-    masked = masking.corrupt(batch.tokens, batch.example_keys(mask_key))
+    masked = objective.masking.corrupt(batch.tokens, batch.example_keys(mask_key))
 
     @jax.jit
     def losses(params: Params) -> jax.Array:
@@ -95,9 +95,9 @@ def test_a_step_learns_what_is_worst_in_comparison_on_any_mesh(
 
 
 def test_a_reference_of_another_architecture_is_refused(
-    model: LanguageModel, masking: Masking, project: Project
+    model: LanguageModel, objective: HiddenTokens, project: Project
 ) -> None:
     path = str(project.directory / "model")
-    policy = RHO1(Method(model, masking, NaiveSettings()), RHO1Settings(reference=path))
+    policy = RHO1(Method(model, objective, NaiveSettings()), RHO1Settings(reference=path))
     with pytest.raises(UserError, match="another architecture than the model"):
         policy.check()

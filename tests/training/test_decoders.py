@@ -1,0 +1,112 @@
+"""A decoder learns two domains with DAS, and what is left loads in transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from das_jax.config.load import load_config
+from das_jax.data.roles import PADDING, has, ids
+from das_jax.errors import UserError
+from das_jax.training.console import Console
+from das_jax.training.workspace import Workspace, open_workspace
+from tests.project import Project, Start, write_decoder, write_text
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    directory = tmp_path_factory.mktemp("decoder")
+    domains = [
+        {
+            "name": name,
+            "source": {"kind": "text", "path": str(write_text(directory / f"{name}.txt", seed))},
+        }
+        for seed, name in enumerate(("papers", "reviews"))
+    ]
+    values = {
+        "output_dir": str(directory / "run"),
+        "model": {"path": str(write_decoder(directory / "model"))},
+        "data": {"length": 16, "heldout": 0.2, "cache_dir": str(directory / "cache")},
+        "domains": domains,
+        "training": {"steps": 4, "batch_size": 8, "learning_rate": 1e-2, "log_every": 1},
+        "method": {"name": "das", "importance": {"examples": 24, "batch_size": 8}},
+        "evaluation": {"batch_size": 8},
+    }
+    config = directory / "run.yaml"
+    config.write_text(yaml.safe_dump(values))
+    return Project(directory, config)
+
+
+@pytest.fixture(scope="module")
+def run(decoder: Project, start: Start) -> tuple[Path, str]:
+    """The directory of the finished run, and what it said."""
+    ended = start("pretrain", decoder.config)
+    assert ended.status == 0, ended.errors
+    return decoder.directory / "run", ended.output
+
+
+def opened(decoder: Project, *changes: str) -> Workspace:
+    loaded: Any = load_config(str(decoder.config), changes)
+    return open_workspace(loaded.config, Console(quiet=True))
+
+
+def test_units_and_measures_are_those_of_a_decoder(run: tuple[Path, str]) -> None:
+    directory, said = run
+    scores = json.loads((directory / "scores.json").read_text())
+    assert scores["unit"] == "nats per token"
+    assert "held-out loss, nats per token" in said
+    assert "unit noise of 0.05 moves predictions by" in said
+    lines = (directory / "02-reviews" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(lines[-1])
+    assert metrics["loss"] == pytest.approx(metrics["causal_lm"] + metrics["contrastive"], rel=1e-4)
+    # Two heads share a key-value head, which goes by the more important one.
+    assert metrics["effective_mask/shared_heads"] < metrics["effective_mask/heads"] < 1
+    losses = scores["heldout_loss"]
+    assert losses["papers"]["papers"] < losses["base model"]["papers"]
+
+
+def test_transformers_has_the_loss_that_was_measured(
+    decoder: Project, run: tuple[Path, str]
+) -> None:
+    """Of the last stage's export on the held-out text of both domains."""
+    directory, _ = run
+    losses = json.loads((directory / "scores.json").read_text())["heldout_loss"]["reviews"]
+    model = AutoModelForCausalLM.from_pretrained(directory / "02-reviews" / "huggingface")
+    for name, corpus in opened(decoder).corpora().items():
+        chunks = np.stack(list(corpus.heldout))
+        padding = has(chunks, PADDING)
+        tokens = torch.from_numpy(ids(chunks)).long()
+        labels = torch.where(torch.from_numpy(padding), -100, tokens)
+        with torch.no_grad():
+            loss = model(input_ids=tokens, labels=labels).loss
+        assert losses[name] == pytest.approx(float(loss), abs=2e-5), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--policies.masking={name: spans}"], "policies.masking is spans, which is for a masked"),
+        (["--method.contrastive.anchor=masked"], "anchor is masked, but the model is a decoder"),
+        (
+            ["--method.importance.noise=dropout"],
+            "every dropout rate in the model's config.json is 0",
+        ),
+        (
+            ["--method.contrastive.views=complement"],
+            "views is complement, which needs anchor: clean",
+        ),
+        (
+            ["--method.name=self_replay"],
+            "fills what is masked in a text, but the model is a decoder",
+        ),
+    ],
+)
+def test_what_a_decoder_cannot_do(decoder: Project, changes: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        workspace = opened(decoder, *changes)
+        workspace.method(workspace.config.method).check()
