@@ -19,7 +19,7 @@ from tests.project import Project, Start, write_decoder, write_text
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def decoder_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     directory = tmp_path_factory.mktemp("decoder")
     domains = [
         {
@@ -43,15 +43,15 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
-def run(decoder: Project, start: Start) -> tuple[Path, str]:
+def run(decoder_project: Project, start: Start) -> tuple[Path, str]:
     """The directory of the finished run, and what it said."""
-    ended = start("pretrain", decoder.config)
+    ended = start("pretrain", decoder_project.config)
     assert ended.status == 0, ended.errors
-    return decoder.directory / "run", ended.output
+    return decoder_project.directory / "run", ended.output
 
 
-def opened(decoder: Project, *changes: str) -> Workspace:
-    loaded: Any = load_config(str(decoder.config), changes)
+def opened(decoder_project: Project, *changes: str) -> Workspace:
+    loaded: Any = load_config(str(decoder_project.config), changes)
     return open_workspace(loaded.config, Console(quiet=True))
 
 
@@ -71,13 +71,13 @@ def test_units_and_measures_are_those_of_a_decoder(run: tuple[Path, str]) -> Non
 
 
 def test_transformers_has_the_loss_that_was_measured(
-    decoder: Project, run: tuple[Path, str]
+    decoder_project: Project, run: tuple[Path, str]
 ) -> None:
     """Of the last stage's export on the held-out text of both domains."""
     directory, _ = run
     losses = json.loads((directory / "scores.json").read_text())["heldout_loss"]["reviews"]
     model = AutoModelForCausalLM.from_pretrained(directory / "02-reviews" / "huggingface")
-    for name, corpus in opened(decoder).corpora().items():
+    for name, corpus in opened(decoder_project).corpora().items():
         chunks = np.stack(list(corpus.heldout))
         padding = has(chunks, PADDING)
         tokens = torch.from_numpy(ids(chunks)).long()
@@ -106,7 +106,7 @@ def test_transformers_has_the_loss_that_was_measured(
         ),
     ],
 )
-def test_what_a_decoder_cannot_do(decoder: Project, changes: list[str], said: str) -> None:
+def test_what_a_decoder_cannot_do(decoder_project: Project, changes: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        workspace = opened(decoder, *changes)
+        workspace = opened(decoder_project, *changes)
         workspace.method(workspace.config.method).check()
