@@ -16,7 +16,7 @@ import pytest
 
 from das_jax.methods.soft_mask import soft_mask
 from das_jax.model import huggingface
-from das_jax.model.heads import mean_pool
+from das_jax.model.heads import last_pool, mean_pool
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import OWNERS
 from das_jax.model.units import Units, full_units, sharing
@@ -114,6 +114,9 @@ def test_gates(model_case: tuple[Case, Computed]) -> None:
     case.assert_close(gated[real], case.arrays["gated_hidden"][real], 1e-5, "gated_hidden")
     pooled = mean_pool(computed.gated_hidden, case.array("attention_mask"))
     case.assert_close(pooled, case.arrays["pooled_gated"], 1e-5, "pooled_gated")
+    if case.model.architecture.causal:  # Else the hidden states are those of the corrupted text.
+        last = last_pool(computed.hidden, case.array("attention_mask"))
+        case.assert_close(last, case.arrays["pooled_last"], 1e-5, "pooled_last")
 
 
 def test_gradients_and_what_the_soft_mask_leaves_of_them(

@@ -165,6 +165,9 @@ class TrainingSettings:
     of AdamW serve."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay: the share of a parameter that a learning rate of 1 would take away in a step."""
+    clip: PositiveFloat | None = None
+    """The largest norm of a step's gradient, before a method's mask: a larger one is scaled down to it. When
+    absent, gradients are taken as they are."""
     second_moment: Literal["fresh", "carried"] = "fresh"
     """What a domain begins with as AdamW's mean of the squared gradients and its count of steps: nothing, or
     what the domain before it left. The mean of the gradients always begins afresh."""
@@ -208,7 +211,7 @@ class MeshSettings:
 
 @settings
 class Config:
-    preset: Literal["das_jax", "merge", "paper"] = "das_jax"
+    preset: Literal["das_jax", "das_jax_decoder", "merge", "paper"] = "das_jax"
     """The values of all that is not set: what we recommend for DAS, the paper's, or plain training that is
     merged after every domain."""
     output_dir: LocalPath

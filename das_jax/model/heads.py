@@ -77,3 +77,12 @@ def mean_pool(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
     hidden_BxTxD = at_least_float32(hidden_BxTxD)
     weight_BxTx1 = mask_BxT.astype(hidden_BxTxD.dtype)[..., None]
     return (hidden_BxTxD * weight_BxTx1).sum(axis=1) / jnp.maximum(weight_BxTx1.sum(axis=1), 1)
+
+
+def last_pool(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+    """The last hidden state of the last real token, [B, D], float32 at least; padding is on the right."""
+    last_Bx1x1 = jnp.maximum(mask_BxT.astype(jnp.int32).sum(axis=1) - 1, 0)[:, None, None]
+    return at_least_float32(jnp.take_along_axis(hidden_BxTxD, last_Bx1x1, axis=1)[:, 0])
+
+
+POOLS = {"mean": mean_pool, "last": last_pool}

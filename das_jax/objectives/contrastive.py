@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from das_jax.objectives.collectives import global_rows, global_sum
+from das_jax.objectives.collectives import global_mean, global_rows, global_sum
 
 EPSILON = 1e-12
 
@@ -17,6 +17,7 @@ def contrastive_loss(
     temperature: float,
     axis_name: str | None = None,
     exchange: Any = None,
+    centre: bool = False,
 ) -> jax.Array:
     """Pulls two views of a text together, away from other texts and from the previous knowledge.
 
@@ -30,10 +31,16 @@ def contrastive_loss(
       temperature: t.
       axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
       exchange: the type in which candidates travel between devices; None for their own.
+      centre: whether the mean of z1, z2 and z3 over the global batch is subtracted from all before the
+        cosine, with its gradient.
 
     Returns:
       The loss, nats, [].
     """
+    if centre:
+        views_3xBxD = jnp.stack([anchor_BxD, positive_BxD, previous_BxD])
+        mean_D = global_mean(views_3xBxD.mean(axis=(0, 1)), axis_name)
+        anchor_BxD, positive_BxD, previous_BxD = views_3xBxD - mean_D[None, None]
     anchor_BxD, positive_BxD, previous_BxD = map(
         unit_rows, (anchor_BxD, positive_BxD, previous_BxD)
     )

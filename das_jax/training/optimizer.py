@@ -102,10 +102,12 @@ class Optimizer:
     Attributes:
       direction: Adam, Lion or Muon, with decoupled weight decay and without the learning rate.
       schedule: the learning rate of a step, counted from 0.
+      clip: the largest norm of a gradient, before the gradient piece; None for any.
     """
 
     direction: Direction
     schedule: Callable[[jax.Array], Any]
+    clip: float | None = None
 
     def init(
         self, params: Params, transforms: Transforms, carried: SecondMoment | None = None
@@ -137,6 +139,9 @@ class Optimizer:
         step: jax.Array,
     ) -> tuple[Params, OptimizerState, UpdateTrace]:
         """The new parameters, the new state, and the step from the inside."""
+        if self.clip is not None:
+            clipping = optax.clip_by_global_norm(self.clip)
+            gradients, _ = clipping.update(gradients, clipping.init(params))
         masked_gradients, gradient_state = transforms.gradient.update(
             gradients, state.gradient, params
         )
@@ -229,4 +234,4 @@ def domain_optimizer(
         schedule = schedule.of_later_domains()
     if recovery:
         schedule = Recovering(peak, recovery, settings.warmup, then=schedule)
-    return Optimizer(direction_of(settings, decays, leaves), schedule)
+    return Optimizer(direction_of(settings, decays, leaves), schedule, settings.clip)

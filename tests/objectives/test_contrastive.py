@@ -36,9 +36,22 @@ def test_it_is_the_formula() -> None:
     )
 
 
-def test_negatives_and_gradients_are_those_of_the_global_batch() -> None:
+def test_centred_views_are_compared_without_what_they_have_in_common() -> None:
+    """Of all three together: in a decoder every view points the same way."""
+    far = [view + 7.0 for view in views()]
+    mean = np.stack(far).mean(axis=(0, 1))
+    wanted = reference(*(np.asarray(view) - mean for view in far), 0.5)  # type: ignore[arg-type]
+    centred = contrastive_loss(far[0], far[1], far[2], 0.5, centre=True)
+    np.testing.assert_allclose(centred, wanted, rtol=1e-4)
+    assert abs(contrastive_loss(far[0], far[1], far[2], 0.5) - wanted) > 0.1
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_negatives_and_gradients_are_those_of_the_global_batch(centre: bool) -> None:
     def loss(axis_name: str | None):
-        return jax.value_and_grad(lambda z: contrastive_loss(z[0], z[1], z[2], 0.05, axis_name))
+        return jax.value_and_grad(
+            lambda z: contrastive_loss(z[0], z[1], z[2], 0.05, axis_name, centre=centre)
+        )
 
     expected_loss, expected = loss(None)(views())
     sharding = make_sharding(8)

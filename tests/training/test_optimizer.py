@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -70,6 +71,17 @@ def test_half_the_update_is_half_the_movement_and_half_the_gradient_is_not() -> 
     np.testing.assert_allclose(learned(optimizer, half) - np.arange(5), whole / 2, atol=1e-6)
     half = Transforms(gradient=optax.scale(0.5))
     np.testing.assert_allclose(learned(optimizer, half) - np.arange(5), whole, atol=1e-6)
+
+
+def test_a_gradient_is_clipped_before_it_is_masked() -> None:
+    """Of a larger norm it is scaled down to it, a smaller one is taken as it is."""
+    plain = Optimizer(optax.identity(), lambda step: 1.0)
+    norms = np.linalg.norm(GRADIENTS, axis=1)
+    limit = float(np.median(norms))
+    half = Transforms(gradient=optax.scale(0.5))
+    clipped = GRADIENTS * np.minimum(1, limit / norms)[:, None]
+    moved = learned(replace(plain, clip=limit), half)
+    np.testing.assert_allclose(moved, np.arange(5) - clipped.sum(axis=0) / 2, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("second_moment", ["fresh", "carried"])

@@ -29,7 +29,7 @@ from das_jax.methods.settings.das import ContrastiveSettings as ContrastiveSetti
 from das_jax.methods.settings.das import DASSettings
 from das_jax.methods.soft_mask import adaptive_soft_mask, effective_mask, soft_mask
 from das_jax.methods.unmasked import unmasked_update
-from das_jax.model.heads import mean_pool
+from das_jax.model.heads import POOLS
 from das_jax.model.language_model import Params
 from das_jax.model.leaves import OWNERS
 from das_jax.model.units import Rules, Units, full_units, sharing
@@ -250,11 +250,13 @@ class DAS(Method):
             # What the earlier domains know is given as it is, but for the model's own dropout.
             net.encode(text, gated, owned),
         )
-        anchor, positive, previous = (mean_pool(view, text.mask) for view in views)
+        pool = POOLS[settings.pool]
+        anchor, positive, previous = (pool(view, text.mask) for view in views)
         contrastive = contrastive_loss(
             *(anchor, positive, previous, settings.temperature),
             axis_name=self.axis_name,
             exchange=net.model.dtype,
+            centre=settings.centre,
         )
         loss = lm + settings.weight * contrastive
         return loss, {self.objective.loss: lm, "contrastive": contrastive}

@@ -44,6 +44,11 @@ class ContrastiveSettings:
     views: Annotated[Literal["full", "complement"], refusing_beside(_views_without_a_gate)] = "full"
     """What the two views of a text are made with that are drawn together: all units (the paper), or each as
     far as no earlier knowledge owns it, 1 - I."""
+    pool: Literal["mean", "last"] = "mean"
+    """What a view is of its text's hidden states: their mean over the real tokens (the paper), or the last
+    one's, which in a decoder is about the next token rather than the text."""
+    centre: bool = False
+    """Whether the mean of all views of the batch is subtracted from each before they are compared."""
     subsample: Count = 1
     """The views are made of every n-th example of a batch only, and contrasted with each other: 1 for all
     of them (the paper); with 4 and a masked anchor the model runs 1.5 times an example."""
