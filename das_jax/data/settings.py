@@ -250,7 +250,8 @@ class TaskSettings:
     date: str | None = None
     """The column of the date, if texts are to begin with their year, as those of sources with a `date` do."""
     pair: str | None = None
-    """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence."""
+    """The column of the second text, where a label belongs to a pair, such as an aspect and a sentence. A
+    decoder reads the two as one text, with a line end between them."""
     label: str = "label"
     """The column of the class: texts or whole numbers."""
     unseen_classes: bool = False

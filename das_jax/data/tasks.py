@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from das_jax.data import tables
 from das_jax.data.files import checked_text, quoted
+from das_jax.data.roles import GIVEN, OPENS, PADDING, has
 from das_jax.data.settings import Sizes as Sizes
 from das_jax.data.settings import Table, TaskSettings
 from das_jax.data.time_prefix import time_prefix
@@ -36,7 +38,7 @@ class Examples(NamedTuple):
     """Tokenised texts and their classes."""
 
     tokens_NxT: np.ndarray
-    """Token ids, padded to the task's length; int32."""
+    """Token ids, padded on the right to the task's length; those of decoders have roles. int32."""
     types_NxT: np.ndarray
     """1 for the second text of a pair, 0 elsewhere and where the tokenizer makes no token types; int32."""
     labels_N: np.ndarray
@@ -69,13 +71,21 @@ class _Row(NamedTuple):
     label: str | int
 
 
-def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> Task:
+def load_task(
+    settings: TaskSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    cache_dir: Path,
+    causal: bool = False,
+) -> Task:
     """Reads and tokenises the tables of an end task.
+
+    A decoder reads the two texts of a pair as one, with a line end between them.
 
     Args:
         settings: The task.
         tokenizer: A fast HuggingFace tokenizer; it is left as it is.
         cache_dir: Where demo files are kept.
+        causal: Whether the model is a decoder.
 
     Returns:
         The task.
@@ -85,7 +95,7 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
             knows, there is only one class, training and test rows come from one file, the tokenizer knows
             no word, or the sizes are not those promised; the sentence names task, file and line.
     """
-    enc = encoder(tokenizer, "all")
+    enc = encoder(tokenizer, "all", causal)
     with _naming(settings):
         _check_apart(settings)
         train = _rows(settings, "train", cache_dir)
@@ -93,11 +103,12 @@ def load_task(settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, cache_
         validation = _rows(settings, "validation", cache_dir)
         numbers = _class_numbers(train, [*test, *validation] if settings.unseen_classes else [])
         _check_sizes(settings, len(train), len(test), len(numbers))
-        makes_types = "token_type_ids" in tokenizer.model_input_names
+        makes_types = not causal and "token_type_ids" in tokenizer.model_input_names
+        encode = _encode_for_decoder if causal else _encode
 
         def examples(rows: list[_Row]) -> Examples:
             labels = [_number(row, numbers) for row in rows]
-            tokens_NxT, types_NxT = _encode(rows, enc, settings.length)
+            tokens_NxT, types_NxT = encode(rows, enc, settings.length)
             return Examples(tokens_NxT, types_NxT * makes_types, np.array(labels, np.int32))
 
         made = {"train": examples(train), "test": examples(test)}
@@ -124,7 +135,8 @@ def _unknown_words(
 ) -> Iterator[str]:
     """A sentence for each table with many words that the tokenizer does not know."""
     for split, examples in made.items():
-        predictable, unknown = enc.count(examples.tokens_NxT)
+        tokens_NxT = examples.tokens_NxT
+        predictable, unknown = enc.count(tokens_NxT[~has(tokens_NxT, PADDING)])
         if unknown and not predictable:
             raise UserError(
                 f"the tokenizer knows no word of `{split}`; give a model of their language and script."
@@ -275,6 +287,37 @@ def _encode(rows: Sequence[_Row], enc: Encoder, length: int) -> tuple[np.ndarray
         for i, encoding in enumerate(enc.backend.encode_batch(inputs), start):
             tokens_NxT[i], types_NxT[i] = encoding.ids, encoding.type_ids
     return tokens_NxT, types_NxT
+
+
+def _encode_for_decoder(
+    rows: Sequence[_Row], enc: Encoder, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids with roles, and token types, [N, T] each.
+
+    What the tokenizer puts before a text, the text, and padding behind it.
+    """
+    first, padding = enc.special[0], enc.special.padding
+    opening = [] if first is None else [first | GIVEN | OPENS]
+    tokens_NxT = np.full((len(rows), length), padding | PADDING, np.int32)
+    for start in range(0, len(rows), BATCH_TEXTS):
+        batch = rows[start : start + BATCH_TEXTS]
+        texts = [row.text if row.pair is None else f"{row.text}\n{row.pair}" for row in batch]
+        found = enc.backend.encode_batch(texts, add_special_tokens=False)
+        for i, (row, encoding) in enumerate(zip(batch, found, strict=True), start):
+            tokens = opening + _cut(encoding, row, length - len(opening))
+            tokens_NxT[i, : len(tokens)] = tokens
+    return tokens_NxT, np.zeros_like(tokens_NxT)
+
+
+def _cut(encoding: Encoding, row: _Row, room: int) -> list[int]:
+    """The tokens that fit; of a pair the longer text is cut first."""
+    ids = list(encoding.ids)
+    if row.pair is None or len(ids) <= room:
+        return ids[:room]
+    first = sum(begin < len(row.text) for begin, _ in encoding.offsets)
+    second = len(ids) - first
+    kept = min(first, max(room - second, room - room // 2))
+    return ids[:kept] + ids[first : first + room - kept]
 
 
 def _key(settings: TaskSettings, enc: Encoder, makes_types: bool) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from das_jax.data.batches import whole_batches
+from das_jax.data.roles import PADDING, has, ids
 from das_jax.data.tasks import Examples, Task
 from das_jax.evaluation.classification import classification_scores
 from das_jax.evaluation.own_words import OwnWords, own_words
@@ -57,7 +58,7 @@ class Finetuning:
     """How a task is learned; equal ones share their compiled programs.
 
     Attributes:
-      classifier: what is trained, encoder and head.
+      classifier: what is trained, transformer and head.
       sharding: the devices, over which a batch is split.
       steps: of the whole training.
       batch_size: examples per step.
@@ -94,7 +95,7 @@ class Finetuning:
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(weight_B)))
 
         def loss_of(params: Params) -> jax.Array:
-            logits_BxC = self.classifier.logits(params, tokens_BxT, types_BxT, keys_B)
+            logits_BxC = self._logits(params, tokens_BxT, types_BxT, keys_B)
             losses_B = token_losses(logits_BxC[:, None], labels_B[:, None])[:, 0]
             return jnp.sum(losses_B * weight_B) / jnp.sum(weight_B)
 
@@ -108,12 +109,27 @@ class Finetuning:
         """Rows in their places on the devices."""
         return jax.lax.with_sharding_constraint(rows, self.sharding.by_example)
 
+    def _logits(
+        self,
+        params: Params,
+        tokens_BxT: jax.Array,
+        types_BxT: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """Of examples as a task has them."""
+        model = self.classifier.model
+        if model.architecture.causal:
+            mask_BxT, tokens_BxT = ~has(tokens_BxT, PADDING), ids(tokens_BxT)
+        else:
+            mask_BxT = model.mask(tokens_BxT)
+        return self.classifier.logits(params, tokens_BxT, mask_BxT, types_BxT, keys_B)
+
     def predictions(self, params: Params, tokens_BxT: jax.Array, types_BxT: jax.Array) -> jax.Array:
         """The most likely class of every example, [B], with one seed's parameters; -1 where a logit is not
         finite.
         """
         tokens_BxT, types_BxT = self._split((tokens_BxT, types_BxT))
-        logits_BxC = self.classifier.logits(params, tokens_BxT, types_BxT)
+        logits_BxC = self._logits(params, tokens_BxT, types_BxT)
         finite_B = jnp.isfinite(logits_BxC).all(axis=-1)
         return jnp.where(finite_B, jnp.argmax(logits_BxC, axis=-1), -1)
 
@@ -200,7 +216,7 @@ def finetune(
 
     Args:
       classifier: a model with as many classes as the task has.
-      pretrained: parameters of the masked LM.
+      pretrained: parameters of the language model.
       task: its examples.
       seeds: one classifier each; they differ in head, order and dropout.
       sharding: the devices.
@@ -257,9 +273,7 @@ def finetune(
 
 
 def _words(classifier: Classifier, task: Task) -> OwnWords:
-    padding = classifier.model.architecture.pad_token_id
-    assert padding is not None, "an encoder's texts are padded"
-    return own_words(task, padding)
+    return own_words(task, classifier.model.architecture.pad_token_id)
 
 
 def _finetuning(narrow: Classifier, task: Task, sharding: Sharding, batch_size: int) -> Finetuning:

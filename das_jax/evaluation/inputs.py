@@ -30,7 +30,7 @@ def checked_task(workspace: Workspace, settings: TaskSettings, before: int) -> T
     what, path = f"task {settings.name}: length", workspace.config.model.path
     check_fits(what, settings.length, path, architecture, before)
     check_divisible(settings.batch_size, workspace.sharding, f"task {settings.name}: batch_size")
-    task = load_task(settings, workspace.tokenizer, workspace.cache_dir)
+    task = load_task(settings, workspace.tokenizer, workspace.cache_dir, architecture.causal)
     for note in task.notes:
         workspace.console.log(f"warning: {note}")
     if settings.pair is not None and leaves_out_types(workspace.tokenizer, architecture):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from das_jax.data.roles import ids
 from das_jax.data.tasks import Examples, Task
 from das_jax.model.classifier import Classifier
 from das_jax.model.language_model import LanguageModel, Params
@@ -23,26 +24,29 @@ class OwnWords:
 
     Attributes:
       tokens_W: their ids, rising.
-      pad_token_id: of the whole vocabulary.
+      pad_token_id: of the whole vocabulary; None if none is reserved for padding.
     """
 
     tokens_W: np.ndarray
-    pad_token_id: int
+    pad_token_id: int | None
 
     def classifier(self, whole: Classifier) -> Classifier:
         """The same classifier of these words only."""
+        padding = self.pad_token_id
         architecture = dataclasses.replace(
             whole.model.architecture,
             vocab_size=len(self.tokens_W),
-            pad_token_id=int(np.searchsorted(self.tokens_W, self.pad_token_id)),
+            pad_token_id=None if padding is None else int(np.searchsorted(self.tokens_W, padding)),
         )
         model: LanguageModel = dataclasses.replace(whole.model, architecture=architecture)
         return dataclasses.replace(whole, model=model)
 
     def examples(self, examples: Examples) -> Examples:
         """The same examples with the numbers that these words have here."""
-        tokens_NxT = np.searchsorted(self.tokens_W, examples.tokens_NxT).astype(np.int32)
-        return examples._replace(tokens_NxT=tokens_NxT)
+        tokens_NxT = ids(examples.tokens_NxT)
+        roles_NxT = examples.tokens_NxT ^ tokens_NxT
+        numbers_NxT = np.searchsorted(self.tokens_W, tokens_NxT).astype(np.int32)
+        return examples._replace(tokens_NxT=numbers_NxT | roles_NxT)
 
     def narrowed(self, params: Params) -> Params:
         """Parameters with these words' rows only."""
@@ -69,8 +73,9 @@ class OwnWords:
         ]
 
 
-def own_words(task: Task, pad_token_id: int) -> OwnWords:
+def own_words(task: Task, pad_token_id: int | None) -> OwnWords:
     """The words of all parts of a task."""
     parts = [part for part in (task.train, task.validation, task.test) if part is not None]
-    tokens = np.concatenate([part.tokens_NxT.ravel() for part in parts] + [[pad_token_id]])
-    return OwnWords(np.unique(tokens), pad_token_id)
+    padding = [] if pad_token_id is None else [pad_token_id]
+    tokens = [ids(part.tokens_NxT).ravel() for part in parts]
+    return OwnWords(np.unique(np.concatenate([*tokens, np.array(padding, int)])), pad_token_id)

@@ -66,6 +66,10 @@ class Architecture:
       embedding_dropout: behind the embeddings; None for `hidden_dropout`.
       attention_output_dropout: behind attention's output projection; None for `hidden_dropout`.
       intermediate_dropout: before the second feed-forward projection.
+      classifier_reads: what a classifier's head reads of a text: its first token's state, its last real
+        token's, or the mean of all real tokens'.
+      classifier_head: what is before a classifier's last matrix: a dense layer and a hyperbolic tangent
+        (`tanh`), what is before the LM head's decoder (`transform`), or nothing (`linear`).
       classifier_input_dropout: whether a classifier's head drops out what it reads.
     """
 
@@ -113,6 +117,8 @@ class Architecture:
     embedding_dropout: float | None = None
     attention_output_dropout: float | None = None
     intermediate_dropout: float = 0.0
+    classifier_reads: Literal["first", "last", "mean"] = "first"
+    classifier_head: Literal["tanh", "transform", "linear"] = "tanh"
     classifier_input_dropout: bool = False
 
     @property
@@ -171,6 +177,6 @@ class Architecture:
         """
         said: dict[str, Any] = dataclasses.asdict(self)
         for field in dataclasses.fields(self):
-            if said[field.name] == field.default or field.name == "classifier_input_dropout":
+            if said[field.name] == field.default or field.name.startswith("classifier_"):
                 del said[field.name]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -28,10 +28,7 @@ class LMHead(nn.Module):
         """Returns the last layer, and what it reads, [B, M, D]."""
         arch = self.architecture
         if arch.head == "transform":
-            activation = ACTIVATIONS[arch.head_activation or arch.activation]
-            project = dense(arch, arch.hidden_size, self.dtype, "dense", use_bias=arch.head_bias)
-            hidden_BxMxD = activation(project(hidden_BxMxD))
-            hidden_BxMxD = norm(arch, self.dtype, "layer_norm")(hidden_BxMxD)
+            hidden_BxMxD = transformed(arch, self.dtype, hidden_BxMxD)
         bias_V = None
         if arch.decoder_bias:
             bias_V = self.param("bias", nn.initializers.zeros, (arch.vocab_size,))
@@ -42,8 +39,18 @@ class LMHead(nn.Module):
         return Unembedding(table_VxD, bias_V, self.dtype, arch.logit_cap), hidden_BxMxD
 
 
+def transformed(architecture: Architecture, dtype: jnp.dtype, hidden: jax.Array) -> jax.Array:
+    """Dense, activation and norm, as parts of the module that calls it."""
+    arch = architecture
+    activation = ACTIVATIONS[arch.head_activation or arch.activation]
+    project = dense(arch, arch.hidden_size, dtype, "dense", use_bias=arch.head_bias)
+    return norm(arch, dtype, "layer_norm")(activation(project(hidden)))
+
+
 class ClassifierHead(nn.Module):
-    """Of the first token: dense, tanh, dense; RoBERTa also drops out before the first."""
+    """Of what stands for a text: BERT's dense, tanh, dense, where RoBERTa also drops out before the first;
+    ModernBERT's dense, activation, norm, dense; or a decoder's one matrix.
+    """
 
     architecture: Architecture
     num_classes: int
@@ -56,9 +63,14 @@ class ClassifierHead(nn.Module):
         first_Bx2, second_Bx2 = (None, None) if seeds_2xBx2 is None else seeds_2xBx2
         if arch.classifier_input_dropout:
             hidden_BxD = dropout(hidden_BxD, arch.hidden_dropout, first_Bx2)
-        hidden_BxD = jnp.tanh(dense(arch, arch.hidden_size, self.dtype, "dense")(hidden_BxD))
-        hidden_BxD = at_least_float32(dropout(hidden_BxD, arch.hidden_dropout, second_Bx2))
-        return dense(arch, self.num_classes, hidden_BxD.dtype, "output")(hidden_BxD)
+        if arch.classifier_head == "tanh":
+            hidden_BxD = jnp.tanh(dense(arch, arch.hidden_size, self.dtype, "dense")(hidden_BxD))
+            hidden_BxD = dropout(hidden_BxD, arch.hidden_dropout, second_Bx2)
+        elif arch.classifier_head == "transform":
+            hidden_BxD = transformed(arch, self.dtype, hidden_BxD)
+        hidden_BxD = at_least_float32(hidden_BxD)
+        shifts, dtype = arch.classifier_head != "linear", hidden_BxD.dtype
+        return dense(arch, self.num_classes, dtype, "output", use_bias=shifts)(hidden_BxD)
 
 
 class Kernel(nn.Module):
@@ -79,10 +91,16 @@ def mean_pool(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
     return (hidden_BxTxD * weight_BxTx1).sum(axis=1) / jnp.maximum(weight_BxTx1.sum(axis=1), 1)
 
 
+def last_real(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+    """The state of the last real token, [B, D]; of the first where none is real."""
+    places_1xT = jnp.arange(mask_BxT.shape[1])[None]
+    last_B = jnp.max(jnp.where(mask_BxT, places_1xT, 0), axis=1)
+    return jnp.take_along_axis(hidden_BxTxD, last_B[:, None, None], axis=1)[:, 0]
+
+
 def last_pool(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
-    """The last hidden state of the last real token, [B, D], float32 at least; padding is on the right."""
-    last_Bx1x1 = jnp.maximum(mask_BxT.astype(jnp.int32).sum(axis=1) - 1, 0)[:, None, None]
-    return at_least_float32(jnp.take_along_axis(hidden_BxTxD, last_Bx1x1, axis=1)[:, 0])
+    """The same in float32 at least, where `mean_pool` has the mean."""
+    return at_least_float32(last_real(hidden_BxTxD, mask_BxT))
 
 
 POOLS = {"mean": mean_pool, "last": last_pool}

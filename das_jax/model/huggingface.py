@@ -1,5 +1,6 @@
 """HuggingFace checkpoint directories, in and out: configuration, weights and tokenizer."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,20 +185,49 @@ def export_classifier(
     Args:
       directory: replaced if it exists.
       params: the classifier's parameters; written as float32.
-      config: the configuration of the checkpoint that the encoder came from.
-      architecture: of the encoder.
+      config: the configuration of the checkpoint that the transformer came from.
+      architecture: of the transformer.
       classes: their names, in the order of the logits.
       tokenizer: of that checkpoint.
 
     Raises:
-      UserError: the directory cannot be written.
+      UserError: the directory cannot be written, or nothing can pad a decoder's texts.
     """
+    if architecture.classifier_reads == "last":
+        config, tokenizer = padding(config, architecture, tokenizer)
     with replacing(Path(directory)) as temporary:
         temporary.mkdir()
         write_config(temporary, sized(config, architecture), classes)
         tensors = to_classifier_tensors(params, architecture, len(classes))
         write_weights(temporary, tensors)
         write_tokenizer(temporary, tokenizer)
+
+
+def padding(
+    config: dict[str, Any], architecture: Architecture, tokenizer: PreTrainedTokenizerFast
+) -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
+    """A configuration and a tokenizer that pad with one token, and so tell which token of a text is its last.
+
+    It is the one that they name or, where none is named, the one that ends texts.
+
+    Raises:
+      UserError: there is neither.
+    """
+    ends = config.get("eos_token_id")
+    asked = (
+        *(config.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id),
+        *(ends if isinstance(ends, list) else [ends]),
+    )
+    known = [number for number in asked if number is not None]
+    number = next((number for number in known if 0 <= number < architecture.vocab_size), None)
+    if number is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no pad_token and no eos_token, and a classifier "
+            "must know where a text ends; add one to tokenizer_config.json"
+        )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(number)
+    return {**config, "pad_token_id": number}, tokenizer
 
 
 def write_weights(

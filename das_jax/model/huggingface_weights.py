@@ -14,13 +14,13 @@ from das_jax.model.architecture import Architecture
 from das_jax.model.families.family import Names
 from das_jax.model.families.registry import FAMILIES
 from das_jax.model.leaves import (
-    CLASSIFIER,
     DECODER,
     LM_HEAD,
     SUFFIXES,
     WORDS,
     Leaf,
     Leaves,
+    classifier_leaves,
     leaves_of,
     present,
     transformer_leaves,
@@ -87,7 +87,7 @@ def table(leaves: Leaves, architecture: Architecture, num_classes: int | None = 
 
     def row(leaf: Leaf) -> Row:
         shape = tuple(sizes[x] for x in leaf.one)
-        transposed = leaf.projects and names.transposed
+        transposed = leaf.projects and (names.transposed or not leaf.stacked)
         axes = leaf.tensor_axes if transposed or not leaf.projects else leaf.one_way
         tensor_shape = [math.prod(sizes[x] for x in axis) for axis in axes]
         part, outputs = None, (0 if transposed or not leaf.projects else 1)
@@ -139,7 +139,7 @@ def to_classifier_tensors(
     params: Any, architecture: Architecture, num_classes: int
 ) -> dict[str, np.ndarray]:
     """Parameters of a classifier as tensors of HuggingFace's: by name, [out, in]."""
-    rows = table((*transformer_leaves(architecture), *CLASSIFIER), architecture, num_classes)
+    rows = table(classifier_leaves(architecture), architecture, num_classes)
     return _tensors(params, rows, architecture)
 
 

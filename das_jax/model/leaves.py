@@ -181,6 +181,8 @@ DECODER = Leaf("lm_head/decoder/kernel", "D->V")
 CLASSIFIER: tuple[Leaf, ...] = (
     Leaf("classifier/dense/kernel", "D->D"),
     Leaf("classifier/dense/bias", "D"),
+    Leaf("classifier/layer_norm/scale", "D"),
+    Leaf("classifier/layer_norm/bias", "D"),
     Leaf("classifier/output/kernel", "D->C"),
     Leaf("classifier/output/bias", "C"),
 )
@@ -214,11 +216,14 @@ def present(architecture: Architecture) -> Callable[[Leaf], bool]:
         (r"layers/feed_forward/gate/.*", arch.gated),
         (r"lm_head/(dense|layer_norm)/.*", arch.head == "transform"),
         (r"lm_head/decoder/.*", not arch.tied),
+        (r"classifier/dense/.*", arch.classifier_head != "linear"),
+        (r"classifier/layer_norm/.*", arch.classifier_head == "transform"),
+        (r"classifier/output/bias", arch.classifier_head != "linear"),
         (r".*norm/bias", shifts),
         (r"layers/attention/(query|key|value)/bias", arch.qkv_bias),
         (r"layers/attention/output/bias", arch.attention_bias),
         (r"layers/feed_forward/(gate|intermediate|output)/bias", arch.feed_forward_bias),
-        (r"lm_head/dense/bias", arch.head_bias),
+        (r"(lm_head|classifier)/dense/bias", arch.head_bias),
         (r"lm_head/bias", arch.decoder_bias),
     )
     return lambda leaf: all(is_so for path, is_so in only_where if re.fullmatch(path, leaf.path))
@@ -232,6 +237,11 @@ def transformer_leaves(architecture: Architecture) -> Leaves:
 def leaves_of(architecture: Architecture) -> Leaves:
     """The parameters of a model and its LM head."""
     return tuple(filter(present(architecture), (*ENCODER, *LM_HEAD, DECODER)))
+
+
+def classifier_leaves(architecture: Architecture) -> Leaves:
+    """The parameters of a classifier."""
+    return tuple(filter(present(architecture), (*ENCODER, *CLASSIFIER)))
 
 
 def rules_of(leaves: Leaves) -> Rules:

@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from das_jax.data.roles import GIVEN, OPENS, PADDING, has, ids
 from das_jax.data.tables import CSVTable, DemoTable, JSONLTable
 from das_jax.data.tasks import Sizes, Task, TaskSettings, load_task
 from das_jax.errors import UserError
@@ -355,3 +356,44 @@ def test_texts_in_two_tables_are_counted(load: Load):
     pairs = [{"text": "fox", "pair": text, "label": text} for text in ("a", "b")]
     others = [{"text": "fox", "pair": "c", "label": "a"}]
     assert load(train=pairs, test=others, pair="pair").notes == ()
+
+
+def test_a_decoder_reads_what_its_tokenizer_makes_of_a_text_with_padding_behind_it(
+    tmp_path: Path,
+    gpt2_tokenizer: PreTrainedTokenizerFast,
+    llama_tokenizer: PreTrainedTokenizerFast,
+):
+    """What ends texts also fills up rows, so where a text ends is said by roles alone."""
+    rows = [
+        {"a": "the fox<end>", "b": "a lazy dog jumps", "label": 0},
+        {"a": "dog", "b": "fox " * 20, "label": 1},
+        {"a": "the dog " * 20, "b": "the fox runs away. " * 20, "label": 1},
+    ]
+    tables = {
+        "train": write(tmp_path / "train.jsonl", rows),
+        "test": write(tmp_path / "test.jsonl", rows),
+    }
+    single = TaskSettings(name="animals", length=16, text="a", **tables)
+    pairs = dataclasses.replace(single, pair="b")
+    for tokenizer, lead in ((gpt2_tokenizer, 0), (llama_tokenizer, 1)):
+        found = load_task(single, tokenizer, tmp_path, causal=True)
+        tokens_NxT = found.train.tokens_NxT
+        assert not found.train.types_NxT.any()
+        for row, tokens in zip(rows, tokens_NxT, strict=True):
+            wanted = tokenizer(str(row["a"]).strip())["input_ids"][:16]
+            real = ids(tokens[~has(tokens, PADDING)])
+            assert real.tolist() == wanted
+        assert ids(tokens_NxT[0]).tolist()[-10:] == [tokenizer.eos_token_id] * 10
+        assert has(tokens_NxT, GIVEN | OPENS).sum() == lead * len(rows)
+
+        joined = load_task(pairs, tokenizer, tmp_path, causal=True).train.tokens_NxT
+        kept = [ids(tokens[~has(tokens, PADDING)]).tolist() for tokens in joined]
+        assert kept[0] == tokenizer("the fox<end>\na lazy dog jumps")["input_ids"]
+        # Of the longer text the end is cut, of equally long ones half of each.
+        whole = tokenizer("dog\n" + "fox " * 20)["input_ids"]
+        assert kept[1] == whole[:16]
+        first, second = tokenizer.decode(kept[2][lead:]).split("\n")
+        assert "the dog the dog".startswith(first[:15])
+        assert second.startswith("the fox runs")
+    masked = dataclasses.replace(single, length=12)
+    assert load_task(masked, llama_tokenizer, tmp_path, causal=True).key != found.key

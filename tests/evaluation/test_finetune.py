@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from das_jax.data.cloze import Facts
+from das_jax.data.roles import PADDING
 from das_jax.data.tables import JSONLTable
 from das_jax.data.tasks import Examples, Task, TaskSettings
 from das_jax.evaluation import finetune as module
@@ -79,7 +80,7 @@ def logits(
     own = jax.tree.map(lambda x: np.asarray(x)[seed], found.params_S)
     whole = found.words.widened(own, jax.device_get(params))
     tokens, types, _ = map(jnp.asarray, task.test)
-    return np.asarray(Classifier(model, 2).logits(whole, tokens, types))
+    return np.asarray(Classifier(model, 2).logits(whole, tokens, model.mask(tokens), types))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,43 @@ def test_words_that_the_task_does_not_have_make_no_difference(
         logits(model, params, task, 0, whole), logits(model, params, task, 0, together), atol=1e-9
     )
     assert whole.scores == together.scores
+
+
+def test_of_a_decoders_words_those_at_padding_are_read_by_nobody(model: LanguageModel) -> None:
+    """The padding's id is also a word of the texts, and only its role tells the two apart."""
+    architecture = dataclasses.replace(
+        model.architecture,
+        causal=True,
+        pad_token_id=None,
+        first_position=0,
+        classifier_reads="last",
+        classifier_head="linear",
+        classifier_input_dropout=False,
+    )
+    classifier = Classifier(dataclasses.replace(model, architecture=architecture), 2)
+    pretrained = jax.jit(classifier.model.init)(jax.random.key(0))
+    params = classifier.init(pretrained, jax.random.key(1))
+    table = JSONLTable(kind="jsonl", path="unused")
+    tokens = np.array([[9, 3, 20, 3, 3], [9, 3, 20, 3, 3], [9, 3, 20, 40, 7]], np.int32)
+    rows = tokens | np.array(
+        [[0, 0, 0, 0, 0], [0, 0, 0, PADDING, PADDING], [0] * 3 + [PADDING] * 2]
+    )
+    texts = Examples(rows.astype(np.int32), np.zeros_like(tokens), np.zeros(3, np.int32))
+    task = Task(
+        TaskSettings(name="made", train=table, test=table), (), texts, None, texts, [], [], ""
+    )
+    words = module.own_words(task, None)
+    assert words.tokens_W.tolist() == [3, 7, 9, 20, 40]
+
+    def logits(classifier: Classifier, params: Params, texts: Examples) -> np.ndarray:
+        finetuning = module.Finetuning(classifier, make_sharding(1), 1, 3, 1e-2)
+        return np.asarray(jax.jit(finetuning._logits)(params, texts.tokens_NxT, texts.types_NxT))
+
+    whole = logits(classifier, params, texts)
+    np.testing.assert_allclose(whole[1], whole[2], atol=1e-12)
+    assert abs(whole[0] - whole[1]).max() > 1e-3
+    narrow = logits(words.classifier(classifier), words.narrowed(params), words.examples(texts))
+    np.testing.assert_allclose(narrow, whole, atol=1e-12)
 
 
 def test_every_example_is_seen_once_an_epoch_and_the_rest_counts_nothing() -> None:

@@ -191,13 +191,13 @@ def test_a_classifier_keeps_the_graft(
 ) -> None:
     grafted, params = with_graft(model, params, graft)
     params = moved(params)
-    types = jnp.zeros_like(batch.tokens)
+    mask, types = batch.tokens != 1, jnp.zeros_like(batch.tokens)
     answers = []
     for each in (grafted, model):
         classifier = Classifier(each, 3)
         started = classifier.init(params, jax.random.key(0))
         chex.assert_trees_all_equal(started["graft"], params["graft"])
-        answers.append(classifier.logits(started, batch.tokens, types))
+        answers.append(classifier.logits(started, batch.tokens, mask, types))
     assert np.abs(answers[0] - answers[1]).max() > 1e-3
 
 

@@ -13,19 +13,18 @@ from das_jax.model.huggingface_weights import to_tensors
 from das_jax.model.language_model import LanguageModel, Params, cast_matrices
 from das_jax.model.leaves import (
     ATTENTION,
-    CLASSIFIER,
     EMBEDDINGS,
     ENCODER,
     FEED_FORWARD,
     LEAVES,
     Leaf,
     claimed,
+    classifier_leaves,
     leaves_of,
     matrices_of,
     owners_of,
     rules_of,
     sides_of,
-    transformer_leaves,
 )
 from das_jax.model.units import Kind, Owner, along, full_units, parameter_paths, unit_shapes
 
@@ -49,8 +48,8 @@ def test_it_lists_the_parameters_of_a_classifier(model: LanguageModel) -> None:
         lambda key: Classifier(model, 3).init(model.init(key), key), jax.random.key(0)
     )
     sizes = {**model.architecture.sizes, "C": 3}
-    leaves = *transformer_leaves(model.architecture), *CLASSIFIER
-    assert {leaf.path: leaf.shape(sizes) for leaf in leaves} == shapes(params)
+    table = classifier_leaves(model.architecture)
+    assert {leaf.path: leaf.shape(sizes) for leaf in table} == shapes(params)
 
 
 def test_every_parameter_of_an_encoder_is_in_one_part_of_it() -> None:

@@ -308,5 +308,7 @@ def test_an_exported_classifier_takes_pairs_from_its_tokenizer(
     types = np.array([[0, 0, 0, 0, 1, 1]]) * (rows - 1)
     tokens = jnp.asarray(inputs["input_ids"].numpy())
     np.testing.assert_allclose(
-        classifier.logits(params, tokens, jnp.asarray(types)), expected, atol=2e-5
+        classifier.logits(params, tokens, jnp.ones_like(tokens, bool), jnp.asarray(types)),
+        expected,
+        atol=2e-5,
     )

@@ -18,7 +18,7 @@ class Names(NamedTuple):
       modules: from a module here to the one there; {} is the number of the layer.
       others: a pattern for what its checkpoints may hold besides the model and its LM head.
       joined: modules that share a tensor there, in the order in which they lie along what it gives.
-      transposed: whether projections are [out, in] there, and not [in, out].
+      transposed: whether the layers' projections are [out, in] there, and not [in, out]; heads always are.
     """
 
     prefix: str

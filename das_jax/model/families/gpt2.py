@@ -21,6 +21,7 @@ _NAMES = Names(
         "layers/feed_forward/output": "transformer.h.{}.mlp.c_proj",
         "final_norm": "transformer.ln_f",
         "lm_head/decoder": "lm_head",
+        "classifier/output": "score",
     },
     r"transformer\.h\.\d+\.attn\.(masked_)?bias",  # The causal mask, as a buffer.
     (("layers/attention/query", "layers/attention/key", "layers/attention/value"),),
@@ -53,6 +54,8 @@ def _rest(config: Any) -> dict[str, Any]:
         "causal": True,
         "head": "decoder",
         "decoder_bias": False,
+        "classifier_reads": "last",
+        "classifier_head": "linear",
     }
 
 

@@ -23,6 +23,7 @@ MODULES = {
     "layers/feed_forward/output": "model.layers.{}.mlp.down_proj",
     "final_norm": "model.norm",
     "lm_head/decoder": "lm_head",
+    "classifier/output": "score",
 }
 OTHERS = r".*rotary_emb\.inv_freq"
 KEYS = {
@@ -51,6 +52,8 @@ DECODER = {
     "gated": True,
     "head": "decoder",
     "decoder_bias": False,
+    "classifier_reads": "last",
+    "classifier_head": "linear",
 }
 """What is so in all decoders of today."""
 

@@ -25,6 +25,9 @@ _NAMES = Names(
         "lm_head/dense": "head.dense",
         "lm_head/layer_norm": "head.norm",
         "lm_head/decoder": "decoder",
+        "classifier/dense": "head.dense",
+        "classifier/layer_norm": "head.norm",
+        "classifier/output": "classifier",
     },
     r".*rotary_emb\.inv_freq",
     (
@@ -67,6 +70,8 @@ def _rest(config: Any) -> dict[str, Any]:
         "first_norm": False,
         "gated": True,
         "reaches": windows(config.layer_types, config.local_attention // 2),
+        "classifier_reads": {"cls": "first", "mean": "mean"}[config.classifier_pooling],
+        "classifier_head": "transform",
         **two_tables(config),
     }
 
