@@ -100,7 +100,7 @@ def write_decoder(directory: Path, **changes: Any) -> Path:
 
 
 def write_tasks(directory: Path) -> dict[str, Any]:
-    """An end task of a domain, one of general knowledge, and facts; the settings that name them."""
+    """An end task of a domain, one of general knowledge, facts and pairs; the settings that name them."""
     generator = np.random.default_rng(7)
     tasks = []
     for name, domain in (("topic", "papers"), ("tone", None)):
@@ -116,10 +116,22 @@ def write_tasks(directory: Path) -> dict[str, Any]:
             task[split] = {"kind": "csv", "path": str(path)}
         tasks.append(task)
     facts = directory / "facts.jsonl"
-    pairs = [(WORDS[i], WORDS[i + 1]) for i in range(10)]
-    lines = [json.dumps({"sentence": f"{one} [MASK] .", "answer": two}) for one, two in pairs]
+    pairs_of_words = [(WORDS[i], WORDS[i + 1]) for i in range(10)]
+    lines = [
+        json.dumps({"sentence": f"{one} [MASK] .", "answer": two}) for one, two in pairs_of_words
+    ]
     facts.write_text("\n".join([*lines, '{"sentence": "[MASK]", "answer": "two words"}']) + "\n")
-    return {"tasks": tasks, "cloze": [{"name": "facts", "path": str(facts)}]}
+    pairs = directory / "pairs.jsonl"
+    lines = [
+        json.dumps({"sentence_good": f"{one} {two} {one}", "sentence_bad": f"{one} {one} {two}"})
+        for one, two in pairs_of_words
+    ]
+    pairs.write_text("\n".join(lines) + "\n")
+    return {
+        "tasks": tasks,
+        "cloze": [{"name": "facts", "path": str(facts)}],
+        "minimal_pairs": [{"name": "order", "path": str(pairs)}],
+    }
 
 
 class Ended(NamedTuple):

@@ -5,7 +5,7 @@ import argparse
 from das_jax.commands.arguments import add_quiet, path
 from das_jax.commands.report import show
 
-HELP = "Measures the models of a run on end tasks and facts; what is done already is skipped."
+HELP = "Measures the models of a run on end tasks, facts and the like; what is done already is skipped."
 EXAMPLE = "das-jax evaluate runs/quickstart"
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         type=path,
         metavar="CONFIG",
-        help="take evaluation.tasks and evaluation.cloze from this configuration, not from the run's",
+        help="take what is measured, evaluation.tasks and the like, from this configuration, not the run's",
     )
     add_quiet(parser)
 

@@ -29,10 +29,10 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
     Raises:
       UserError: two seeds that are one, a domain listed twice, an objective without its columns or the
-        other way round, two end tasks with one name, an end task of a domain that is not learned, a schedule
-        or an optimizer with another's options, a schedule longer than a domain, a method or a policy that
-        lacks what it needs, a method's list that is not of the domains, or a file of the method's or of a
-        policy's that does not exist.
+        other way round, two end tasks or sets of questions with one name, an end task of a domain that is
+        not learned, a schedule or an optimizer with another's options, a schedule longer than a domain, a
+        method or a policy that lacks what it needs, a method's list that is not of the domains, or a file of
+        the method's or of a policy's that does not exist.
     """
     check_seeds(config.seeds or (), origin)
     _check_domains(config, origin)
@@ -102,20 +102,30 @@ def _taken_by_a_stream(key: str, name: str, what: str, origin: Callable[[str], s
 
 def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
     domains = [domain.name for domain in config.domains]
-    names: dict[str, str] = {}
-    for i, task in enumerate(config.evaluation.tasks):
+    evaluation = config.evaluation
+    _check_names("evaluation.tasks", "end task", evaluation.tasks, origin)
+    _check_names("evaluation.cloze", "set of facts", evaluation.cloze, origin)
+    _check_names("evaluation.minimal_pairs", "set of pairs", evaluation.minimal_pairs, origin)
+    for i, task in enumerate(evaluation.tasks):
         key = f"evaluation.tasks.{i}"
-        if task.name in names:
-            raise UserError(
-                f"{origin(f'{key}.name')}: {key}.name is {task.name}, which is also the name of "
-                f"{names[task.name]}; give each end task its own name."
-            )
         if task.domain is not None and task.domain not in domains:
             raise UserError(
                 f"{origin(f'{key}.domain')}: {key}.domain is {task.domain}, which is no domain of this run "
                 f"({', '.join(domains)}); leave it out if the task asks for general knowledge."
             )
-        names[task.name] = key
+
+
+def _check_names(group: str, what: str, each: Sequence[Any], origin: Callable[[str], str]) -> None:
+    """Raises UserError if two columns of one matrix have one name."""
+    names: dict[str, str] = {}
+    for i, settings in enumerate(each):
+        key = f"{group}.{i}"
+        if settings.name in names:
+            raise UserError(
+                f"{origin(f'{key}.name')}: {key}.name is {settings.name}, which is also the name of "
+                f"{names[settings.name]}; give each {what} its own name."
+            )
+        names[settings.name] = key
 
 
 def _check_options(

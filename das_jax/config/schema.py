@@ -12,6 +12,7 @@ from das_jax.data.settings import (
     BeamSettings,
     ClozeSettings,
     DocumentsName,
+    MinimalPairsSettings,
     ObjectiveName,
     Recognised,
     Source,
@@ -190,6 +191,9 @@ class EvaluationSettings:
     between two starts of a run."""
     cloze: tuple[ClozeSettings, ...] = ()
     """Sets of facts, sentences with a blank, that `das-jax evaluate` asks every model for."""
+    minimal_pairs: tuple[MinimalPairsSettings, ...] = ()
+    """Sets of minimal pairs, of whose two sentences a model should find the right one more likely; what it
+    knows of language in general."""
     finetune_seeds: BatchSize = 5
     """Classifiers per end task and model; they are trained together."""
 

@@ -288,6 +288,18 @@ class ClozeSettings:
 
 
 @settings
+class MinimalPairsSettings:
+    name: Name
+    """What the scores and the report call it."""
+    path: AnyPath
+    """A JSONL file or a glob: two sentences that differ in one thing, one of them right, such as BLiMP's."""
+    good: str = "sentence_good"
+    """The field with the right sentence."""
+    bad: str = "sentence_bad"
+    """The field with the other."""
+
+
+@settings
 class BeamSettings:
     runner: str = "DirectRunner"
     """What runs it, by Apache Beam's name: DirectRunner (this machine), DataflowRunner, FlinkRunner, ..."""

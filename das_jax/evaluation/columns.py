@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
+
 from das_jax.data.batches import ChunkRows, Chunks
-from das_jax.data.settings import ClozeSettings
+from das_jax.data.questions import Questions
+from das_jax.data.roles import ids
+from das_jax.data.settings import ClozeSettings, MinimalPairsSettings
 from das_jax.data.tasks import Task
 from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.classifiers import finetune_checkpoint
 from das_jax.evaluation.cloze_precision import precision
-from das_jax.evaluation.inputs import checked_facts, checked_task
+from das_jax.evaluation.inputs import checked_facts, checked_pairs, checked_task
+from das_jax.evaluation.likelihood import log_likelihoods
 from das_jax.methods.net import Mixture
 from das_jax.methods.settings.every_method import positions_before
 from das_jax.training.workspace import Workspace
@@ -22,8 +27,8 @@ class Column:
     """One column of a matrix.
 
     Attributes:
-      kind: `tasks` or `cloze`.
-      name: of the task or of the set of facts.
+      kind: of `scores.KINDS`.
+      name: of the task, or of the set of facts or of questions.
       about: what is written beside the scores; its `key` is a hash of all that they depend on but the model.
       measure: the scores of whoever serves it.
       domain: whose knowledge it asks for, if it is a domain's.
@@ -39,7 +44,7 @@ class Column:
 
 
 def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[Column]:
-    """The end tasks and the sets of facts of a configuration, read and checked.
+    """The end tasks, facts and other probes of a configuration, read and checked.
 
     Args:
       workspace: of the configuration.
@@ -55,7 +60,11 @@ def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[C
         )
         for each in settings.tasks
     ]
-    return tasks + [_cloze_column(workspace, each) for each in settings.cloze]
+    return [
+        *tasks,
+        *(_cloze_column(workspace, each) for each in settings.cloze),
+        *(_pairs_column(workspace, each) for each in settings.minimal_pairs),
+    ]
 
 
 def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, Any]) -> Column:
@@ -86,3 +95,25 @@ def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
     count = len(facts.answer_N)
     about = {"key": facts.key, "knowledge": settings.knowledge, "facts": count}
     return Column("cloze", settings.name, about, measure, None, ChunkRows(facts.tokens_NxT))
+
+
+def _pairs_column(workspace: Workspace, settings: MinimalPairsSettings) -> Column:
+    pairs = checked_pairs(workspace, settings)
+
+    def measure(served: Mixture) -> dict[str, Any]:
+        return {"scores": {"accuracy": pairs.accuracy(_log_likelihoods(workspace, served, pairs))}}
+
+    about = {"key": pairs.key, "domain": None, "metric": "accuracy", "questions": pairs.count}
+    return Column("minimal_pairs", settings.name, about, measure, None, _text(workspace, pairs))
+
+
+def _log_likelihoods(workspace: Workspace, served: Mixture, questions: Questions) -> np.ndarray:
+    causal = workspace.checkpoint.architecture.causal
+    mask_token = None if causal else workspace.tokenizer.mask_token_id
+    return log_likelihoods(served, questions.tokens_RxT, workspace.sharding, mask_token)
+
+
+def _text(workspace: Workspace, questions: Questions) -> Chunks:
+    """Right and wrong texts alike; chunks of a masked model have no roles."""
+    rows_RxT = questions.tokens_RxT
+    return ChunkRows(rows_RxT if workspace.checkpoint.architecture.causal else ids(rows_RxT))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from das_jax.errors import UserError
-from das_jax.evaluation.score_table import Kind
+from das_jax.evaluation.score_table import TITLES, Kind
+from das_jax.evaluation.scores import PROBES
 from das_jax.evaluation.statistics import Estimate, Verdict, estimate, paired_difference
 from das_jax.evaluation.summary import Summary, identity, summarise
 
@@ -19,6 +20,7 @@ COMPARED = {
     "the domains learned so far": "finish both with das-jax pretrain",
     "the end tasks": EVALUATE,
     "the cloze facts": EVALUATE,
+    **{f"the {TITLES[kind]}": EVALUATE for kind in PROBES},
 }
 """What must be equal in runs that are compared, and what to do where it is not."""
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from das_jax.config.schema import Config, EvaluationSettings
 from das_jax.errors import UserError
 from das_jax.evaluation.columns import Column, columns_of
-from das_jax.evaluation.scores import Evaluation, runs_of
+from das_jax.evaluation.scores import KINDS, Evaluation, runs_of
 from das_jax.files import sweep
 from das_jax.methods.net import Mixture, Net, mixed
 from das_jax.model import huggingface
@@ -42,10 +42,10 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
         config = run.config()
         if tasks is not None:
             config = dataclasses.replace(config, evaluation=tasks)
-        if not config.evaluation.tasks and not config.evaluation.cloze:
+        if not any(getattr(config.evaluation, kind) for kind in KINDS):
             raise UserError(
-                f"{directory} has no evaluation.tasks and no evaluation.cloze; give a configuration that "
-                "has them with --tasks=CONFIG"
+                f"{directory} has nothing to measure, no evaluation.tasks, cloze or minimal_pairs; give a "
+                "configuration that has some with --tasks=CONFIG"
             )
         rows = rows_of(run, config)
         with _locked(directory):
@@ -180,5 +180,6 @@ class Hashes:
 def _said(column: Column, cell: dict[str, Any]) -> str:
     if column.kind == "cloze":
         return f"precision {cell['precision']:.3f}"
-    values = cell["scores"][column.about["metric"]]
-    return f"{column.about['metric']} {sum(values) / len(values):.3f}"
+    value = cell["scores"][column.about["metric"]]
+    value = sum(value) / len(value) if isinstance(value, list) else value
+    return f"{column.about['metric']} {value:.3f}"

@@ -15,8 +15,18 @@ from das_jax.evaluation.comparison import (
 from das_jax.evaluation.score_table import Kind
 from das_jax.evaluation.summary import Summary
 
-SHORT: dict[Kind, str] = {"tasks": "end-task", "heldout": "held-out", "cloze": "cloze"}
-COLUMNS: dict[Kind, str] = {"tasks": "end tasks", "heldout": "texts", "cloze": "sets of facts"}
+SHORT: dict[Kind, str] = {
+    "tasks": "end-task",
+    "heldout": "held-out",
+    "cloze": "cloze",
+    "minimal_pairs": "minimal-pair",
+}
+COLUMNS: dict[Kind, str] = {
+    "tasks": "end tasks",
+    "heldout": "texts",
+    "cloze": "sets of facts",
+    "minimal_pairs": "sets of minimal pairs",
+}
 PHRASES = {
     SHOWN["better"]: "better in",
     SHOWN["worse"]: "worse in",

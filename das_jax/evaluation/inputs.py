@@ -1,7 +1,9 @@
-"""What a configuration asks its models, read and checked: end tasks and facts."""
+"""What a configuration asks its models, read and checked: end tasks, facts and other probes."""
 
 from das_jax.data.cloze import Facts, load_facts
-from das_jax.data.settings import ClozeSettings, TaskSettings
+from das_jax.data.minimal_pairs import load_pairs
+from das_jax.data.questions import Questions, Writer
+from das_jax.data.settings import ClozeSettings, MinimalPairsSettings, TaskSettings
 from das_jax.data.tasks import Task, load_task
 from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
@@ -12,7 +14,7 @@ from das_jax.training.workspace import Workspace, check_fits
 
 
 def check_inputs(workspace: Workspace) -> None:
-    """Reads all end tasks and facts of a configuration, so that a mistake in them shows before training.
+    """Reads all that a configuration asks its models, so that a mistake in it shows before training.
 
     Raises:
       UserError: one cannot be evaluated.
@@ -22,6 +24,8 @@ def check_inputs(workspace: Workspace) -> None:
         checked_task(workspace, task, positions_before(workspace.config.method))
     for facts in settings.cloze:
         checked_facts(workspace, facts)
+    for pairs in settings.minimal_pairs:
+        checked_pairs(workspace, pairs)
 
 
 def checked_task(workspace: Workspace, settings: TaskSettings, before: int) -> Task:
@@ -63,3 +67,23 @@ def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
             "tokenizer does not know"
         )
     return facts
+
+
+def checked_pairs(workspace: Workspace, settings: MinimalPairsSettings) -> Questions:
+    """Reads a set of minimal pairs that this model can be asked for."""
+    pairs = load_pairs(settings, _writer(workspace))
+    _warn_of_unknown(workspace, settings.name, pairs)
+    return pairs
+
+
+def _writer(workspace: Workspace) -> Writer:
+    architecture = workspace.checkpoint.architecture
+    longest = architecture.max_length - positions_before(workspace.config.method)
+    return Writer.of(workspace.tokenizer, architecture.causal, longest)
+
+
+def _warn_of_unknown(workspace: Workspace, name: str, questions: Questions) -> None:
+    if questions.unknown > USUAL_UNKNOWN:
+        workspace.console.log(
+            f"{name}: {questions.unknown:.1%} of the tokens are words that the tokenizer does not know"
+        )

@@ -9,7 +9,7 @@ import numpy as np
 
 from das_jax.errors import UserError
 from das_jax.evaluation.measures import Matrix
-from das_jax.evaluation.scores import RunScores
+from das_jax.evaluation.scores import Probe, RunScores
 from das_jax.evaluation.statistics import (
     ROUNDING,
     Estimate,
@@ -22,11 +22,12 @@ from das_jax.evaluation.statistics import (
 from das_jax.training.run_directory import BASE
 from das_jax.training.stages import stages_of
 
-Kind = Literal["tasks", "heldout", "cloze"]
+Kind = Literal["tasks", "heldout", "cloze", Probe]
 TITLES: dict[Kind, str] = {
     "tasks": "end tasks",
     "heldout": "held-out loss",
     "cloze": "cloze facts",
+    "minimal_pairs": "minimal pairs",
 }
 
 MEASURES = {
@@ -55,7 +56,12 @@ LESS_IS_BETTER = {"F", "forgetting rate", "FUAR"}
 SHADES = 5
 """Of a colour, for how large a change is."""
 
-SHADE: dict[Kind, float] = {"tasks": 0.02, "heldout": 0.1, "cloze": 0.02}
+SHADE: dict[Kind, float] = {
+    "tasks": 0.02,
+    "heldout": 0.1,
+    "cloze": 0.02,
+    "minimal_pairs": 0.02,
+}
 """The size of a change that a shade stands for where there is no noise to measure it by."""
 
 
@@ -244,6 +250,25 @@ def cloze_table(runs: tuple[RunScores, ...]) -> ScoreTable:
     # What has changed or is new in a domain is no general knowledge; FUAR counts it.
     learned = [first.cloze[name]["knowledge"] in ("updated", "new") for name in names]
     return replace(table, domains=tuple(-1 if each else 0 for each in learned))
+
+
+def probe_table(runs: tuple[RunScores, ...], kind: Probe) -> ScoreTable:
+    """The matrix of another probe, each set by its own metric."""
+    first = runs[0]
+    sets = list(first.probes[kind].values())
+    values = [
+        [
+            [
+                each["rows"].get(row, {}).get("scores", {}).get(each["metric"], np.nan)
+                for each in run.probes[kind].values()
+            ]
+            for row in first.rows
+        ]
+        for run in runs
+    ]
+    unit = ", ".join(sorted({each["metric"] for each in sets}))
+    domains = tuple(each["domain"] for each in sets)
+    return _table(runs, kind, unit, tuple(first.probes[kind]), domains, np.array(values))
 
 
 def _table(

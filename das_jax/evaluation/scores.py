@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, get_args
 
 from pydantic import FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict  # Pydantic reads that of typing from Python 3.12 on only.
@@ -15,19 +15,27 @@ from das_jax.training.promise import promise, start_of
 from das_jax.training.run_directory import AGAIN, RunDirectory
 from das_jax.training.stages import Stage, stages_of
 
+Probe = Literal["minimal_pairs"]
+"""What is asked of a model as it is, and answered by one number for each metric."""
+PROBES: tuple[Probe, ...] = get_args(Probe)
+KINDS = ("tasks", "cloze", *PROBES)
+"""The matrices of evaluation.json, in the order in which they are shown."""
+
 SEED_DIRECTORY = "seed-*"
 """What a run with several `seeds` holds: a run for each."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """runs/NAME/evaluation.json: end tasks and cloze facts.
+    """runs/NAME/evaluation.json: end tasks, cloze facts and other probes.
 
     {"tasks": {TASK: {"key": ..., "domain": ..., "metric": ..., "classes": [...],
                       "baselines": {NAME: {METRIC: score}},
                       "rows": {ROW: {"weights": ..., "seeds": [...], "scores": {METRIC: [one per seed]}}}}},
      "cloze": {SET: {"key": ..., "knowledge": ..., "facts": ...,
-                     "rows": {ROW: {"weights": ..., "precision": ...}}}}}
+                     "rows": {ROW: {"weights": ..., "precision": ...}}}},
+     PROBE: {SET: {"key": ..., "domain": ..., "metric": ..., "questions": ...,
+                   "rows": {ROW: {"weights": ..., "scores": {METRIC: score}}}}}}
     """
 
     path: Path
@@ -49,9 +57,10 @@ class Evaluation:
         return self._read(_EVALUATION)
 
     def _read(self, shape: TypeAdapter[Any]) -> dict[str, dict[str, Any]]:
-        if not self.path.exists():
-            return {"tasks": {}, "cloze": {}}
-        return read_json(self.path, shape, "remove it and run das-jax evaluate again")
+        found = {}
+        if self.path.exists():
+            found = read_json(self.path, shape, "remove it and run das-jax evaluate again")
+        return {kind: found.get(kind, {}) for kind in KINDS}
 
     def begin(self, columns: dict[tuple[str, str], dict[str, Any]]) -> None:
         """Writes down what is measured; scores of a column that is not what it was are forgotten.
@@ -89,6 +98,7 @@ class _Column(TypedDict):
 class _ColumnsFile(TypedDict):
     tasks: dict[str, _Column]
     cloze: dict[str, _Column]
+    minimal_pairs: NotRequired[dict[str, _Column]]
 
 
 class _TaskRow(TypedDict):
@@ -118,9 +128,23 @@ class _Facts(TypedDict):
     rows: dict[str, _FactsRow]
 
 
+class _ProbeRow(TypedDict):
+    weights: str
+    scores: dict[str, FiniteFloat]
+
+
+class _Probe(TypedDict):
+    key: str
+    domain: str | None
+    metric: str
+    questions: int
+    rows: dict[str, _ProbeRow]
+
+
 class _EvaluationFile(TypedDict):
     tasks: dict[str, _Task]
     cloze: dict[str, _Facts]
+    minimal_pairs: NotRequired[dict[str, _Probe]]
 
 
 _COLUMNS = TypeAdapter(_ColumnsFile)
@@ -140,6 +164,7 @@ class RunScores:
       tasks: {task: ...} as in `Evaluation`.
       cloze: {set: ...} as in `Evaluation`.
       validation: as `heldout`, on validation text, where there is some.
+      probes: {kind: {set: ...}} as in `Evaluation`, of all other kinds.
     """
 
     directory: Path
@@ -150,6 +175,7 @@ class RunScores:
     cloze: dict[str, dict[str, Any]]
     unit: str
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    probes: dict[Probe, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def start(self) -> str:
@@ -191,6 +217,7 @@ def read_scores(directory: Path) -> RunScores:
         *(directory, config, tuple(heldout), heldout, evaluation["tasks"], evaluation["cloze"]),
         validation=run.scores("validation"),
         unit=run.unit(),
+        probes={kind: evaluation[kind] for kind in PROBES if evaluation[kind]},
     )
 
 

@@ -15,13 +15,15 @@ from das_jax.evaluation.curves import Record, read_records
 from das_jax.evaluation.measures import fuar
 from das_jax.evaluation.protection import Protection, protection_of
 from das_jax.evaluation.score_table import (
+    TITLES,
     Kind,
     ScoreTable,
     cloze_table,
     heldout_table,
+    probe_table,
     task_table,
 )
-from das_jax.evaluation.scores import RunScores, read_scores, runs_of
+from das_jax.evaluation.scores import PROBES, RunScores, read_scores, runs_of
 from das_jax.evaluation.statistics import Estimate, estimate
 from das_jax.training.run_directory import RunDirectory, may_change
 
@@ -132,6 +134,8 @@ def summary_of(runs: tuple[RunScores, ...], path: Path, name: str) -> Summary:
     tables["heldout"] = heldout_table(runs)
     if runs[0].cloze:
         tables["cloze"] = cloze_table(runs)
+    for kind in runs[0].probes:
+        tables[kind] = probe_table(runs, kind)
     return Summary(name, path, runs, tables, _fuar(runs))
 
 
@@ -167,6 +171,12 @@ def identity(run: RunScores) -> dict[str, dict[str, Any]]:
         "the domains learned so far": dict.fromkeys(run.learned),
         "the end tasks": {name: task["key"] for name, task in run.tasks.items()},
         "the cloze facts": {name: facts["key"] for name, facts in run.cloze.items()},
+        **{
+            f"the {TITLES[kind]}": {
+                name: each["key"] for name, each in run.probes.get(kind, {}).items()
+            }
+            for kind in PROBES
+        },
     }
 
 

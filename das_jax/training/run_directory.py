@@ -36,7 +36,10 @@ Split = Literal["heldout", "validation"]
 BASE = "base model"
 """The row of the scores before anything was learned; no corpus can have that name."""
 
-AFTERWARDS = ("evaluation.tasks", "evaluation.cloze", "evaluation.finetune_seeds")
+AFTERWARDS = (
+    *("evaluation.tasks", "evaluation.cloze", "evaluation.minimal_pairs"),
+    "evaluation.finetune_seeds",
+)
 """Settings of what is asked of a run's models afterwards."""
 
 WHERE_NOT_WHAT = (

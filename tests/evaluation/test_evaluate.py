@@ -43,6 +43,11 @@ def test_every_model_is_measured_on_every_task_and_fact(run: Path) -> None:
     facts = measured["cloze"]["facts"]
     assert facts["facts"] == 10
     assert list(facts["rows"]) == ROWS
+    pairs = measured["minimal_pairs"]["order"]
+    assert pairs["questions"] == 10
+    assert list(pairs["rows"]) == ROWS
+    accuracies = [row["scores"]["accuracy"] * 10 for row in pairs["rows"].values()]
+    assert accuracies == [round(each) for each in accuracies]
     weights = [row["weights"] for row in facts["rows"].values()]
     assert len(set(weights)) == len(ROWS)
 
@@ -148,7 +153,7 @@ def test_a_checkpoint_of_another_model_is_refused(
         (["evaluate", "{begun}"], "has no finished stage yet"),
         (
             ["evaluate", "{run}", "--tasks", "{without}"],
-            "no evaluation.tasks and no evaluation.cloze",
+            "has nothing to measure",
         ),
         (["evaluate", "{run}", "--tasks", "{long}"], "task topic: length is 64"),
         (["evaluate", "{run}", "--tasks", "{odd}"], "task topic: batch_size is 9"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from das_jax.errors import UserError
+from das_jax.evaluation.comparison import summarise_all
 from das_jax.evaluation.statistics import Estimate, estimate
 from das_jax.evaluation.summary import Summary, summarise
 from das_jax.training.run_directory import RunDirectory
@@ -118,6 +119,22 @@ def test_metrics_of_several_names_and_baselines_that_only_some_tasks_have(
     assert table.unit == "accuracy, macro-F1"
     assert table.baselines["majority"] == pytest.approx([0.25, np.nan], nan_ok=True)
     np.testing.assert_allclose(table.values_NxRxC[:, 3, 1], 0.45)
+
+
+def test_minimal_pairs_are_general_knowledge(make_run: MakeRun) -> None:
+    scores = dict(zip(ROWS, (0.5, 0.75, 0.5, 0.625), strict=True))
+    rows = {row: {"weights": row, "scores": {"accuracy": x}} for row, x in scores.items()}
+    pairs = {"key": "k", "domain": None, "metric": "accuracy", "questions": 8, "rows": rows}
+    evaluation = {**EVALUATION, "minimal_pairs": {"blimp": pairs}}
+    summary = summarise(make_run("das", evaluation=evaluation))
+    table = summary.tables["minimal_pairs"]
+    assert table.title == "minimal pairs, accuracy (more is better)"
+    np.testing.assert_allclose(table.values_NxRxC, np.reshape([0.5, 0.75, 0.5, 0.625], (1, 4, 1)))
+    assert list(summary.measures("minimal_pairs")) == ["X-Delta"]
+    assert summary.measures("minimal_pairs")["X-Delta"].mean == 0.625 - 0.75, "after the warm-up"
+    assert "minimal_pairs" not in summarise(make_run("b", evaluation=EVALUATION)).tables
+    with pytest.raises(UserError, match="the minimal pairs differ"):
+        summarise_all([make_run("c", evaluation=evaluation), make_run("d", evaluation=EVALUATION)])
 
 
 def test_facts_of_a_domain_are_no_general_knowledge(make_run: MakeRun) -> None:
