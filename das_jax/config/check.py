@@ -105,14 +105,16 @@ def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
     evaluation = config.evaluation
     _check_names("evaluation.tasks", "end task", evaluation.tasks, origin)
     _check_names("evaluation.cloze", "set of facts", evaluation.cloze, origin)
+    _check_names("evaluation.choices", "set of questions", evaluation.choices, origin)
     _check_names("evaluation.minimal_pairs", "set of pairs", evaluation.minimal_pairs, origin)
-    for i, task in enumerate(evaluation.tasks):
-        key = f"evaluation.tasks.{i}"
-        if task.domain is not None and task.domain not in domains:
-            raise UserError(
-                f"{origin(f'{key}.domain')}: {key}.domain is {task.domain}, which is no domain of this run "
-                f"({', '.join(domains)}); leave it out if the task asks for general knowledge."
-            )
+    for group, each in (("tasks", evaluation.tasks), ("choices", evaluation.choices)):
+        for i, task in enumerate(each):
+            key = f"evaluation.{group}.{i}"
+            if task.domain is not None and task.domain not in domains:
+                raise UserError(
+                    f"{origin(f'{key}.domain')}: {key}.domain is {task.domain}, which is no domain of this "
+                    f"run ({', '.join(domains)}); leave it out if it asks for general knowledge."
+                )
 
 
 def _check_names(group: str, what: str, each: Sequence[Any], origin: Callable[[str], str]) -> None:

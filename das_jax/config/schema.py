@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat
 
 from das_jax.data.settings import (
     BeamSettings,
+    ChoicesSettings,
     ClozeSettings,
     DocumentsName,
     MinimalPairsSettings,
@@ -191,6 +192,8 @@ class EvaluationSettings:
     between two starts of a run."""
     cloze: tuple[ClozeSettings, ...] = ()
     """Sets of facts, sentences with a blank, that `das-jax evaluate` asks every model for."""
+    choices: tuple[ChoicesSettings, ...] = ()
+    """Multiple choice, which decoders answer as they are: by the likelihood of every choice."""
     minimal_pairs: tuple[MinimalPairsSettings, ...] = ()
     """Sets of minimal pairs, of whose two sentences a model should find the right one more likely; what it
     knows of language in general."""

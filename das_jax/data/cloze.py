@@ -1,6 +1,7 @@
 """Facts as sentences with a blank, in the manner of LAMA (Petroni et al., 2019)."""
 
 import json
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -8,12 +9,21 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from das_jax.data import files
+from das_jax.data.questions import Answer, Questions, Writer
 from das_jax.data.settings import ClozeSettings
 from das_jax.errors import UserError
 
 
+class _Fact(NamedTuple):
+    where: str
+    before: str
+    answer: str
+    after: str
+    record: dict[str, Any]
+
+
 class Facts(NamedTuple):
-    """A set of facts, tokenised.
+    """A set of facts, tokenised for a masked model.
 
     Attributes:
       tokens_NxT: sentences, the mask token at the blank, padded to the longest.
@@ -34,23 +44,16 @@ class Facts(NamedTuple):
 
 
 def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> Facts:
-    """Reads a set of facts.
+    """Reads a set of facts for a masked model.
 
     Raises:
       UserError: a file is missing or damaged, a sentence has not one blank, or no answer is one token.
     """
     sentences, answers, total, left_out = [], [], sha256(), 0
-    for where, record in files.jsonl_records(settings.path):
-        sentence = _text(record, settings.sentence, where)
-        answer = _text(record, settings.answer, where).strip()
-        before, *after = sentence.split(settings.blank)
-        if len(after) != 1:
-            raise UserError(
-                f"{where}: the sentence has {len(after)} blanks {settings.blank!r}; it must have one "
-                f"(evaluation.cloze, {settings.name})"
-            )
-        total.update(json.dumps([sentence, answer]).encode())
-        found = _masked(before, answer, after[0], tokenizer)
+    for fact in _facts(settings):
+        sentence = settings.blank.join((fact.before, fact.after))
+        total.update(json.dumps([sentence, fact.answer]).encode())
+        found = _masked(fact.before, fact.answer, fact.after, tokenizer)
         if found is None:
             left_out += 1
             continue
@@ -81,6 +84,80 @@ def load_facts(settings: ClozeSettings, tokenizer: PreTrainedTokenizerFast) -> F
         sha256(total.digest() + tokens_NxT.tobytes()).hexdigest(),
         unknown,
     )
+
+
+class Completions(NamedTuple):
+    """A set of facts, tokenised for a decoder.
+
+    Attributes:
+      questions: a row for every candidate; or one for every fact, asked for the answer alone.
+      free: whether the decoder is to find the answer by itself, without candidates.
+      left_out: facts without candidates whose blank does not come last.
+    """
+
+    questions: Questions
+    free: bool
+    left_out: int
+
+
+def load_completions(settings: ClozeSettings, writer: Writer) -> Completions:
+    """Reads a set of facts for a decoder: whole sentences with every candidate or, without candidates, the
+    beginnings of sentences whose blank comes last.
+
+    Raises:
+      UserError: a file is missing or damaged, a sentence has not one blank or not the answer among its
+        candidates, or every blank is followed by words.
+    """
+    questions, left_out, of = [], 0, f"evaluation.cloze, {settings.name}"
+    for fact in _facts(settings):
+        if settings.candidates is not None:
+            questions.append(
+                [
+                    Answer(fact.before + each + fact.after, 0, each == fact.answer)
+                    for each in _candidates(fact, settings.candidates)
+                ]
+            )
+        elif any(letter.isalnum() for letter in fact.after):
+            left_out += 1
+        else:
+            questions.append([Answer(fact.before + fact.answer, len(fact.before), right=True)])
+    if not questions:
+        raise UserError(
+            f"{settings.path} has no fact whose blank comes last ({left_out} left out), and a decoder "
+            f"completes only those; name a field of candidates (evaluation.cloze, {settings.name})"
+        )
+    return Completions(writer.write(questions, of), settings.candidates is None, left_out)
+
+
+def _candidates(fact: _Fact, field: str) -> list[str]:
+    if field not in fact.record:
+        raise UserError(
+            f"{fact.where}, has no field {field!r}: it has {files.quoted(fact.record)}; set `candidates` of "
+            "these facts."
+        )
+    found = fact.record[field]
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise UserError(f"{fact.where}: field {field!r} is no list of texts; make it one.")
+    found = [each.strip() for each in found]
+    if fact.answer not in found or len(set(found)) < max(2, len(found)):
+        raise UserError(
+            f"{fact.where}: field {field!r} must have the answer {fact.answer!r} and others, each once; it "
+            f"has {files.quoted(found)}."
+        )
+    return found
+
+
+def _facts(settings: ClozeSettings) -> Iterator[_Fact]:
+    for where, record in files.jsonl_records(settings.path):
+        sentence = _text(record, settings.sentence, where)
+        answer = _text(record, settings.answer, where).strip()
+        before, *after = sentence.split(settings.blank)
+        if len(after) != 1:
+            raise UserError(
+                f"{where}: the sentence has {len(after)} blanks {settings.blank!r}; it must have one "
+                f"(evaluation.cloze, {settings.name})"
+            )
+        yield _Fact(where, before, answer, after[0], record)
 
 
 def _masked(

@@ -23,7 +23,7 @@ class Questions(NamedTuple):
       tokens_RxT: ids with roles, of decoders and of masked models; what has none is what is asked for. int32.
       question_R: which question a text belongs to, from 0, rising.
       right_R: whether it is the right one.
-      bytes_R: the length in UTF-8 of what is asked for.
+      bytes_R: the length in UTF-8 of what is asked for, without spaces around it.
       key: a hash of all that the scores depend on but the model.
       unknown: the share of the tokens that are words unknown to the tokenizer.
     """
@@ -120,7 +120,8 @@ class Writer:
             )
         question_R = np.repeat(np.arange(len(questions)), [len(each) for each in questions])
         right_R = np.array([answer.right for answer in answers])
-        bytes_R = np.array([len(answer.text[answer.given :].encode()) for answer in answers])
+        asked = (answer.text[answer.given :].strip() for answer in answers)
+        bytes_R = np.array([len(text.encode()) for text in asked])
         hashed = sha256(repr((FORMAT, tokens_RxT.shape)).encode())
         for array in (tokens_RxT, question_R, right_R, bytes_R):
             hashed.update(array.tobytes())

@@ -283,8 +283,35 @@ class ClozeSettings:
     """The field with the answer."""
     blank: str = "[MASK]"
     """What stands for the blank, once in every sentence."""
+    candidates: str | None = None
+    """Of a decoder: the field with a list of what may stand in the blank, the answer among it. The candidate
+    counts whose sentence is the most likely. Null asks only for facts whose blank comes last, and for what
+    the decoder itself goes on with."""
     knowledge: Literal["kept", "updated", "new"] | None = None
     """Whether training should keep these facts, change them or bring them; FUAR needs a set of each."""
+
+
+@settings
+class ChoicesSettings:
+    name: Name
+    """What the scores and the report call it."""
+    domain: Name | None = None
+    """The domain whose knowledge it asks for; questions without one ask for general knowledge."""
+    table: Table
+    """The questions, one a row."""
+    context: str = "context"
+    """The column with what is read before a choice, such as a question."""
+    choices: str | tuple[str, ...] = "choices"
+    """The column with the list of the choices, or the columns of the choices, in order."""
+    answer: str = "answer"
+    """The column with the right choice: its text or, if it is none of the texts, its place from 0."""
+    between: str = " "
+    """What stands between a context and a choice."""
+    metric: Literal["acc", "acc_norm"] = "acc_norm"
+    """The score that tables show; both are kept. `acc`: the choice with the largest log probability counts;
+    `acc_norm`: the one with the largest by byte."""
+    length: Length = 1024
+    """Tokens of a context and a choice, at most; a longer context loses its beginning."""
 
 
 @settings

@@ -10,13 +10,19 @@ import numpy as np
 from das_jax.data.batches import ChunkRows, Chunks
 from das_jax.data.questions import Questions
 from das_jax.data.roles import ids
-from das_jax.data.settings import ClozeSettings, MinimalPairsSettings
+from das_jax.data.settings import ChoicesSettings, ClozeSettings, MinimalPairsSettings
 from das_jax.data.tasks import Task
 from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.classifiers import finetune_checkpoint
 from das_jax.evaluation.cloze_precision import precision
-from das_jax.evaluation.inputs import checked_facts, checked_pairs, checked_task
-from das_jax.evaluation.likelihood import log_likelihoods
+from das_jax.evaluation.inputs import (
+    checked_choices,
+    checked_completions,
+    checked_facts,
+    checked_pairs,
+    checked_task,
+)
+from das_jax.evaluation.likelihood import completed, log_likelihoods
 from das_jax.methods.net import Mixture
 from das_jax.methods.settings.every_method import positions_before
 from das_jax.training.workspace import Workspace
@@ -63,6 +69,7 @@ def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[C
     return [
         *tasks,
         *(_cloze_column(workspace, each) for each in settings.cloze),
+        *(_choices_column(workspace, each) for each in settings.choices),
         *(_pairs_column(workspace, each) for each in settings.minimal_pairs),
     ]
 
@@ -87,6 +94,8 @@ def _task_column(workspace: Workspace, task: Task, seeds: int, known: dict[str, 
 
 
 def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
+    if workspace.checkpoint.architecture.causal:
+        return _completions_column(workspace, settings)
     facts = checked_facts(workspace, settings)
 
     def measure(served: Mixture) -> dict[str, Any]:
@@ -95,6 +104,39 @@ def _cloze_column(workspace: Workspace, settings: ClozeSettings) -> Column:
     count = len(facts.answer_N)
     about = {"key": facts.key, "knowledge": settings.knowledge, "facts": count}
     return Column("cloze", settings.name, about, measure, None, ChunkRows(facts.tokens_NxT))
+
+
+def _completions_column(workspace: Workspace, settings: ClozeSettings) -> Column:
+    questions, free, _ = checked_completions(workspace, settings)
+
+    def measure(served: Mixture) -> dict[str, Any]:
+        if free:
+            found_R = completed(served, questions.tokens_RxT, workspace.sharding)
+            return {"precision": float(np.mean(found_R))}
+        return {"precision": questions.accuracy(_log_likelihoods(workspace, served, questions))}
+
+    key = sha256(f"{questions.key} {free}".encode()).hexdigest()
+    about = {"key": key, "knowledge": settings.knowledge, "facts": questions.count}
+    return Column("cloze", settings.name, about, measure, None, _text(workspace, questions))
+
+
+def _choices_column(workspace: Workspace, settings: ChoicesSettings) -> Column:
+    questions = checked_choices(workspace, settings)
+
+    def measure(served: Mixture) -> dict[str, Any]:
+        score_R = _log_likelihoods(workspace, served, questions)
+        by_byte_R = score_R / questions.bytes_R
+        acc, acc_norm = questions.accuracy(score_R), questions.accuracy(by_byte_R)
+        return {"scores": {"acc": acc, "acc_norm": acc_norm}}
+
+    about = {
+        "key": questions.key,
+        "domain": settings.domain,
+        "metric": settings.metric,
+        "questions": questions.count,
+    }
+    text = _text(workspace, questions)
+    return Column("choices", settings.name, about, measure, settings.domain, text)
 
 
 def _pairs_column(workspace: Workspace, settings: MinimalPairsSettings) -> Column:

@@ -44,7 +44,7 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
             config = dataclasses.replace(config, evaluation=tasks)
         if not any(getattr(config.evaluation, kind) for kind in KINDS):
             raise UserError(
-                f"{directory} has nothing to measure, no evaluation.tasks, cloze or minimal_pairs; give a "
+                f"{directory} has nothing to measure, no evaluation.tasks, cloze and the like; give a "
                 "configuration that has some with --tasks=CONFIG"
             )
         rows = rows_of(run, config)

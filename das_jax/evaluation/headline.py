@@ -19,12 +19,14 @@ SHORT: dict[Kind, str] = {
     "tasks": "end-task",
     "heldout": "held-out",
     "cloze": "cloze",
+    "choices": "multiple-choice",
     "minimal_pairs": "minimal-pair",
 }
 COLUMNS: dict[Kind, str] = {
     "tasks": "end tasks",
     "heldout": "texts",
     "cloze": "sets of facts",
+    "choices": "sets of questions",
     "minimal_pairs": "sets of minimal pairs",
 }
 PHRASES = {

@@ -1,13 +1,20 @@
 """What a configuration asks its models, read and checked: end tasks, facts and other probes."""
 
-from das_jax.data.cloze import Facts, load_facts
+from das_jax.data.choices import load_choices
+from das_jax.data.cloze import Completions, Facts, load_completions, load_facts
 from das_jax.data.minimal_pairs import load_pairs
 from das_jax.data.questions import Questions, Writer
-from das_jax.data.settings import ClozeSettings, MinimalPairsSettings, TaskSettings
+from das_jax.data.settings import (
+    ChoicesSettings,
+    ClozeSettings,
+    MinimalPairsSettings,
+    TaskSettings,
+)
 from das_jax.data.tasks import Task, load_task
 from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
 from das_jax.methods.settings.every_method import positions_before
+from das_jax.model.architecture import ENDLESS
 from das_jax.model.tokenizer_fit import leaves_out_types
 from das_jax.training.sharding import check_divisible
 from das_jax.training.workspace import Workspace, check_fits
@@ -22,8 +29,11 @@ def check_inputs(workspace: Workspace) -> None:
     settings = workspace.config.evaluation
     for task in settings.tasks:
         checked_task(workspace, task, positions_before(workspace.config.method))
+    causal = workspace.checkpoint.architecture.causal
     for facts in settings.cloze:
-        checked_facts(workspace, facts)
+        (checked_completions if causal else checked_facts)(workspace, facts)
+    for choices in settings.choices:
+        checked_choices(workspace, choices)
     for pairs in settings.minimal_pairs:
         checked_pairs(workspace, pairs)
 
@@ -47,7 +57,13 @@ def checked_task(workspace: Workspace, settings: TaskSettings, before: int) -> T
 
 
 def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
-    """Reads a set of facts that this model can be asked for."""
+    """Reads a set of facts that this masked model can be asked for."""
+    if settings.candidates is not None:
+        raise UserError(
+            f"facts {settings.name}: candidates is {settings.candidates}, which decoders choose from, but "
+            f"{workspace.config.model.path} is a masked language model and fills blanks by itself; leave it "
+            "out"
+        )
     facts = load_facts(settings, workspace.tokenizer)
     before = positions_before(workspace.config.method)
     longest = workspace.checkpoint.architecture.max_length - before
@@ -69,6 +85,30 @@ def checked_facts(workspace: Workspace, settings: ClozeSettings) -> Facts:
     return facts
 
 
+def checked_completions(workspace: Workspace, settings: ClozeSettings) -> Completions:
+    """Reads a set of facts that this decoder can be asked for."""
+    facts = load_completions(settings, _writer(workspace))
+    if facts.left_out:
+        workspace.console.log(
+            f"{settings.name}: {facts.left_out} facts left out, whose blank does not come last; with a field "
+            "of candidates a decoder can be asked for them, too"
+        )
+    _warn_of_unknown(workspace, settings.name, facts.questions)
+    return facts
+
+
+def checked_choices(workspace: Workspace, settings: ChoicesSettings) -> Questions:
+    """Reads a set of questions that this decoder can be asked."""
+    if not workspace.checkpoint.architecture.causal:
+        raise UserError(
+            f"evaluation.choices has {settings.name}, which asks how likely a choice is behind its context, "
+            f"but {workspace.config.model.path} is a masked language model, which does not say; leave it out"
+        )
+    questions = load_choices(settings, _writer(workspace, settings.length), workspace.cache_dir)
+    _warn_of_unknown(workspace, settings.name, questions)
+    return questions
+
+
 def checked_pairs(workspace: Workspace, settings: MinimalPairsSettings) -> Questions:
     """Reads a set of minimal pairs that this model can be asked for."""
     pairs = load_pairs(settings, _writer(workspace))
@@ -76,9 +116,9 @@ def checked_pairs(workspace: Workspace, settings: MinimalPairsSettings) -> Quest
     return pairs
 
 
-def _writer(workspace: Workspace) -> Writer:
+def _writer(workspace: Workspace, most: int = ENDLESS) -> Writer:
     architecture = workspace.checkpoint.architecture
-    longest = architecture.max_length - positions_before(workspace.config.method)
+    longest = min(most, architecture.max_length - positions_before(workspace.config.method))
     return Writer.of(workspace.tokenizer, architecture.causal, longest)
 
 

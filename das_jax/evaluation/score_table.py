@@ -27,6 +27,7 @@ TITLES: dict[Kind, str] = {
     "tasks": "end tasks",
     "heldout": "held-out loss",
     "cloze": "cloze facts",
+    "choices": "multiple choice",
     "minimal_pairs": "minimal pairs",
 }
 
@@ -60,6 +61,7 @@ SHADE: dict[Kind, float] = {
     "tasks": 0.02,
     "heldout": 0.1,
     "cloze": 0.02,
+    "choices": 0.02,
     "minimal_pairs": 0.02,
 }
 """The size of a change that a shade stands for where there is no noise to measure it by."""

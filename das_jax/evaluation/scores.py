@@ -15,7 +15,7 @@ from das_jax.training.promise import promise, start_of
 from das_jax.training.run_directory import AGAIN, RunDirectory
 from das_jax.training.stages import Stage, stages_of
 
-Probe = Literal["minimal_pairs"]
+Probe = Literal["choices", "minimal_pairs"]
 """What is asked of a model as it is, and answered by one number for each metric."""
 PROBES: tuple[Probe, ...] = get_args(Probe)
 KINDS = ("tasks", "cloze", *PROBES)
@@ -98,6 +98,7 @@ class _Column(TypedDict):
 class _ColumnsFile(TypedDict):
     tasks: dict[str, _Column]
     cloze: dict[str, _Column]
+    choices: NotRequired[dict[str, _Column]]
     minimal_pairs: NotRequired[dict[str, _Column]]
 
 
@@ -144,6 +145,7 @@ class _Probe(TypedDict):
 class _EvaluationFile(TypedDict):
     tasks: dict[str, _Task]
     cloze: dict[str, _Facts]
+    choices: NotRequired[dict[str, _Probe]]
     minimal_pairs: NotRequired[dict[str, _Probe]]
 
 

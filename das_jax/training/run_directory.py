@@ -37,8 +37,8 @@ BASE = "base model"
 """The row of the scores before anything was learned; no corpus can have that name."""
 
 AFTERWARDS = (
-    *("evaluation.tasks", "evaluation.cloze", "evaluation.minimal_pairs"),
-    "evaluation.finetune_seeds",
+    *("evaluation.tasks", "evaluation.cloze", "evaluation.choices"),
+    *("evaluation.minimal_pairs", "evaluation.finetune_seeds"),
 )
 """Settings of what is asked of a run's models afterwards."""
 

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from das_jax.data.cloze import ClozeSettings, load_facts
+from das_jax.data.cloze import ClozeSettings, load_completions, load_facts
+from das_jax.data.questions import Writer
+from das_jax.data.roles import GIVEN, PADDING, has, ids
 from das_jax.errors import UserError
 
 
@@ -108,3 +110,65 @@ def test_facts_that_need_mending(
     with pytest.raises(UserError, match="facts") as raised:
         load_facts(settings(tmp_path / "facts.jsonl", fact), bert_tokenizer)
     assert message in str(raised.value)
+
+
+def test_a_decoder_chooses_between_sentences_or_goes_on_where_the_blank_is_last(
+    tmp_path: Path, llama_tokenizer: Any
+) -> None:
+    writer = Writer.of(llama_tokenizer, causal=True, longest=30)
+    facts = [
+        {"sentence": "the [MASK] runs away", "answer": "fox", "rest": ["dog", "fox"]},
+        {
+            "sentence": "the fox jumps over the [MASK] .",
+            "answer": "lazy dog",
+            "rest": ["lazy dog", "fox"],
+        },
+    ]
+    chosen = load_completions(settings(tmp_path / "facts.jsonl", *facts, candidates="rest"), writer)
+
+    def asked(row: np.ndarray) -> str:
+        return llama_tokenizer.decode(ids(row[~has(row, GIVEN | PADDING)]))
+
+    assert not chosen.free
+    assert [asked(row) for row in chosen.questions.tokens_RxT] == [
+        "the dog runs away",
+        "the fox runs away",
+        "the fox jumps over the lazy dog .",
+        "the fox jumps over the fox .",
+    ]
+    assert chosen.questions.right_R.tolist() == [False, True, True, False]
+    free = load_completions(settings(tmp_path / "facts.jsonl", *facts), writer)
+    assert (free.free, free.left_out, free.questions.count) == (True, 1, 1)
+    (row,) = free.questions.tokens_RxT
+    assert asked(row) == " lazy dog"
+    assert (
+        llama_tokenizer.decode(ids(row), skip_special_tokens=True)
+        == "the fox jumps over the lazy dog"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"answer": "fox"}, "line 1, has no field 'rest'"),
+        ({"answer": "fox", "rest": "fox"}, "field 'rest' is no list of texts"),
+        ({"answer": "fox", "rest": ["dog", "cat"]}, "must have the answer 'fox' and others"),
+        ({"answer": "fox", "rest": ["fox"]}, "must have the answer 'fox' and others"),
+        ({"answer": "fox", "rest": ["fox", "dog", "dog"]}, "each once"),
+    ],
+)
+def test_candidates_that_need_mending(
+    fact: dict[str, Any], message: str, tmp_path: Path, llama_tokenizer: Any
+) -> None:
+    writer = Writer.of(llama_tokenizer, causal=True, longest=30)
+    given = settings(tmp_path / "facts.jsonl", {"sentence": "a [MASK]", **fact}, candidates="rest")
+    with pytest.raises(UserError) as raised:
+        load_completions(given, writer)
+    assert message in str(raised.value)
+
+
+def test_facts_whose_blanks_a_decoder_cannot_go_on_to(tmp_path: Path, llama_tokenizer: Any) -> None:
+    writer = Writer.of(llama_tokenizer, causal=True, longest=30)
+    fact = {"sentence": "the [MASK] runs", "answer": "fox"}
+    with pytest.raises(UserError, match=r"no fact whose blank comes last \(1 left out\)"):
+        load_completions(settings(tmp_path / "facts.jsonl", fact), writer)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from das_jax.data.choices import load_choices
 from das_jax.data.minimal_pairs import load_pairs
 from das_jax.data.questions import Answer, Questions, Writer
 from das_jax.data.roles import GIVEN, OPENS, PADDING, has, ids
-from das_jax.data.settings import MinimalPairsSettings
+from das_jax.data.settings import ChoicesSettings, CSVTable, JSONLTable, MinimalPairsSettings
 from das_jax.errors import UserError
 
 QUESTIONS = [
@@ -40,7 +41,7 @@ def test_a_decoder_is_asked_for_every_token_that_is_not_given(
             assert tokenizer.decode(asked(row)) == answer.text[answer.given :]
         assert found.question_R.tolist() == [0, 0, 1, 1]
         assert found.right_R.tolist() == [False, True, True, False]
-        assert found.bytes_R.tolist() == [6, 10, 5, 13]
+        assert found.bytes_R.tolist() == [5, 9, 5, 13]
 
 
 def test_a_masked_model_is_asked_for_all_but_what_its_template_puts_around(
@@ -133,6 +134,74 @@ def test_pairs_that_need_mending(
     writer = Writer.of(llama_tokenizer, causal=True, longest=20)
     with pytest.raises(UserError) as raised:
         load_pairs(pairs(tmp_path / "pairs.jsonl", *records), writer)
+    assert message in str(raised.value)
+
+
+def choices(path: Path, *records: dict[str, Any], **more: Any) -> ChoicesSettings:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    table = JSONLTable(kind="jsonl", path=str(path))
+    return ChoicesSettings(name="exam", table=table, **more)
+
+
+def test_choices_in_a_list_or_in_columns_and_answers_by_text_or_by_place(
+    tmp_path: Path, llama_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    writer = Writer.of(llama_tokenizer, causal=True, longest=30)
+    record = {"context": "the fox", "choices": ["jumps", "runs away", "learns"]}
+    expected = load_choices(
+        choices(tmp_path / "a.jsonl", {**record, "answer": "runs away"}), writer, tmp_path
+    )
+    assert [llama_tokenizer.decode(asked(row)) for row in expected.tokens_RxT] == [
+        " jumps",
+        " runs away",
+        " learns",
+    ]
+    assert expected.right_R.tolist() == [False, True, False]
+    assert expected.bytes_R.tolist() == [5, 9, 6]
+    for answer in (1, "1", " runs away "):
+        same = choices(tmp_path / "b.jsonl", {**record, "answer": answer})
+        assert load_choices(same, writer, tmp_path).key == expected.key
+    (tmp_path / "c.csv").write_text("q,a,b,c,right\nthe fox,jumps,runs away,learns,1\n")
+    named = ChoicesSettings(
+        name="exam",
+        table=CSVTable(kind="csv", path=str(tmp_path / "c.csv")),
+        context="q",
+        choices=("a", "b", "c"),
+        answer="right",
+    )
+    assert load_choices(named, writer, tmp_path).key == expected.key
+    # Of numbers, the text of a choice goes before a place.
+    numbers = {"context": "a", "choices": ["2", "0", "1"], "answer": 1}
+    found = load_choices(choices(tmp_path / "d.jsonl", numbers), writer, tmp_path)
+    assert found.right_R.tolist() == [False, False, True]
+    close = choices(tmp_path / "e.jsonl", {**record, "answer": 1}, between="\n")
+    row, *_ = load_choices(close, writer, tmp_path).tokens_RxT
+    assert llama_tokenizer.decode(asked(row)) == "\njumps"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": 3}, "the answer is '3', neither one of the choices 'x', 'y' nor the place of"),
+        ({"answer": -1}, "the answer is '-1'"),
+        ({"answer": True}, "the answer is 'True'"),
+        ({"choices": ["x"]}, "the choices are 'x'; give two at least"),
+        ({"choices": ["x", "x"]}, "give two at least, each once"),
+        ({"choices": "x"}, "column 'choices' is no list of choices"),
+        ({"choices": ["x", 3]}, "holds int"),
+        ({"context": ""}, "column 'context' is empty"),
+    ],
+)
+def test_questions_that_need_mending(
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    llama_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    record = {"context": "a", "choices": ["x", "y"], "answer": 0, **changes}
+    writer = Writer.of(llama_tokenizer, causal=True, longest=30)
+    with pytest.raises(UserError, match=r"evaluation.choices, exam: .*line 1") as raised:
+        load_choices(choices(tmp_path / "a.jsonl", record), writer, tmp_path)
     assert message in str(raised.value)
 
 
