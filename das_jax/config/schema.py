@@ -13,6 +13,7 @@ from das_jax.data.settings import (
     ChoicesSettings,
     ClozeSettings,
     DocumentsName,
+    HarnessSettings,
     MinimalPairsSettings,
     ObjectiveName,
     Recognised,
@@ -197,6 +198,9 @@ class EvaluationSettings:
     minimal_pairs: tuple[MinimalPairsSettings, ...] = ()
     """Sets of minimal pairs, of whose two sentences a model should find the right one more likely; what it
     knows of language in general."""
+    harness: HarnessSettings | None = None
+    """Tasks of EleutherAI's lm-evaluation-harness, which measures what stages of a decoder export; it needs
+    the extra `harness`."""
     finetune_seeds: BatchSize = 5
     """Classifiers per end task and model; they are trained together."""
 

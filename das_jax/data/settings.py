@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from das_jax.settings import AnyPath, BatchSize, Count, Length, Name, refusing_beside, settings
+from das_jax.settings import (
+    AnyPath,
+    BatchSize,
+    Count,
+    CountOrZero,
+    Length,
+    Name,
+    refusing_beside,
+    settings,
+)
 
 Quoting = Literal["auto", "quoted", "none"]
 """Of a table's fields; `auto` is none where tabs stand between them and quoted elsewhere."""
@@ -324,6 +333,25 @@ class MinimalPairsSettings:
     """The field with the right sentence."""
     bad: str = "sentence_bad"
     """The field with the other."""
+
+
+@settings
+class HarnessSettings:
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of tasks, as in `lm_eval --tasks`: those that the harness brings, whose data it fetches, or those
+    of your own files."""
+    include_path: AnyPath | None = None
+    """A directory with task files of your own. The harness runs the Python functions that these name."""
+    metric: str = "acc"
+    """The score that tables show, of every task; all are kept."""
+    few_shot: CountOrZero | None = None
+    """Examples before each question; null is as many as the task says."""
+    limit: Count | None = None
+    """Questions of a task, at most: the first ones."""
+    batch_size: Count = 8
+    """Texts at a time."""
+    device: str = "cpu"
+    """Where PyTorch computes, such as cuda:0; JAX needs a GPU's memory, too."""
 
 
 @settings

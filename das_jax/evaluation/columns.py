@@ -10,11 +10,17 @@ import numpy as np
 from das_jax.data.batches import ChunkRows, Chunks
 from das_jax.data.questions import Questions
 from das_jax.data.roles import ids
-from das_jax.data.settings import ChoicesSettings, ClozeSettings, MinimalPairsSettings
+from das_jax.data.settings import (
+    ChoicesSettings,
+    ClozeSettings,
+    HarnessSettings,
+    MinimalPairsSettings,
+)
 from das_jax.data.tasks import Task
 from das_jax.evaluation.baselines import baselines
 from das_jax.evaluation.classifiers import finetune_checkpoint
 from das_jax.evaluation.cloze_precision import precision
+from das_jax.evaluation.harness import Harness
 from das_jax.evaluation.inputs import (
     checked_choices,
     checked_completions,
@@ -38,7 +44,8 @@ class Column:
       about: what is written beside the scores; its `key` is a hash of all that they depend on but the model.
       measure: the scores of whoever serves it.
       domain: whose knowledge it asks for, if it is a domain's.
-      text: its own text without its answers, to find out who serves it.
+      text: its own text without its answers, to find out who serves it; None if that is what the last stage
+        exported, whatever the text.
     """
 
     kind: str
@@ -46,7 +53,7 @@ class Column:
     about: dict[str, Any]
     measure: Callable[[Mixture], dict[str, Any]]
     domain: str | None
-    text: Chunks
+    text: Chunks | None
 
 
 def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[Column]:
@@ -71,6 +78,7 @@ def columns_of(workspace: Workspace, known: dict[str, dict[str, Any]]) -> list[C
         *(_cloze_column(workspace, each) for each in settings.cloze),
         *(_choices_column(workspace, each) for each in settings.choices),
         *(_pairs_column(workspace, each) for each in settings.minimal_pairs),
+        *_harness_columns(workspace, settings.harness),
     ]
 
 
@@ -147,6 +155,28 @@ def _pairs_column(workspace: Workspace, settings: MinimalPairsSettings) -> Colum
 
     about = {"key": pairs.key, "domain": None, "metric": "accuracy", "questions": pairs.count}
     return Column("minimal_pairs", settings.name, about, measure, None, _text(workspace, pairs))
+
+
+def _harness_columns(workspace: Workspace, settings: HarnessSettings | None) -> list[Column]:
+    if settings is None:
+        return []
+    harness = Harness(workspace, settings)
+    harness.check()
+
+    def column(task: str) -> Column:
+        about = {
+            "key": harness.key(task),
+            "domain": None,
+            "metric": settings.metric,
+            "questions": settings.limit,
+        }
+
+        def measure(served: Mixture) -> dict[str, Any]:
+            return {"scores": harness.scores(task, served.best)}
+
+        return Column("harness", task, about, measure, None, None)
+
+    return [column(task) for task in settings.tasks]
 
 
 def _log_likelihoods(workspace: Workspace, served: Mixture, questions: Questions) -> np.ndarray:

@@ -128,6 +128,8 @@ class RunEvaluation:
         """Who serves a column after a stage, and by what name if nets were compared to find that out."""
         if stage is None or stage.warms_up:
             return mixed(history.base()), ""
+        if column.text is None:
+            return mixed(history.net(len(history.stages) - 1)), ""
         method = self.workspace.method(stage.method_settings)
         found, compared = view(method, history, column.domain, column.text)
         served = mixed(found)

@@ -21,6 +21,7 @@ SHORT: dict[Kind, str] = {
     "cloze": "cloze",
     "choices": "multiple-choice",
     "minimal_pairs": "minimal-pair",
+    "harness": "harness",
 }
 COLUMNS: dict[Kind, str] = {
     "tasks": "end tasks",
@@ -28,6 +29,7 @@ COLUMNS: dict[Kind, str] = {
     "cloze": "sets of facts",
     "choices": "sets of questions",
     "minimal_pairs": "sets of minimal pairs",
+    "harness": "tasks of the harness",
 }
 PHRASES = {
     SHOWN["better"]: "better in",

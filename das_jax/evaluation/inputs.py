@@ -13,6 +13,7 @@ from das_jax.data.settings import (
 from das_jax.data.tasks import Task, load_task
 from das_jax.data.tokenization import USUAL_UNKNOWN
 from das_jax.errors import UserError
+from das_jax.evaluation.harness import Harness
 from das_jax.methods.settings.every_method import positions_before
 from das_jax.model.architecture import ENDLESS
 from das_jax.model.tokenizer_fit import leaves_out_types
@@ -36,6 +37,8 @@ def check_inputs(workspace: Workspace) -> None:
         checked_choices(workspace, choices)
     for pairs in settings.minimal_pairs:
         checked_pairs(workspace, pairs)
+    if settings.harness is not None:
+        Harness(workspace, settings.harness).check()
 
 
 def checked_task(workspace: Workspace, settings: TaskSettings, before: int) -> Task:

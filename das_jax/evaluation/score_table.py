@@ -29,6 +29,7 @@ TITLES: dict[Kind, str] = {
     "cloze": "cloze facts",
     "choices": "multiple choice",
     "minimal_pairs": "minimal pairs",
+    "harness": "lm-evaluation-harness",
 }
 
 MEASURES = {
@@ -63,6 +64,7 @@ SHADE: dict[Kind, float] = {
     "cloze": 0.02,
     "choices": 0.02,
     "minimal_pairs": 0.02,
+    "harness": 0.02,
 }
 """The size of a change that a shade stands for where there is no noise to measure it by."""
 

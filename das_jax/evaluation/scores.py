@@ -15,7 +15,7 @@ from das_jax.training.promise import promise, start_of
 from das_jax.training.run_directory import AGAIN, RunDirectory
 from das_jax.training.stages import Stage, stages_of
 
-Probe = Literal["choices", "minimal_pairs"]
+Probe = Literal["choices", "minimal_pairs", "harness"]
 """What is asked of a model as it is, and answered by one number for each metric."""
 PROBES: tuple[Probe, ...] = get_args(Probe)
 KINDS = ("tasks", "cloze", *PROBES)
@@ -100,6 +100,7 @@ class _ColumnsFile(TypedDict):
     cloze: dict[str, _Column]
     choices: NotRequired[dict[str, _Column]]
     minimal_pairs: NotRequired[dict[str, _Column]]
+    harness: NotRequired[dict[str, _Column]]
 
 
 class _TaskRow(TypedDict):
@@ -138,7 +139,7 @@ class _Probe(TypedDict):
     key: str
     domain: str | None
     metric: str
-    questions: int
+    questions: int | None
     rows: dict[str, _ProbeRow]
 
 
@@ -147,6 +148,7 @@ class _EvaluationFile(TypedDict):
     cloze: dict[str, _Facts]
     choices: NotRequired[dict[str, _Probe]]
     minimal_pairs: NotRequired[dict[str, _Probe]]
+    harness: NotRequired[dict[str, _Probe]]
 
 
 _COLUMNS = TypeAdapter(_ColumnsFile)

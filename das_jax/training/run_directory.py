@@ -38,7 +38,7 @@ BASE = "base model"
 
 AFTERWARDS = (
     *("evaluation.tasks", "evaluation.cloze", "evaluation.choices"),
-    *("evaluation.minimal_pairs", "evaluation.finetune_seeds"),
+    *("evaluation.minimal_pairs", "evaluation.harness", "evaluation.finetune_seeds"),
 )
 """Settings of what is asked of a run's models afterwards."""
 
