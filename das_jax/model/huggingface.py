@@ -21,6 +21,7 @@ from das_jax.model.huggingface_config import (
     architecture_of,
     read_config,
     sized,
+    unknown_keys,
     write_config,
 )
 from das_jax.model.huggingface_weights import (
@@ -128,7 +129,7 @@ def resolve(path: str, cache_dir: Path) -> Path:
 
 
 def load(directory: Path) -> Checkpoint:
-    """Reads a BERT, RoBERTa or XLM-R checkpoint: safetensors, one file or several.
+    """Reads a checkpoint of one of the families: safetensors, one file or several.
 
     A bare encoder gets a new LM head. float16 and bfloat16 are widened to float32.
 
@@ -138,6 +139,8 @@ def load(directory: Path) -> Checkpoint:
     directory = Path(directory)
     config = read_config(directory)
     architecture, params, notes = read_weights(directory, architecture_of(directory))
+    if unknown := unknown_keys(config):
+        notes.append(f"of no effect: {', '.join(unknown)} (in config.json)")
     return Checkpoint(
         architecture, params, {**config, "tie_word_embeddings": architecture.tied}, notes
     )

@@ -1,5 +1,6 @@
 """config.json of a HuggingFace checkpoint, and the architecture that it describes."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,30 +8,15 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from das_jax.errors import UserError
+from das_jax.errors import UserError, shown
 from das_jax.files import write_json
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
+from das_jax.model.families.keys import BOOKKEEPING, GENERATION, HEAD, ONLY, WEIGHTS
 from das_jax.model.families.registry import FAMILIES
 
-ONLY = {
-    "auto_map": None,  # The model's own Python code, which is never run.
-}
-"""Keys that make another model of any family, and the one value that is supported."""
-
-HEAD = (
-    "num_labels",
-    "_num_labels",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "finetuning_task",
-    "classifier_dropout",
-)
-"""Keys that describe a classifier's head."""
-
-WEIGHTS = ("dtype", "torch_dtype", "quantization_config")
-"""Keys that say how weights are stored: here, as float32."""
+IMAGES = ("gemma3",)
+"""Models whose text part is one that is supported."""
 
 MOST_LABELS = 100_000
 """More are taken for a mistake: transformers names every single one."""
@@ -56,10 +42,10 @@ GROWS = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as it is.
+    """config.json as it is, but that what transformers would misread in an older one is put right.
 
     Raises:
-      UserError: there is none, or it is no JSON object.
+      UserError: there is none, it is no JSON object, or it contradicts itself.
     """
     file = Path(directory) / "config.json"
     try:
@@ -74,7 +60,13 @@ def read_config(directory: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise UserError(f"{file} holds no JSON object; fetch or save the checkpoint again")
-    return config
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        return config
+    try:
+        return FAMILIES[name].today(config)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def write_config(
@@ -123,14 +115,21 @@ def architecture_of(directory: Path) -> Architecture:
     raw = read_config(directory)
     name = raw.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"{file}: model_type is {name!r}; supported are {', '.join(FAMILIES)}")
+        raise UserError(f"{file}: {_other_model(name)}")
     family = FAMILIES[name]
     for key, value in {**ONLY, **family.only}.items():
         supported = value if isinstance(value, tuple) else (value,)
         if raw.get(key, supported[0]) not in supported:
             raise UserError(
-                f"{file}: {key} is {raw[key]!r}; only {supported[0]!r} is supported, so use another "
-                "checkpoint"
+                f"{file}: {key} is {shown(repr(raw[key]))}; only {supported[0]!r} is supported, so use "
+                "another checkpoint"
+            )
+    unknown = unknown_keys(raw)
+    for field in dataclasses.fields(family.config):
+        if field.name in unknown and raw[field.name] != field.default:
+            raise UserError(
+                f"{file}: {field.name} is {shown(repr(raw[field.name]))}, and what that makes of a {name} is "
+                "not known here; use another checkpoint"
             )
     if isinstance(labels := raw.get("num_labels"), int) and labels > MOST_LABELS:
         raise UserError(
@@ -155,8 +154,30 @@ def architecture_of(directory: Path) -> Architecture:
     check_values(numbers | rest, family.keys, file)
     for number, value in numbers.items():
         if number in (*RATES, "layer_norm_eps", "initializer_range"):
-            numbers[number] = float(value)
+            numbers[number] = float(value or 0)
     return Architecture(family=name, **numbers, **rest)
+
+
+def unknown_keys(config: dict[str, Any]) -> list[str]:
+    """The keys of a config.json that have neither a meaning here nor, as far as is known, an effect."""
+    family = FAMILIES[config["model_type"]]
+    own = (*family.only, *family.keys.values(), *family.reads, *family.unused)
+    known = {*ONLY, *HEAD, *WEIGHTS, *BOOKKEEPING, *GENERATION, *own, *family.config.attribute_map}
+    return [key for key in config if key not in known]
+
+
+def _other_model(name: object) -> str:
+    """Why a `model_type` is none of ours, and what to do."""
+    sentence = f"model_type is {name!r}"
+    if isinstance(name, str) and name.endswith("_moe"):
+        sentence += ", a model with experts"
+    if name in IMAGES:
+        return (
+            f"{sentence}, which reads images; save its text part alone, {name}_text: "
+            'python -c "from transformers import AutoModelForImageTextToText as M; '
+            "M.from_pretrained('MODEL').model.language_model.save_pretrained('TEXT')\""
+        )
+    return f"{sentence}; supported are {', '.join(FAMILIES)}"
 
 
 def check_values(numbers: dict[str, Any], keys: Mapping[str, str], file: Path) -> None:
@@ -178,7 +199,7 @@ def check_values(numbers: dict[str, Any], keys: Mapping[str, str], file: Path) -
         if size is not None and size < 1:
             raise UserError(f"{file}: {key(name)} is {size}; it must be positive")
     for name, rate in given(RATES):
-        if not 0 <= rate < 1:
+        if not 0 <= (rate or 0) < 1:
             raise UserError(f"{file}: {key(name)} is {rate}; it must be in [0, 1)")
     if not 1e-30 <= (eps := numbers["layer_norm_eps"]) < 1:
         raise UserError(
@@ -206,8 +227,16 @@ def check_values(numbers: dict[str, Any], keys: Mapping[str, str], file: Path) -
             f"{file}: heads are {head_size or numbers['hidden_size'] // heads} wide; rotary positions need "
             "an even number, so use another checkpoint"
         )
+    for name in ("score_cap", "logit_cap"):
+        if (cap := numbers.get(name)) is not None and cap <= 0:
+            raise UserError(f"{file}: {key(name)} is {cap}; it must be positive, or null")
     pad, vocabulary = numbers["pad_token_id"], numbers["vocab_size"]
-    if not numbers.get("causal") and (pad is None or not 0 <= pad < vocabulary):
+    if numbers.get("causal"):
+        if pad is not None and not 0 <= pad < vocabulary:
+            raise UserError(
+                f"{file}: pad_token_id is {pad}; set it to the tokenizer's padding id, or to null"
+            )
+    elif pad is None or not 0 <= pad < vocabulary:
         raise UserError(f"{file}: pad_token_id is {pad}; set it to the tokenizer's padding id")
     for name, activation in given(("activation", "head_activation")):
         if activation not in ACTIVATIONS:

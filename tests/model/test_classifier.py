@@ -31,7 +31,6 @@ STALE = {
     "finetuning_task": "rte",
     "classifier_dropout": 0.9,
     "torch_dtype": "float16",
-    "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
 }
 
 

@@ -40,8 +40,12 @@ _ONLY = {
     "is_decoder": False,
     "add_cross_attention": False,
     "position_embedding_type": "absolute",
-    "pruned_heads": {},
+    "is_causal": (False, None),
 }
+_UNUSED = (
+    *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
+    *("pooler_size_per_head", "pooler_type"),
+)
 
 _BERT = Names(
     "bert",
@@ -88,6 +92,7 @@ BERT = Family(
     _KEYS,
     lambda config: {"first_position": 0},
     _ONLY,
+    unused=_UNUSED,
 )
 ROBERTA = Family(
     RobertaConfig,

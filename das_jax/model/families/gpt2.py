@@ -70,6 +70,11 @@ GPT2 = Family(
         "add_cross_attention": False,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
-        "pruned_heads": {},
+        "is_causal": (True, None),
     },
+    ("n_inner",),
+    (
+        *("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj"),
+        *("summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    ),
 )

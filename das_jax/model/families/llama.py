@@ -6,7 +6,15 @@ from typing import Any
 
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-from das_jax.model.families.family import Family, Names, rotary_of, windows
+from das_jax.model.families.family import (
+    Family,
+    Names,
+    renamed_rope,
+    rotary_of,
+    window_reach,
+    windows,
+)
+from das_jax.model.families.keys import LAYERS, ROPE
 
 MODULES = {
     "embeddings/word": "model.embed_tokens",
@@ -72,11 +80,12 @@ def _llama(config: Any) -> dict[str, Any]:
 
 
 def _qwen2(config: Any) -> dict[str, Any]:
-    reach = config.sliding_window - 1 if config.sliding_window else None
     return {
         **DECODER,
+        # Which it has no field for, and reads all the same.
+        "own_head_size": getattr(config, "head_dim", None),
         "rotary": (rotary_of(config.rope_parameters),),
-        "reaches": windows(config.layer_types, reach),
+        "reaches": windows(config.layer_types, window_reach(config)),
         "qkv_bias": True,
         "attention_bias": False,
         "feed_forward_bias": False,
@@ -86,19 +95,46 @@ def _qwen2(config: Any) -> dict[str, Any]:
 def _qwen3(config: Any) -> dict[str, Any]:
     return {
         **_qwen2(config),
-        "own_head_size": config.head_dim,
         "query_key_norm": True,
         "qkv_bias": config.attention_bias,
         "attention_bias": config.attention_bias,
     }
 
 
+_CAUSAL = {"is_causal": (True, None)}
+_QWEN = ("head_dim", "use_sliding_window", "max_window_layers", *LAYERS, *ROPE)
+
 LLAMA = Family(
-    LlamaConfig, "LlamaForCausalLM", "LlamaForSequenceClassification", _NAMES, KEYS, _llama
+    LlamaConfig,
+    "LlamaForCausalLM",
+    "LlamaForSequenceClassification",
+    _NAMES,
+    KEYS,
+    _llama,
+    {**_CAUSAL, "rope_interleaved": (False, None)},
+    ("head_dim", "attention_bias", "mlp_bias", *ROPE),
+    ("pretraining_tp", "is_llama_config"),
+    renamed_rope,
 )
 QWEN2 = Family(
-    Qwen2Config, "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", _NAMES, KEYS, _qwen2
+    Qwen2Config,
+    "Qwen2ForCausalLM",
+    "Qwen2ForSequenceClassification",
+    _NAMES,
+    KEYS,
+    _qwen2,
+    {**_CAUSAL, "use_mrope": (False, None)},
+    _QWEN,
+    today=renamed_rope,
 )
 QWEN3 = Family(
-    Qwen3Config, "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", _NAMES, KEYS, _qwen3
+    Qwen3Config,
+    "Qwen3ForCausalLM",
+    "Qwen3ForSequenceClassification",
+    _NAMES,
+    KEYS,
+    _qwen3,
+    _CAUSAL,
+    (*_QWEN, "attention_bias"),
+    today=renamed_rope,
 )

@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import ModernBertConfig
 
-from das_jax.model.families.family import Family, Names, two_tables, windows
+from das_jax.model.families.family import (
+    FULL,
+    SLIDING,
+    Family,
+    Names,
+    renamed_rope,
+    two_tables,
+    windows,
+)
+from das_jax.model.families.keys import LAYERS, ROPE
 
 _NAMES = Names(
     "model",
@@ -59,6 +68,8 @@ _KEYS = {
     "tied": "tie_word_embeddings",
 }
 
+_BASES = ("global_rope_theta", "local_rope_theta")
+
 
 def _rest(config: Any) -> dict[str, Any]:
     return {
@@ -76,6 +87,20 @@ def _rest(config: Any) -> dict[str, Any]:
     }
 
 
+def _today(config: dict[str, Any]) -> dict[str, Any]:
+    """Where local layers have no base of their own, it is that of the full ones."""
+    config = renamed_rope(config)
+    base = config.get("global_rope_theta", ModernBertConfig.default_theta["global"])
+    if config.get("local_rope_theta", base) is None:
+        config["local_rope_theta"] = base
+    tables = config.get("rope_parameters")
+    local = tables.get(SLIDING) if isinstance(tables, dict) else None
+    if isinstance(local, dict) and local.get("rope_theta", base) is None:
+        base = (tables.get(FULL) or {}).get("rope_theta", base)
+        config["rope_parameters"] = {**tables, SLIDING: {**local, "rope_theta": base}}
+    return config
+
+
 MODERNBERT = Family(
     ModernBertConfig,
     "ModernBertForMaskedLM",
@@ -83,4 +108,12 @@ MODERNBERT = Family(
     _NAMES,
     _KEYS,
     _rest,
+    {"is_causal": (False, None), "head_dim": None},
+    ("local_attention", "global_attn_every_n_layers", *_BASES, *LAYERS, *ROPE),
+    (
+        *("initializer_cutoff_factor", "classifier_pooling", "deterministic_flash_attn"),
+        *("sparse_prediction", "sparse_pred_ignore_index", "reference_compile"),
+        *("repad_logits_with_grad", "layer_norm_eps", "position_embedding_type"),
+    ),
+    _today,
 )
