@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from das_jax.data.settings import Recognised
-from das_jax.model.vocabulary import FAMILIES
+from das_jax.model.vocabulary import KINDS
 
 
 def recognising(tokenizer: PreTrainedTokenizerBase, recognised: Recognised) -> Tokenizer:
@@ -44,7 +44,7 @@ def recognising(tokenizer: PreTrainedTokenizerBase, recognised: Recognised) -> T
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The tokens that have a role in a model's input, by name or by convention."""
-    usual = {token for kind in FAMILIES.values() for token in kind.special.values()}
+    usual = {token for kind in KINDS.values() for token in kind.special.values()}
     named = (getattr(tokenizer, name) for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES)
     return usual | {str(token) for token in named if token is not None}
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from das_jax.errors import UserError
 from das_jax.files import write_json
-from das_jax.model.vocabulary import FAMILIES, Family, build, family_of
+from das_jax.model.vocabulary import Kind, build, kind_of
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -53,9 +53,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     if not any(path for pattern in VOCABULARIES for path in directory.glob(pattern)):
         raise UserError(f"{directory} has no tokenizer; copy tokenizer.json of the model there")
     config = _read_json(directory / CONFIG)
-    family = family_of(directory, config.get("tokenizer_class"))
+    kind = kind_of(directory, config.get("tokenizer_class"))
     with _explaining(directory):
-        named, others = _special_tokens(directory, config, family)
+        named, others = _special_tokens(directory, config, kind)
     if (directory / FILE).is_file():
         with _explaining(directory):
             backend = Tokenizer.from_file(str(directory / FILE))
@@ -68,13 +68,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     else:
         with _explaining(directory):
             contents = {name: _content(token) for name, token in named.items()}
-            backend = build(directory, family, config, contents)
+            backend = build(directory, kind, config, contents)
         mask = named.get("mask_token")
-        if family and FAMILIES[family].mask_lstrip and isinstance(mask, str):
+        if kind is not None and kind.mask_lstrip and isinstance(mask, str):
             named["mask_token"] = {"content": mask, "lstrip": True}
     with _explaining(directory):
         added = _added_tokens(directory, config, [*named.values(), *others])
-        tokenizer = _tokenizer(directory, config, family, backend, named, others, added)
+        tokenizer = _tokenizer(directory, config, kind, backend, named, others, added)
         tokenizer.chat_template = _chat_template(directory, config)
         return tokenizer
 
@@ -82,7 +82,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 def _tokenizer(
     directory: Path,
     config: dict[str, Any],
-    family: Family | None,
+    kind: Kind | None,
     backend: Tokenizer,
     named: dict[str, Any],
     others: list[Any],
@@ -100,8 +100,8 @@ def _tokenizer(
                     f"the vocabulary it comes to have {found}; correct added_tokens.json or {CONFIG}"
                 )
     options = {name: config[name] for name in OPTIONS if config.get(name) is not None}
-    if family is not None:
-        options.setdefault("model_input_names", list(FAMILIES[family].inputs))
+    if kind is not None:
+        options.setdefault("model_input_names", list(kind.inputs))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         name_or_path=str(directory),
@@ -118,13 +118,13 @@ def _tokenizer(
 
 
 def _special_tokens(
-    directory: Path, config: dict[str, Any], family: Family | None
+    directory: Path, config: dict[str, Any], kind: Kind | None
 ) -> tuple[dict[str, Any], list[Any]]:
     """The tokens that have a name, and the special ones that have none, as texts or as objects."""
     # transformers reads the older file only where the newer one does not list the tokens.
     older = "added_tokens_decoder" not in config
     found = _read_json(directory / "special_tokens_map.json")
-    defaults = FAMILIES[family].special if family else {}
+    defaults = kind.special if kind is not None else {}
     named = {}
     for name in NAMES:
         token = found[name] if older and name in found else config.get(name, found.get(name))

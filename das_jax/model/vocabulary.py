@@ -1,10 +1,10 @@
 """Tokenizers of BERT, RoBERTa and XLM-R made of their vocabularies, where there is no tokenizer.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import (
     Regex,
@@ -18,13 +18,24 @@ from tokenizers import (
 
 from das_jax.errors import UserError
 
-Family = Literal["bert", "roberta", "xlm-roberta"]
+SENTENCEPIECE = "sentencepiece.bpe.model"
+
+
+class Ends(NamedTuple):
+    """The tokens around a text, and their ids."""
+
+    first: str
+    last: str
+    ids: Mapping[str, int]
 
 
 class Kind(NamedTuple):
     """What is the same in all tokenizers of a family.
 
     Attributes:
+      make: the tokenizer, but for what it puts around a text, from the directory, tokenizer_config.json and
+        the special tokens by their names.
+      surround: the post-processor that puts the ends around a text, from tokenizer_config.json.
       special: what its special tokens are called unless the checkpoint says otherwise.
       mask_lstrip: whether the mask token stands for a word with the space before it.
       inputs: what its models take.
@@ -32,6 +43,8 @@ class Kind(NamedTuple):
       file: what its vocabulary is usually called.
     """
 
+    make: Callable[[Path, dict[str, Any], dict[str, str]], Tokenizer]
+    surround: Callable[[dict[str, Any], Ends], Any]
     special: Mapping[str, str]
     mask_lstrip: bool
     inputs: tuple[str, ...]
@@ -39,59 +52,31 @@ class Kind(NamedTuple):
     file: str
 
 
-_BERT = {f"{name.lower()}_token": f"[{name}]" for name in ("UNK", "SEP", "PAD", "CLS", "MASK")}
-_ROBERTA = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "cls_token": "<s>",
-    "mask_token": "<mask>",
-}
-_NO_TYPES = ("input_ids", "attention_mask")
-
-FAMILIES: dict[Family, Kind] = {
-    "bert": Kind(
-        _BERT,
-        False,
-        ("input_ids", "token_type_ids", "attention_mask"),
-        ("BertTokenizer", "ElectraTokenizer"),
-        "vocab.txt",
-    ),
-    "roberta": Kind(_ROBERTA, True, _NO_TYPES, ("RobertaTokenizer",), "vocab.json"),
-    "xlm-roberta": Kind(
-        _ROBERTA, True, _NO_TYPES, ("XLMRobertaTokenizer",), "sentencepiece.bpe.model"
-    ),
-}
-
-
-def family_of(directory: Path, tokenizer_class: str | None) -> Family | None:
+def kind_of(directory: Path, tokenizer_class: str | None) -> Kind | None:
     """Whose tokenizer a directory holds, by its class, else by its model, else by its vocabulary.
 
     None if none of the three.
     """
     if tokenizer_class is not None:
         name = str(tokenizer_class).removesuffix("Fast")
-        return next((family for family, kind in FAMILIES.items() if name in kind.classes), None)
+        return next((kind for kind in KINDS.values() if name in kind.classes), None)
     try:
         model_type = json.loads((directory / "config.json").read_bytes())["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         model_type = None
-    for family, kind in FAMILIES.items():
-        if model_type == family or (model_type is None and (directory / kind.file).is_file()):
-            return family
-    return None
+    if model_type is None:
+        return next((kind for kind in KINDS.values() if (directory / kind.file).is_file()), None)
+    return KINDS.get(str(model_type))
 
 
 def build(
-    directory: Path, family: Family | None, config: dict[str, Any], special: dict[str, str]
+    directory: Path, kind: Kind | None, config: dict[str, Any], special: dict[str, str]
 ) -> Tokenizer:
     """The tokenizer of vocab.txt, of vocab.json and merges.txt, or of a SentencePiece model.
 
     Args:
       directory: where they are.
-      family: whose tokenizer it is.
+      kind: whose tokenizer it is.
       config: tokenizer_config.json; `do_lower_case`, `strip_accents`, `tokenize_chinese_chars` and
         `add_prefix_space` are heeded.
       special: the special tokens by their names.
@@ -99,13 +84,13 @@ def build(
     Raises:
       UserError: a file is missing, or the tokenizer is of another family.
     """
-    if family is None:
+    if kind is None:
         held = config.get("tokenizer_class") or "a tokenizer that nothing there names"
         raise UserError(
             f"{directory} has no tokenizer.json, and das-jax makes none of what is there, {held}; "
             f"{remedy(directory)}"
         )
-    tokenizer = _MAKERS[family](directory, config, special)
+    tokenizer = kind.make(directory, config, special)
     first, last = special.get("cls_token", ""), special.get("sep_token", "")
     ids = {}
     for token in (first, last):
@@ -115,25 +100,31 @@ def build(
                 "fetch it again, or correct tokenizer_config.json"
             )
         ids[token] = number
-    tokenizer.post_processor = _post_processor(family, config, first, last, ids)
+    tokenizer.post_processor = kind.surround(config, Ends(first, last, ids))
     return tokenizer
 
 
-def _post_processor(
-    family: Family, config: dict[str, Any], first: str, last: str, ids: dict[str, int]
-) -> Any:
-    if family == "roberta":
-        return processors.RobertaProcessing(
-            (last, ids[last]),
-            (first, ids[first]),
-            config.get("trim_offsets", True),
-            config.get("add_prefix_space", False),
+def _template(second: str) -> Callable[[dict[str, Any], Ends], Any]:
+    """Both ends around a text, and behind it a second one in this form."""
+
+    def surround(config: dict[str, Any], ends: Ends) -> Any:
+        first, last, ids = ends
+        return processors.TemplateProcessing(
+            single=f"{first} $A {last}",
+            pair=f"{first} $A {last} {second.format(last=last)}",
+            special_tokens=list(ids.items()),
         )
-    second = f"$B:1 {last}:1" if family == "bert" else f"{last} $B {last}"
-    return processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} {second}",
-        special_tokens=list(ids.items()),
+
+    return surround
+
+
+def _surround_roberta(config: dict[str, Any], ends: Ends) -> Any:
+    first, last, ids = ends
+    return processors.RobertaProcessing(
+        (last, ids[last]),
+        (first, ids[first]),
+        config.get("trim_offsets", True),
+        config.get("add_prefix_space", False),
     )
 
 
@@ -171,7 +162,7 @@ def _byte_level(directory: Path, config: dict[str, Any], special: dict[str, str]
 
 
 def _unigram(directory: Path, config: dict[str, Any], special: dict[str, str]) -> Tokenizer:
-    file = _present(directory, FAMILIES["xlm-roberta"].file)
+    file = _present(directory, SENTENCEPIECE)
     try:
         # What protobuf makes of the format's description; the library sentencepiece is not needed.
         sentencepiece: Any = import_module("transformers.utils.sentencepiece_model_pb2_new")
@@ -210,12 +201,53 @@ def _unigram(directory: Path, config: dict[str, Any], special: dict[str, str]) -
     return tokenizer
 
 
-_MAKERS = {"bert": _word_piece, "roberta": _byte_level, "xlm-roberta": _unigram}
-
-
 def _present(directory: Path, name: str) -> Path:
     if not (directory / name).is_file():
         raise UserError(
             f"{directory} has neither tokenizer.json nor {name}; copy one of them of the model there"
         )
     return directory / name
+
+
+_BERT = {f"{name.lower()}_token": f"[{name}]" for name in ("UNK", "SEP", "PAD", "CLS", "MASK")}
+_ROBERTA = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+_NO_TYPES = ("input_ids", "attention_mask")
+
+KINDS: dict[str, Kind] = {
+    "bert": Kind(
+        _word_piece,
+        _template("$B:1 {last}:1"),
+        _BERT,
+        False,
+        ("input_ids", "token_type_ids", "attention_mask"),
+        ("BertTokenizer", "ElectraTokenizer"),
+        "vocab.txt",
+    ),
+    "roberta": Kind(
+        _byte_level,
+        _surround_roberta,
+        _ROBERTA,
+        True,
+        _NO_TYPES,
+        ("RobertaTokenizer",),
+        "vocab.json",
+    ),
+    "xlm-roberta": Kind(
+        _unigram,
+        _template("{last} $B {last}"),
+        _ROBERTA,
+        True,
+        _NO_TYPES,
+        ("XLMRobertaTokenizer",),
+        SENTENCEPIECE,
+    ),
+}
+"""By the `model_type` of the models that they belong to."""
