@@ -23,9 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what the method put into the model, beside its base: in peft's format for lora",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "checkpoint", "bfloat16"),
+        help="the type of the weights, checkpoint being that of the model the run began with (default: "
+        "export.dtype of the run)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     from das_jax.training.export import export
 
-    export(options.source, options.target, options.domain, graft=options.graft)
+    export(options.source, options.target, options.domain, graft=options.graft, dtype=options.dtype)

@@ -221,6 +221,15 @@ class MeshSettings:
 
 
 @settings
+class ExportSettings:
+    dtype: Literal["float32", "checkpoint", "bfloat16"] = "float32"
+    """The type of the weights that a stage leaves for HuggingFace: `float32`, exactly what was trained;
+    `checkpoint`, that of the model it began with; or `bfloat16`. Rounding to 16 bits undoes movements below
+    a 256th, which those of protected units are; what later stages and measures read again is rounded, and
+    what is trained is not. What stands beside its base model, and classifiers, are float32."""
+
+
+@settings
 class Config:
     preset: Literal["das_jax", "das_jax_decoder", "merge", "paper"] = "das_jax"
     """The values of all that is not set: what we recommend for DAS, the paper's, or plain training that is
@@ -241,4 +250,5 @@ class Config:
     method: MethodSettings
     policies: PoliciesSettings = PoliciesSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    export: ExportSettings = ExportSettings()
     mesh: MeshSettings = MeshSettings()

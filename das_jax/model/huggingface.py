@@ -18,11 +18,13 @@ from das_jax.files import replacing, write_json
 from das_jax.model.architecture import Architecture
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.huggingface_config import (
+    ExportDtype,
     architecture_of,
     read_config,
     sized,
     unknown_keys,
     write_config,
+    written_dtype,
 )
 from das_jax.model.huggingface_weights import (
     read_weights,
@@ -53,16 +55,16 @@ __all__ = [
     "write_weights",
 ]
 
-WANTED = ("*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model")
+WANTED = ("*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model", "*.jinja")
 
 
 class Checkpoint(NamedTuple):
-    """A masked language model as it was stored.
+    """A language model as it was stored.
 
     Attributes:
       architecture: its shapes.
       params: the parameter tree, NumPy float32.
-      config: config.json, to be written back on export.
+      config: config.json, to be written back on export; its `dtype` is the type that the weights had.
       notes: sentences about what was left out or added.
     """
 
@@ -138,12 +140,11 @@ def load(directory: Path) -> Checkpoint:
     """
     directory = Path(directory)
     config = read_config(directory)
-    architecture, params, notes = read_weights(directory, architecture_of(directory))
+    architecture, params, notes, dtype = read_weights(directory, architecture_of(directory))
     if unknown := unknown_keys(config):
         notes.append(f"of no effect: {', '.join(unknown)} (in config.json)")
-    return Checkpoint(
-        architecture, params, {**config, "tie_word_embeddings": architecture.tied}, notes
-    )
+    config = {**config, "tie_word_embeddings": architecture.tied, "dtype": dtype}
+    return Checkpoint(architecture, params, config, notes)
 
 
 def export(
@@ -153,24 +154,28 @@ def export(
     architecture: Architecture,
     tokenizer: PreTrainedTokenizerFast | None = None,
     max_shard_size: int | str = "5GB",
+    dtype: ExportDtype = "float32",
 ) -> None:
-    """Writes what `AutoModelForMaskedLM` and `AutoTokenizer` load, the whole directory or nothing.
+    """Writes what `AutoModelForMaskedLM` or `AutoModelForCausalLM`, and `AutoTokenizer` load, the whole
+    directory or nothing.
 
     Args:
       directory: replaced if it exists.
-      params: the parameter tree; written as float32.
+      params: the parameter tree.
       config: the configuration of the checkpoint that the model came from, `Checkpoint.config`.
       architecture: of the model, which may have grown since.
       tokenizer: its tokenizer, if it is to be written too.
       max_shard_size: bytes of one weights file, as a number or as in `5GB`.
+      dtype: that parameters are rounded to, `checkpoint` being that of `config`.
 
     Raises:
-      UserError: the directory cannot be written.
+      UserError: the directory cannot be written, or a number is not finite in that type.
     """
     with replacing(Path(directory)) as temporary:
         temporary.mkdir()
-        write_config(temporary, sized(config, architecture))
-        write_weights(temporary, to_tensors(params, architecture), max_shard_size)
+        write_config(temporary, sized(config, architecture), dtype=dtype)
+        tensors = to_tensors(params, architecture)
+        write_weights(temporary, tensors, max_shard_size, dtype=written_dtype(dtype, config))
         if tokenizer is not None:
             write_tokenizer(temporary, tokenizer)
 
@@ -238,38 +243,48 @@ def write_weights(
     tensors: dict[str, np.ndarray],
     max_shard_size: int | str = "5GB",
     file: str = SINGLE_FILE,
+    dtype: str = "float32",
 ) -> None:
-    """Writes model.safetensors, or several files and their index, in float32.
+    """Writes model.safetensors, or several files and their index.
 
     Args:
       directory: where.
       tensors: by name.
       max_shard_size: bytes of one file.
       file: another name for the file.
+      dtype: that numbers are rounded to, to the nearest, and of two to the even one.
 
     Raises:
       UserError: a tensor holds NaN or infinity, which nothing could read.
     """
-    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise UserError(
-                f"{name} holds infinite numbers or NaN, so the model was not written to {directory.parent}; "
-                "take an earlier checkpoint, or train with a lower learning rate"
-            )
     split = split_state_dict_into_shards_factory(
         tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
+        get_storage_size=lambda tensor: tensor.size * np.dtype(dtype).itemsize,
         filename_pattern=file.replace(".", "{suffix}."),
         max_shard_size=max_shard_size,
     )
-    for file, names in split.filename_to_tensors.items():
+    for shard, names in split.filename_to_tensors.items():
+        held = {name: _rounded(name, tensors[name], dtype, directory) for name in names}
         # transformers wants to be told that the layout is PyTorch's.
-        save_file(
-            {name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"}
-        )
+        save_file(held, directory / shard, metadata={"format": "pt"})
     if split.is_sharded:
         write_json(
             directory / INDEX_FILE,
             {"metadata": split.metadata, "weight_map": split.tensor_to_filename},
         )
+
+
+def _rounded(name: str, tensor: np.ndarray, dtype: str, directory: Path) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(tensor, dtype)
+    if np.isfinite(rounded).all():
+        return rounded
+    if np.isfinite(tensor).all():
+        raise UserError(
+            f"{name} holds numbers that are too large for {dtype}, so the model was not written to "
+            f"{directory.parent}; write it as float32"
+        )
+    raise UserError(
+        f"{name} holds infinite numbers or NaN, so the model was not written to {directory.parent}; "
+        "take an earlier checkpoint, or train with a lower learning rate"
+    )

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -13,10 +13,9 @@ from das_jax.files import write_json
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
 from das_jax.model.families.keys import BOOKKEEPING, GENERATION, HEAD, ONLY, WEIGHTS
-from das_jax.model.families.registry import FAMILIES
+from das_jax.model.families.registry import FAMILIES, TEXT_PARTS
 
-IMAGES = ("gemma3",)
-"""Models whose text part is one that is supported."""
+ExportDtype = Literal["float32", "checkpoint", "bfloat16"]
 
 MOST_LABELS = 100_000
 """More are taken for a mistake: transformers names every single one."""
@@ -69,10 +68,23 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{file}: {error}") from error
 
 
+def written_dtype(dtype: ExportDtype, config: dict[str, Any]) -> str:
+    """The type of the weights that are written.
+
+    Args:
+      dtype: `checkpoint` for that of the checkpoint.
+      config: of the checkpoint, whose `dtype` is the type that it is stored in.
+    """
+    return config.get("dtype", "float32") if dtype == "checkpoint" else dtype
+
+
 def write_config(
-    directory: Path, config: dict[str, Any], classes: Sequence[str] | None = None
+    directory: Path,
+    config: dict[str, Any],
+    classes: Sequence[str] | None = None,
+    dtype: ExportDtype = "float32",
 ) -> None:
-    """Writes config.json of a language model, or of a classifier, in float32.
+    """Writes config.json of a language model, or of a classifier.
 
     All keys of `config` stay as they are but those that describe other weights or a classifier's other head.
 
@@ -80,6 +92,7 @@ def write_config(
       directory: where.
       config: of the checkpoint that the encoder came from.
       classes: of the classifier, in the order of its logits; None for a language model.
+      dtype: of the weights.
     """
     family = FAMILIES[config["model_type"]]
     stale: tuple[str, ...] = WEIGHTS
@@ -94,7 +107,7 @@ def write_config(
     kept = {key: value for key, value in config.items() if key not in stale}
     write_json(
         Path(directory) / "config.json",
-        {**kept, **labels, "architectures": [loads], "dtype": "float32"},
+        {**kept, **labels, "architectures": [loads], "dtype": written_dtype(dtype, config)},
     )
 
 
@@ -169,11 +182,11 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
 def _other_model(name: object) -> str:
     """Why a `model_type` is none of ours, and what to do."""
     sentence = f"model_type is {name!r}"
-    if isinstance(name, str) and name.endswith("_moe"):
+    if str(name).endswith("_moe"):
         sentence += ", a model with experts"
-    if name in IMAGES:
+    if text := TEXT_PARTS.get(str(name)):
         return (
-            f"{sentence}, which reads images; save its text part alone, {name}_text: "
+            f"{sentence}, which reads images; save its text part alone, {text}: "
             'python -c "from transformers import AutoModelForImageTextToText as M; '
             "M.from_pretrained('MODEL').model.language_model.save_pretrained('TEXT')\""
         )

@@ -34,6 +34,7 @@ from das_jax.model.grafts.lora import LoRA
 from das_jax.model.grafts.plugins import Plugins
 from das_jax.model.grafts.prompt import Prompt
 from das_jax.model.huggingface import export
+from das_jax.model.huggingface_config import ExportDtype
 from das_jax.model.language_model import LanguageModel
 from das_jax.model.plain import plain_params
 from das_jax.model.tokenizer import write_tokenizer
@@ -97,6 +98,7 @@ def export_net(
     config: dict[str, Any],
     tokenizer: PreTrainedTokenizerFast,
     merge: bool = True,
+    dtype: ExportDtype = "float32",
 ) -> None:
     """Writes a model: plain, with all that can be merged in its weights, or else its graft beside its base.
 
@@ -109,6 +111,7 @@ def export_net(
       config: the configuration of the checkpoint that this came from.
       tokenizer: its tokenizer.
       merge: whether a graft is merged where it can be.
+      dtype: of a plain model; what stands beside a base is float32.
 
     Raises:
       UserError: the directory cannot be written, a number is not finite, or nothing could read what has to
@@ -117,7 +120,7 @@ def export_net(
     plain = plain_params(model, params, gates) if merge else None
     architecture = model.architecture
     if plain is not None:
-        export(directory, jax.device_get(plain), config, architecture, tokenizer)
+        export(directory, jax.device_get(plain), config, architecture, tokenizer, dtype=dtype)
         return
     assert model.graft is not None
     if gates is not None:

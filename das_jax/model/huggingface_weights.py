@@ -174,11 +174,13 @@ class Weights(NamedTuple):
       architecture: as given, but `tied` as the checkpoint is.
       params: the parameter tree, NumPy float32.
       notes: sentences about what was left out or added.
+      dtype: that they are stored in; float32 if they are in several.
     """
 
     architecture: Architecture
     params: dict[str, Any]
     notes: list[str]
+    dtype: str
 
 
 def read_weights(directory: Path, architecture: Architecture) -> Weights:
@@ -198,6 +200,8 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
     tensors = usual_names(tensors, names, rows)
     dropped = [name for name in tensors if re.fullmatch(names.others, name)]
     dropped_as = [tensors.pop(name).name for name in dropped]
+    types = {tensor.dtype or "float32" for tensor in tensors.values()}
+    dtype = types.pop() if len(types) == 1 else "float32"
     kind = architecture.kind
     notes = [f"left out: {', '.join(dropped_as)} (not part of the {kind})"] if dropped else []
 
@@ -228,7 +232,7 @@ def read_weights(directory: Path, architecture: Architecture) -> Weights:
             f"{source} holds tensors that no {architecture.family} {kind} has: {unknown}; use a {kind} or a "
             f"bare {'decoder' if architecture.causal else 'encoder'}"
         )
-    return Weights(architecture, unflatten_dict(params, sep="/"), notes)
+    return Weights(architecture, unflatten_dict(params, sep="/"), notes, dtype)
 
 
 def settle_decoder(

@@ -12,6 +12,9 @@ from das_jax.errors import UserError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What float32 contains, by the name in a file."""
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -22,6 +25,11 @@ class StoredTensor(NamedTuple):
     name: str
     handle: Any
 
+    @property
+    def dtype(self) -> str | None:
+        """The type that it is stored in, None if float32 does not contain it."""
+        return TYPES.get(self.handle.get_slice(self.name).get_dtype())
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless it has that shape, and a type that float32 contains."""
         stored = self.handle.get_slice(self.name)
@@ -30,7 +38,7 @@ class StoredTensor(NamedTuple):
                 f"{self.file}: {self.name} has the shape {stored.get_shape()} where config.json asks for "
                 f"{list(shape)}; the two files are not of one checkpoint"
             )
-        if stored.get_dtype() not in ("F32", "F16", "BF16"):
+        if stored.get_dtype() not in TYPES:
             raise UserError(
                 f"{self.file}: {self.name} is stored as {stored.get_dtype()}; save the checkpoint as float32"
             )

@@ -4,6 +4,7 @@ transformers 5 takes the vocabulary alone from tokenizer.json and makes the rest
 the class. Here the file is what counts.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from das_jax.model.vocabulary import Kind, build, kind_of
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+COPIED = ("generation_config.json", "chat_template.json", "tokenizer.model")
+"""What other programs read of a checkpoint beside its model, and nothing here."""
+
 NAMES = PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES
 """`mask_token` and the others that have a name."""
 
@@ -59,6 +63,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     if (directory / FILE).is_file():
         with _explaining(directory):
             backend = Tokenizer.from_file(str(directory / FILE))
+            read = _digest(backend)
         named = {
             name: token
             for name, token in named.items()
@@ -66,6 +71,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
             if name in config or backend.token_to_id(_content(token)) is not None
         }
     else:
+        read = ""
         with _explaining(directory):
             contents = {name: _content(token) for name, token in named.items()}
             backend = build(directory, kind, config, contents)
@@ -76,6 +82,10 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         added = _added_tokens(directory, config, [*named.values(), *others])
         tokenizer = _tokenizer(directory, config, kind, backend, named, others, added)
         tokenizer.chat_template = _chat_template(directory, config)
+        copied = (directory / name for name in COPIED)
+        tokenizer.stored_files = {file.name: file.read_bytes() for file in copied if file.is_file()}
+        if _digest(tokenizer.backend_tokenizer) == read:
+            tokenizer.stored_as = read, (directory / FILE).read_bytes()
         return tokenizer
 
 
@@ -165,6 +175,10 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, s
     return {each["name"]: each["template"] for each in said} if isinstance(said, list) else said
 
 
+def _digest(backend: Tokenizer) -> str:
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
 def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
@@ -208,7 +222,8 @@ def _unreadable(directory: Path, reason: str) -> UserError:
 
 
 def write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and a chat template into an existing directory.
+    """Writes tokenizer.json, tokenizer_config.json and a chat template into an existing directory, and the
+    files that came with them.
 
     The class and the form are those that were loaded, unless a version of transformers would not read
     them, or would make another tokenizer of them.
@@ -217,7 +232,14 @@ def write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None
     if stored is None:
         tokenizer.save_pretrained(directory)
         stored = _read_json(directory / CONFIG)
-    tokenizer.backend_tokenizer.save(str(directory / FILE))
+    for name, content in getattr(tokenizer, "stored_files", {}).items():
+        (directory / name).write_bytes(content)
+    digest, content = getattr(tokenizer, "stored_as", (None, b""))
+    if digest == _digest(tokenizer.backend_tokenizer):
+        # Another version of tokenizers writes it otherwise, and older ones may not read that.
+        (directory / FILE).write_bytes(content)
+    else:
+        tokenizer.backend_tokenizer.save(str(directory / FILE))
     config = {name: value for name, value in stored.items() if name not in NOT_WRITTEN}
     for name, content in tokenizer.special_tokens_map.items():
         if name in NAMES and _content(config.get(name)) != content:

@@ -15,6 +15,7 @@ from das_jax.errors import UserError
 from das_jax.methods.contract import Learned
 from das_jax.methods.net import Net, mixed
 from das_jax.model import huggingface, huggingface_config, huggingface_grafts
+from das_jax.model.huggingface_config import ExportDtype
 from das_jax.model.language_model import Params
 from das_jax.outputs import check_free, creating
 from das_jax.training.checkpoint import Checkpoints, DamagedError, Restored
@@ -30,8 +31,15 @@ MANY = 2**31 - 1
 """Chunks of a text whose number is not looked up: the model of a plan does not depend on it."""
 
 
-def export(source: Path, target: Path, domain: str | None = None, *, graft: bool = False) -> None:
-    """Writes the model of a checkpoint where `AutoModelForMaskedLM` and `AutoTokenizer` find it.
+def export(
+    source: Path,
+    target: Path,
+    domain: str | None = None,
+    *,
+    graft: bool = False,
+    dtype: ExportDtype | None = None,
+) -> None:
+    """Writes the model of a checkpoint where transformers' `AutoModelFor...` and `AutoTokenizer` find it.
 
     Args:
       source: a run, one of its stages, or one of a stage's checkpoints (`.../checkpoints/STEP`); the
@@ -40,6 +48,7 @@ def export(source: Path, target: Path, domain: str | None = None, *, graft: bool
       domain: whose model it is, as the method serves it after that checkpoint; None for what the stage's
         own domain is served with.
       graft: writes what was put into the model, beside its base, even where it could be merged.
+      dtype: of the weights of a plain model; None for `export.dtype` of the run.
 
     Raises:
       UserError: there is no whole checkpoint, the target exists, the domain is not learned, or there is no
@@ -49,6 +58,10 @@ def export(source: Path, target: Path, domain: str | None = None, *, graft: bool
     if graft and domain is not None:
         raise UserError(
             "--graft and --domain cannot be given together; give the stage of the domain instead"
+        )
+    if graft and dtype is not None:
+        raise UserError(
+            "--graft and --dtype cannot be given together; a graft is written in float32"
         )
     # The accelerator may be busy with the very run that is exported.
     jax.config.update("jax_platforms", "cpu")
@@ -70,6 +83,8 @@ def export(source: Path, target: Path, domain: str | None = None, *, graft: bool
         if domain is not None:
             net = as_exported(_view(history, stage, domain))
             what = f"{domain} after {path.name}"
+        if dtype is not None and net.model.graft is not None:
+            raise UserError(f"{what} stands beside its base model, in float32; leave --dtype out")
         params, gates = jax.device_get((net.params, net.gates))
         with creating(target) as temporary:
             huggingface_grafts.export_net(
@@ -78,6 +93,7 @@ def export(source: Path, target: Path, domain: str | None = None, *, graft: bool
                 config=workspace.checkpoint.config,
                 tokenizer=workspace.tokenizer,
                 merge=not graft,
+                dtype=dtype or config.export.dtype,
             )
         console.log(f"{target}: {what}, checkpoint {restored.step}, for HuggingFace")
         return

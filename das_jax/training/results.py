@@ -18,7 +18,7 @@ from das_jax.training.distributed import on_first_host
 from das_jax.training.metrics import check_parts
 from das_jax.training.promise import promise, start_of
 from das_jax.training.run_directory import BASE, RunDirectory, Scores, Split
-from das_jax.training.serving import RunHistory, as_exported, heldout_sums, view
+from das_jax.training.serving import RunHistory, as_exported, heldout_sums, rounded, view
 from das_jax.training.stages import Stage
 from das_jax.training.workspace import Workspace
 
@@ -75,7 +75,8 @@ class Results:
         def write() -> None:
             with replacing(self.directory.base) as temporary:
                 temporary.mkdir()
-                huggingface_config.write_config(temporary, self.workspace.checkpoint.config)
+                config = self.workspace.checkpoint.config
+                huggingface_config.write_config(temporary, config, dtype="checkpoint")
                 huggingface.write_tokenizer(temporary, self.workspace.tokenizer)
 
         self._keep(write)
@@ -91,14 +92,16 @@ class Results:
           net: what serves its own domain.
         """
         workspace, path = self.workspace, self.directory.stage(stage.number, stage.name)
-        net = as_exported(net)
+        config, dtype = workspace.checkpoint.config, workspace.config.export.dtype
+        net = rounded(as_exported(net), huggingface_config.written_dtype(dtype, config))
         params, gates = workspace.sharding.fetch((net.params, net.gates))
         self._keep(
             lambda: huggingface_grafts.export_net(
                 *(path / "huggingface", net.model, params, gates),
                 base=self.history(stage).base_identity,
-                config=workspace.checkpoint.config,
+                config=config,
                 tokenizer=workspace.tokenizer,
+                dtype=dtype,
             )
         )
         self._write_scores(stage.name, self._served(stage, learned, net))

@@ -150,6 +150,17 @@ def grafted(base: Net, path: Path, identity: Base) -> Net:
     return Net(model, huggingface_grafts.over(base.params, changes))
 
 
+def rounded(net: Net, dtype: str) -> Net:
+    """The net that is read again after a plain one was written in a type."""
+    if dtype == "float32" or net.model.graft is not None or net.gates is not None:
+        return net
+
+    def narrowed(x: Any) -> Any:
+        return x.astype(dtype).astype(x.dtype)
+
+    return Net(net.model, jax.tree.map(narrowed, net.params))
+
+
 def as_exported(net: Net) -> Net:
     """The net that a stage's export is of, its graft and gates in the weights where that is exact.
 

@@ -196,6 +196,22 @@ class TestRun:
         assert {path.name: path.read_bytes() for path in target.iterdir()} == expected
         assert set(expected) >= {"model.safetensors", "config.json", "tokenizer.json"}
 
+    def test_export_in_another_type(self, reference: Path, tmp_path: Path) -> None:
+        """That of the command or, without one, of the run."""
+        run = tmp_path / "run"
+        shutil.copytree(reference, run)
+        said = (run / "config.yaml").read_text()
+        changed = said.replace("export:\n  dtype: float32", "export:\n  dtype: bfloat16")
+        assert changed != said
+        (run / "config.yaml").write_text(changed)
+        trained = load_file(reference / "02-reviews" / "huggingface" / "model.safetensors")
+        for options, dtype in (([], "bfloat16"), (["--dtype=checkpoint"], "float32")):
+            target = tmp_path / dtype
+            assert cli.main(["export", str(run), str(target), *options]) == 0
+            assert json.loads((target / "config.json").read_text())["dtype"] == dtype
+            for name, tensor in load_file(target / "model.safetensors").items():
+                np.testing.assert_array_equal(tensor, trained[name].astype(dtype))
+
     def test_export_of_a_step_in_the_middle_is_another_model(
         self, reference: Path, tmp_path: Path
     ) -> None:

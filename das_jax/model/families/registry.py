@@ -19,3 +19,6 @@ FAMILIES: dict[str, Family] = {
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
 }
+
+TEXT_PARTS = {"gemma3": "gemma3_text"}
+"""Models that read images too, and which of ours their text part alone is."""
