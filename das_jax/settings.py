@@ -75,6 +75,9 @@ AnyPath = Annotated[str, _refusing(partial(unusable, buckets=True))]
 Count = Annotated[PositiveInt, _at_most(2**31 - 1)]
 """How many of something: devices count in 32 bits."""
 
+Several = Annotated[int, pydantic.Field(ge=2), _at_most(2**31 - 1)]
+"""More than one of something."""
+
 CountOrZero = Annotated[NonNegativeInt, _at_most(2**31 - 1)]
 
 Length = Annotated[int, pydantic.Field(ge=8), _at_most(2**20)]

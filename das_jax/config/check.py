@@ -31,8 +31,8 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
       UserError: two seeds that are one, a domain listed twice, an objective without its columns or the
         other way round, two end tasks or sets of questions with one name, an end task of a domain that is
         not learned, a schedule or an optimizer with another's options, a schedule longer than a domain, a
-        method or a policy that lacks what it needs, a method's list that is not of the domains, or a file of
-        the method's or of a policy's that does not exist.
+        method or a policy that lacks what it needs, groups of devices with nothing to split, a method's list
+        that is not of the domains, or a file of the method's or of a policy's that does not exist.
     """
     check_seeds(config.seeds or (), origin)
     _check_domains(config, origin)
@@ -42,6 +42,7 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
     _check_optimizer(config, origin)
     _check_trunk(config, origin)
     _check_policies(config, origin)
+    _check_mesh(config, origin)
     if wrong := wrong_lists(config.method, len(config.domains)):
         key, why = wrong
         raise UserError(f"{origin(key)}: {why}.")
@@ -252,6 +253,16 @@ def _check_policies(config: Config, origin: Callable[[str], str]) -> None:
     if training.second_moment == "carried" and (why := needs_fresh_moments(config.method)):
         raise UserError(
             f"{origin('training.second_moment')}: training.second_moment is carried, but {why}."
+        )
+
+
+def _check_mesh(config: Config, origin: Callable[[str], str]) -> None:
+    mesh = config.mesh
+    if mesh.parameters != "all" and mesh.state == "replicated":
+        raise UserError(
+            f"{origin('mesh.parameters')}: mesh.parameters is {mesh.parameters}, but mesh.state is "
+            "replicated, so that nothing is split; leave it out, or set mesh.state to optimizer or "
+            "parameters."
         )
 
 

@@ -22,7 +22,17 @@ from das_jax.data.settings import (
 )
 from das_jax.methods.settings.every_method import MethodSettings
 from das_jax.methods.settings.policies import PoliciesSettings
-from das_jax.settings import BatchSize, Count, CountOrZero, Length, LocalPath, Name, Seed, settings
+from das_jax.settings import (
+    BatchSize,
+    Count,
+    CountOrZero,
+    Length,
+    LocalPath,
+    Name,
+    Seed,
+    Several,
+    settings,
+)
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Part = Annotated[float, Field(ge=0, le=1)]
@@ -212,6 +222,9 @@ class MeshSettings:
     state: Literal["replicated", "optimizer", "parameters"] = "replicated"
     """What each device holds only a part of: nothing, the optimizer's state (ZeRO-1), or the parameters
     too (FSDP)."""
+    parameters: Literal["all"] | Several = "all"
+    """Over how many devices that is split: groups of so many, neighbours if they can be, have the whole
+    state each, and only gradients go from group to group, once a step."""
     gather: Literal["layer", "step"] = "layer"
     """When parameters that are split are put together: a layer's when a pass comes to it, forward and
     backward, which needs the least memory; or all once a step, which moves a quarter with three passes."""

@@ -23,6 +23,7 @@ from das_jax.methods.net import Mixture, Net
 from das_jax.methods.partition import EVERYTHING, Rules
 from das_jax.model.blocked_logits import BlockedLogits
 from das_jax.model.language_model import LanguageModel, Params
+from das_jax.objectives.collectives import Axes
 from das_jax.objectives.lm_loss import prediction_loss, prediction_losses
 from das_jax.objectives.masked_lm_loss import weighted_mean
 
@@ -316,7 +317,7 @@ class Method:
       model: the base model.
       objective: what the text is learned for.
       settings: the method's own settings.
-      axis_name: the mesh axis over which a batch is sharded while `loss` and `accumulate` run; None
+      axis_name: the mesh axes over which a batch is sharded while `loss` and `accumulate` run; None
         for no mesh.
       paper: where it is from, for those who choose.
       kind: what it is that does not forget.
@@ -326,7 +327,7 @@ class Method:
     model: LanguageModel
     objective: Objective
     settings: Any
-    axis_name: str | None = None
+    axis_name: Axes | None = None
 
     paper: ClassVar[str] = ""
     kind: ClassVar[str] = "whole model"

@@ -9,20 +9,23 @@ from typing import Any
 
 import jax
 
+Axes = str | tuple[str, ...]
+"""A mesh axis, or several that together are one: the last is the one along which neighbours follow."""
 
-def global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
+
+def global_sum(x: jax.Array, axis_name: Axes | None) -> jax.Array:
     """The sum of `x` over the shards of the batch."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
-def global_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+def global_mean(x: jax.Array, axis_name: Axes | None) -> jax.Array:
     """The mean of `x` over the shards: the value itself of what all shards compute alike, such as a
     penalty on the parameters, with a gradient that is counted once.
     """
     return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
-def global_rows(x_BxX: jax.Array, axis_name: str | None, exchange: Any = None) -> jax.Array:
+def global_rows(x_BxX: jax.Array, axis_name: Axes | None, exchange: Any = None) -> jax.Array:
     """The rows of all shards; a gradient through them reaches the shard that each row came from.
 
     With `exchange`, rows and gradients travel in that type.
@@ -33,8 +36,8 @@ def global_rows(x_BxX: jax.Array, axis_name: str | None, exchange: Any = None) -
     return jax.lax.all_gather(sent_BxX, axis_name, tiled=True).astype(x_BxX.dtype)
 
 
-def per_shard(tree: Any, axis_name: str | None) -> Any:
+def per_shard(tree: Any, axis_name: Axes | None) -> Any:
     """Marks what is the same everywhere as every shard's own, so that its gradient is not summed over
-    the shards.
+    the shards; along no axis at all, (), nothing is.
     """
-    return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
+    return tree if not axis_name else jax.lax.pcast(tree, axis_name, to="varying")

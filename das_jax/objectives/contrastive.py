@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from das_jax.objectives.collectives import global_mean, global_rows, global_sum
+from das_jax.objectives.collectives import Axes, global_mean, global_rows, global_sum
 
 EPSILON = 1e-12
 
@@ -15,7 +15,7 @@ def contrastive_loss(
     positive_BxD: jax.Array,
     previous_BxD: jax.Array,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
     exchange: Any = None,
     centre: bool = False,
 ) -> jax.Array:
@@ -29,7 +29,7 @@ def contrastive_loss(
       positive_BxD: z2, the pooled second view.
       previous_BxD: z3, the pooled view in which importance gates the units: only the previous knowledge.
       temperature: t.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
       exchange: the type in which candidates travel between devices; None for their own.
       centre: whether the mean of z1, z2 and z3 over the global batch is subtracted from all before the
         cosine, with its gradient.
@@ -63,7 +63,7 @@ def nt_xent(
     one_BxD: jax.Array,
     other_BxD: jax.Array,
     temperature: float,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
     exchange: Any = None,
 ) -> jax.Array:
     """Tells the other view of a text from all views of other texts (Chen et al., SimCLR, ICML 2020, eq. 1).
@@ -75,7 +75,7 @@ def nt_xent(
       one_BxD: a view of every text.
       other_BxD: its other view.
       temperature: t.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
       exchange: the type in which views travel between devices; None for their own.
 
     Returns:

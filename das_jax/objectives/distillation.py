@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.model.blocked_logits import BlockedLogits
+from das_jax.objectives.collectives import Axes
 from das_jax.objectives.divergence import softmax_kl, vocabulary_kl
 from das_jax.objectives.masked_lm_loss import weighted_mean
 from das_jax.precision import at_least_float32
@@ -14,7 +15,7 @@ def distillation_kl(
     teacher_BxMxN: jax.Array,
     weights_BxM: jax.Array,
     temperature: float = 1.0,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """temperature^2 KL(teacher || student) of softmaxes over the last axis, mean over the positions of the
     global batch that count, nats, [] (Hinton et al., 2015; Li and Hoiem, Learning without Forgetting, ECCV
@@ -25,7 +26,7 @@ def distillation_kl(
       teacher_BxMxN: the teacher's; no gradient flows into them.
       weights_BxM: 1 where a position counts.
       temperature: divides both before the softmax.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     kl_BxM = softmax_kl(jax.lax.stop_gradient(teacher_BxMxN), student_BxMxN, temperature)
     return temperature**2 * weighted_mean(kl_BxM, weights_BxM, axis_name)
@@ -36,7 +37,7 @@ def vocabulary_distillation_kl(
     teacher: BlockedLogits,
     weights_BxM: jax.Array,
     temperature: float = 1.0,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """The same over the vocabulary."""
     kl_BxM = vocabulary_kl(jax.lax.stop_gradient(teacher), student, temperature)
@@ -47,7 +48,7 @@ def hidden_mse(
     hidden_BxMxD: jax.Array,
     stored_BxMxD: jax.Array,
     weights_BxM: jax.Array,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """Mean squared difference over features and over the positions of the global batch that count, [].
 
@@ -57,7 +58,7 @@ def hidden_mse(
       hidden_BxMxD: the model's hidden states.
       stored_BxMxD: what they were when the text was stored, in any type; no gradient flows into them.
       weights_BxM: 1 where a position counts.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     stored_BxMxD = jax.lax.stop_gradient(at_least_float32(stored_BxMxD))
     squares_BxM = jnp.square(at_least_float32(hidden_BxMxD) - stored_BxMxD).mean(axis=-1)

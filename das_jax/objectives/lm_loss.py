@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.model.blocked_logits import BlockedLogits, per_token, weighted_sum
-from das_jax.objectives.collectives import global_sum
+from das_jax.objectives.collectives import Axes, global_sum
 from das_jax.objectives.masked_lm_loss import mean_per_example, token_losses, weighted_mean
 
 
@@ -32,7 +32,7 @@ def lm_loss(
     labels_BxT: jax.Array,
     weights_BxT: jax.Array | None = None,
     z_loss: float = 0.0,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> LMLoss:
     """Cross-entropy over all predictions of the global batch, by their number, 0 where there is none, and the
     z-loss, which keeps the logits from drifting (Chowdhery et al., PaLM, JMLR 2023, section 5).
@@ -42,7 +42,7 @@ def lm_loss(
       labels_BxT: the word that each predicts; below 0 where it predicts none.
       weights_BxT: 1 where a prediction counts; None for all.
       z_loss: the coefficient of the z-loss.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     weights_BxT = _weights(logits, labels_BxT, weights_BxT)
     # Beforehand, so that a gradient of the table's size need not be divided.
@@ -58,7 +58,7 @@ def prediction_loss(
     logits: BlockedLogits,
     labels_BxM: jax.Array,
     weights_BxM: jax.Array,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """Mean cross-entropy over the predictions of the global batch that count, nats, [].
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from das_jax.objectives.collectives import global_sum
+from das_jax.objectives.collectives import Axes, global_sum
 
 
 @jax.custom_vjp
@@ -38,7 +38,7 @@ def masked_lm_loss(
     logits_BxMxV: jax.Array,
     labels_BxM: jax.Array,
     weights_BxM: jax.Array,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """Mean cross-entropy over all masked positions of the global batch, nats per masked token, [].
 
@@ -46,13 +46,13 @@ def masked_lm_loss(
       logits_BxMxV: predictions at the masked positions.
       labels_BxM: the original tokens.
       weights_BxM: 1 where a prediction counts.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     return weighted_mean(token_losses(logits_BxMxV, labels_BxM), weights_BxM, axis_name)
 
 
 def weighted_mean(
-    losses_BxM: jax.Array, weights_BxM: jax.Array, axis_name: str | None = None
+    losses_BxM: jax.Array, weights_BxM: jax.Array, axis_name: Axes | None = None
 ) -> jax.Array:
     """The mean over the predictions of the global batch that count, []; 0 where none does."""
     total = global_sum(jnp.sum(losses_BxM * weights_BxM), axis_name)

@@ -5,16 +5,16 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 
-from das_jax.objectives.collectives import global_rows
+from das_jax.objectives.collectives import Axes, global_rows
 
 
-def global_ranks(x_N: jax.Array, axis_name: str | None = None) -> jax.Array:
+def global_ranks(x_N: jax.Array, axis_name: Axes | None = None) -> jax.Array:
     """The rank of every number among those of all shards, 0 for the largest, int32, [N]; of equal ones the
     first in the order of the batch ranks higher.
 
     Args:
       x_N: this shard's numbers.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     all_M = global_rows(x_N, axis_name)
     ranks_M = jnp.zeros(all_M.shape, jnp.int32)

@@ -308,7 +308,7 @@ def shard_over(topology: Topology, config: Config) -> Sharding:
     """The mesh that a run makes of a topology's devices.
 
     Raises:
-      UserError: the topology has fewer devices than `mesh.data`.
+      UserError: the topology has fewer devices than `mesh.data`, or makes no groups of `mesh.parameters`.
     """
     available = topology.devices
     count = len(available) if config.mesh.data == "all" else config.mesh.data
@@ -318,7 +318,8 @@ def shard_over(topology: Topology, config: Config) -> Sharding:
             "use at most that many, or `all`"
         )
     exchange = exchange_dtype(config.mesh.exchange, compute_dtype(config, "tpu"))
-    return sharding_over(available[:count], config.mesh.state, exchange, config.mesh.gather)
+    mesh = config.mesh
+    return sharding_over(available[:count], mesh.state, exchange, mesh.gather, mesh.parameters)
 
 
 def _jitted(function: Callable[..., Any]) -> jax.stages.Wrapped:

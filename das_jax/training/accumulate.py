@@ -28,7 +28,7 @@ Sums = Callable[[Params, Batch, jax.Array], Any]
 BATCH_KEYS = "method.", "policies."
 """Where the batch sizes of passes over a domain are set."""
 
-SAVES_MEMORY = "model.remat", "model.attention", "mesh.state", "data.length"
+SAVES_MEMORY = "model.remat", "model.attention", "mesh.state", "mesh.parameters", "data.length"
 """Settings with which such a pass needs less, besides its batch size."""
 
 

@@ -2,7 +2,8 @@
 
 With `mesh.gather: layer` the layers' parameters are put together one layer at a time, where a pass comes to
 them, and once more in its backward pass, which sends every layer's gradient on as soon as it has it (FSDP;
-Zhao et al., VLDB 2023). All others are put together before the loss.
+Zhao et al., VLDB 2023). All others are put together before the loss. With `mesh.parameters` all that happens
+in groups of devices, and the groups add up what each of them has summed, once a step.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,9 @@ def whole_but_layers(params: Params, specs: Any, sharding: Sharding) -> Params:
     """The same, but of the layers' parameters this device's part, where it has one of each layer."""
     return _each(
         lambda x, spec, leaf: (
-            x if _by_layer(spec, leaf, sharding) else _whole(x, spec, leaf, sharding)
+            _own(x, spec, sharding)
+            if _by_layer(spec, leaf, sharding)
+            else _whole(x, spec, leaf, sharding)
         ),
         params,
         specs,
@@ -52,7 +55,7 @@ def whole_but_layers(params: Params, specs: Any, sharding: Sharding) -> Params:
 def net_of_parts(model: LanguageModel, params: Params, specs: Any, sharding: Sharding) -> Net:
     """A net whose loop over layers puts their parameters together one by one.
 
-    A gradient with respect to this device's part is that part of the sum over all devices.
+    A gradient with respect to this device's part is that part of the sum over the devices of its group.
 
     Args:
       model: the model.
@@ -70,7 +73,7 @@ def net_of_parts(model: LanguageModel, params: Params, specs: Any, sharding: Sha
         def one(x: jax.Array, spec: PartitionSpec, leaf: Leaf) -> jax.Array:
             if not _by_layer(spec, leaf, sharding):
                 return x
-            return _whole(x, spec if stacked else PartitionSpec(*spec[1:]), leaf, sharding)
+            return _gathered(x, spec if stacked else PartitionSpec(*spec[1:]), leaf, sharding)
 
         return _each(one, {LAYERS: layers}, specs)[LAYERS]
 
@@ -96,11 +99,19 @@ def _by_layer(spec: PartitionSpec, leaf: Leaf, sharding: Sharding) -> bool:
 
 
 def _whole(x: jax.Array, spec: PartitionSpec, leaf: Leaf, sharding: Sharding) -> jax.Array:
-    if not spec:
-        return per_shard(x, sharding.batch)
+    own = _own(x, spec, sharding)
+    return _gathered(own, spec, leaf, sharding) if spec else own
+
+
+def _own(x: jax.Array, spec: PartitionSpec, sharding: Sharding) -> jax.Array:
+    """An array, or this device's part of one, as its own: nobody adds up its gradient before we do."""
+    return per_shard(x, sharding.copies if spec else sharding.batch)
+
+
+def _gathered(x: jax.Array, spec: PartitionSpec, leaf: Leaf, sharding: Sharding) -> jax.Array:
     sent = x.astype(sharding.exchange) if leaf.matrix and sharding.exchange is not None else x
     axis = len(spec) - 1
-    return jax.lax.all_gather(sent, sharding.batch, axis=axis, tiled=True).astype(x.dtype)
+    return jax.lax.all_gather(sent, sharding.parts, axis=axis, tiled=True).astype(x.dtype)
 
 
 def whole_memory(memory: Any, specs: Any, sharding: Sharding) -> Any:
@@ -135,7 +146,7 @@ def summed_gradients(gradients: Params, specs: Any, sharding: Sharding) -> Param
 def summed_but_layers(
     gradients: Params, specs: Any, params_specs: Any, sharding: Sharding
 ) -> Params:
-    """The same, where the gradients of parts, which are such sums, are already.
+    """The same, where the gradients of parts, which are a group's sums, are that already.
 
     Args:
       gradients: with respect to the parameters that `whole_but_layers` gives.
@@ -145,7 +156,10 @@ def summed_but_layers(
     """
     summed = _each(lambda _, spec, leaf: _by_layer(spec, leaf, sharding), gradients, params_specs)
     return jax.tree.map(
-        lambda x, spec, done: x if done else _summed(x, spec, sharding), gradients, specs, summed
+        lambda x, spec, done: _over_groups(x, sharding) if done else _summed(x, spec, sharding),
+        gradients,
+        specs,
+        summed,
     )
 
 
@@ -154,6 +168,10 @@ def _summed(x: jax.Array, spec: PartitionSpec, sharding: Sharding) -> jax.Array:
     if not spec:
         return jax.lax.psum(sent, sharding.batch).astype(x.dtype)
     axis = len(spec) - 1
-    return jax.lax.psum_scatter(sent, sharding.batch, scatter_dimension=axis, tiled=True).astype(
-        x.dtype
-    )
+    part = jax.lax.psum_scatter(sent, sharding.parts, scatter_dimension=axis, tiled=True)
+    return _over_groups(part.astype(x.dtype), sharding)
+
+
+def _over_groups(part: jax.Array, sharding: Sharding) -> jax.Array:
+    """In its own type: a part is small, and what groups have rounded already is not rounded again."""
+    return jax.lax.psum(part, sharding.copies) if sharding.copies else part

@@ -21,8 +21,8 @@ TRAINING, FINISHED = "training", "finished"
 """The phases of a stage that a checkpoint can hold."""
 
 SAVES_MEMORY = (
-    *("model.remat", "model.attention", "mesh.state", "mesh.gather", "training.accumulate"),
-    "data.length",
+    *("model.remat", "model.attention", "mesh.state", "mesh.parameters", "mesh.gather"),
+    *("training.accumulate", "data.length"),
 )
 """Settings with which a train step needs less, besides the batch size."""
 

@@ -44,7 +44,7 @@ def advising(config: Config, log: Callable[[str], object], asked: Asked) -> Iter
     except jax.errors.JaxRuntimeError as error:
         if not is_exhausted(error):
             raise
-        advice = _advice(remedies(config, ("mesh.state",), None), asked)
+        advice = _advice(remedies(config, ("mesh.state", "mesh.parameters"), None), asked)
         raise UserError(
             f"the devices have no memory for parameters, or what else is kept on them ({_words(error)}); "
             f"{advice}; or take a smaller model, or larger or more devices"
@@ -89,6 +89,7 @@ def remedies(config: Config, settings: tuple[str, ...], share: float | None) -> 
         "model.remat": {"none": "selective or full", "selective": "full"}.get(model.remat),
         "model.attention": "auto" if model.attention == "dense" else None,
         "mesh.state": "parameters" if several and mesh.state != "parameters" else None,
+        "mesh.parameters": "all" if mesh.parameters != "all" else None,
         "mesh.gather": "layer" if mesh.state == "parameters" and mesh.gather == "step" else None,
         "training.accumulate": _micro_batches(config, share),
     }

@@ -19,6 +19,7 @@ from das_jax.methods.net import Net
 from das_jax.model.architecture import Architecture
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import parameter_paths
+from das_jax.objectives.collectives import Axes
 from das_jax.training.accumulate import accumulate, rows_of
 from das_jax.training.no_history import NoHistory
 from das_jax.training.optimizer import Optimizer
@@ -38,7 +39,7 @@ _compiled = functools.lru_cache(maxsize=2)(compile_train_step)
 
 
 def check_method(
-    method_class: Callable[[LanguageModel, HiddenTokens, Any, str], Method],
+    method_class: Callable[[LanguageModel, HiddenTokens, Any, Axes], Method],
     settings: Any,
     devices: int = 2,
     state: State = "replicated",
@@ -96,7 +97,7 @@ def _check_equal(name: str, actual: np.ndarray, expected: np.ndarray, devices: i
 
 
 def _learned(
-    method_class: Callable[[LanguageModel, HiddenTokens, Any, str], Method],
+    method_class: Callable[[LanguageModel, HiddenTokens, Any, Axes], Method],
     settings: Any,
     sharding: Sharding,
 ) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def _over(
         *(function, params, _heldout_rng(sharding), counting(batches), sharding),
         purpose="held-out losses",
         batch_keys=("evaluation.batch_size",),
-        saves_memory=("model.attention", "mesh.state"),
+        saves_memory=("model.attention", "mesh.state", "mesh.parameters"),
     )
 
 

@@ -14,6 +14,8 @@ from das_jax.data.batch import Batch
 from das_jax.errors import UserError
 from das_jax.hardware import peak_flops
 from das_jax.methods.contract import Split
+from das_jax.objectives.collectives import Axes
+from das_jax.training.device_groups import device_groups
 
 State = Literal["replicated", "optimizer", "parameters"]
 Gather = Literal["layer", "step"]
@@ -35,7 +37,9 @@ class Sharding:
 
     Attributes:
       mesh: the devices.
-      batch: the mesh axis over which examples are split, and the arrays of a state that are.
+      batch: the mesh axes over which examples are split.
+      parts: the one of them over which the arrays of a state are split that are; along the others are
+        copies.
       state: what of the training state is split: nothing, the optimizer's state (ZeRO-1), or the
         parameters too (FSDP, ZeRO-3).
       exchange: the type in which gradients and split parameters travel; None for their own.
@@ -44,14 +48,26 @@ class Sharding:
     """
 
     mesh: Mesh
-    batch: str = "data"
+    batch: Axes = "data"
+    parts: str = "data"
     state: State = "replicated"
     exchange: Any = None
     gather: Gather = "layer"
 
     @property
     def num_shards(self) -> int:
-        return self.mesh.shape[self.batch]
+        """The devices, each with rows of its own."""
+        return self.mesh.size
+
+    @property
+    def num_parts(self) -> int:
+        """Of an array that is split."""
+        return self.mesh.shape[self.parts]
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """The mesh axes along which the parts of a state are the same."""
+        return tuple(axis for axis in self.mesh.axis_names if axis != self.parts)
 
     @property
     def peak_flops(self) -> float | None:
@@ -83,7 +99,7 @@ class Sharding:
 
         By the shape alone, so that a parameter, its gradient and its moments are split alike.
         """
-        dividing = [axis for axis, size in enumerate(shape) if size % self.num_shards == 0]
+        dividing = [axis for axis, size in enumerate(shape) if size % self.num_parts == 0]
         if math.prod(shape) < SMALLEST_SPLIT or not dividing:
             return None
         return max(dividing, key=lambda axis: shape[axis])
@@ -100,7 +116,7 @@ class Sharding:
 
     def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
         axis = self.split_axis(shape)
-        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.batch)
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, self.parts)
 
     def places(self, part: str, tree: Any) -> Any:
         """Where every array in a part of the training state lives."""
@@ -177,11 +193,13 @@ def make_sharding(
     state: State = "replicated",
     exchange: Any = None,
     gather: Gather = "layer",
+    parameters: Literal["all"] | int = "all",
 ) -> Sharding:
-    """A one-axis mesh over all devices, or the first few.
+    """A mesh over all devices, or the first few; see `sharding_over`.
 
     Raises:
-      UserError: more devices asked for than there are, or not all that several processes have.
+      UserError: more devices asked for than there are, not all that several processes have, or groups that
+        they do not make.
     """
     available = jax.devices()
     count = len(available) if devices == "all" else devices
@@ -195,18 +213,39 @@ def make_sharding(
             f"mesh.data is {count}, but {jax.process_count()} processes have {len(available)} devices; "
             "several processes use all of theirs: set mesh.data to all"
         )
-    return sharding_over(available[:count], state, exchange, gather)
+    return sharding_over(available[:count], state, exchange, gather, parameters)
 
 
 def sharding_over(
-    devices: Sequence[jax.Device], state: State, exchange: Any, gather: Gather = "layer"
+    devices: Sequence[jax.Device],
+    state: State,
+    exchange: Any,
+    gather: Gather = "layer",
+    parameters: Literal["all"] | int = "all",
 ) -> Sharding:
-    """A one-axis mesh over the devices; one device alone exchanges nothing."""
-    mesh = jax.make_mesh(
-        (len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
-    )
+    """A mesh over the devices: of one axis, or of groups of so many, each of which has the whole state.
+
+    One device alone exchanges nothing.
+
+    Raises:
+      UserError: they do not make such groups.
+    """
     exchange = exchange if len(devices) > 1 else None
-    return Sharding(mesh, state=state, exchange=exchange, gather=gather)
+    size = len(devices) if parameters == "all" else parameters
+    if size == len(devices):
+        mesh = jax.make_mesh(
+            (len(devices),), ("data",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
+        )
+        return Sharding(mesh, state=state, exchange=exchange, gather=gather)
+    if len(devices) % size:
+        sizes = [each for each in range(2, len(devices)) if len(devices) % each == 0]
+        raise UserError(
+            f"mesh.parameters is {size}, but the number of devices, {len(devices)}, does not divide by it; "
+            f"use {', '.join([*map(str, sizes)])}{' or ' * bool(sizes)}all"
+        )
+    axes = ("data", "parameters")
+    mesh = Mesh(device_groups(devices, size), axes, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    return Sharding(mesh, axes, "parameters", state, exchange, gather)
 
 
 def exchange_dtype(setting: str, compute_dtype: Any) -> Any:

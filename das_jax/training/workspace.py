@@ -64,7 +64,7 @@ class Workspace:
             keep_freed_memory()
         mesh = self.config.mesh
         exchange = exchange_dtype(mesh.exchange, self.model.dtype)
-        return make_sharding(mesh.data, mesh.state, exchange, mesh.gather)
+        return make_sharding(mesh.data, mesh.state, exchange, mesh.gather, mesh.parameters)
 
     @functools.cached_property
     def model(self) -> LanguageModel:

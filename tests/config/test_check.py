@@ -346,6 +346,20 @@ def test_an_optimizer_is_given_what_it_uses(load, overrides, sentence):
     assert str(caught.value) == sentence
 
 
+def test_groups_of_devices_have_something_to_split(load):
+    sentence = (
+        "command line: mesh.parameters is 8, but mesh.state is replicated, so that nothing is split; "
+        "leave it out, or set mesh.state to optimizer or parameters."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        load("--mesh.parameters=8")
+    assert load("--mesh.parameters=8", "--mesh.state=optimizer").config.mesh.parameters == 8
+    with pytest.raises(
+        UserError, match=r"mesh.parameters must be all or a whole number >= 2, got 1"
+    ):
+        load("--mesh.parameters=1", "--mesh.state=optimizer")
+
+
 def test_what_masks_the_first_moment_carries_the_second(load):
     """It knows of true gradients alone; and other optimizers merge by what is not Adam's."""
     load(

@@ -174,8 +174,8 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
         ),
         (
             "mesh: {qqq: 1}",
-            "x.yaml:9: mesh.qqq is no setting; the settings there are mesh.data, mesh.state, mesh.gather, "
-            "mesh.exchange.",
+            "x.yaml:9: mesh.qqq is no setting; the settings there are mesh.data, mesh.state, "
+            "mesh.parameters, mesh.gather, mesh.exchange.",
         ),
         (
             "method:\n  name: das\n  soft_mask:\n    flor: 0",

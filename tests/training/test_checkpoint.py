@@ -70,8 +70,12 @@ def test_what_is_split_is_saved_and_comes_back_split_otherwise(tmp_path: Path) -
     sharding = make_sharding(8, "parameters")
     with Checkpoints(tmp_path / "checkpoints", sharding, print) as checkpoints:
         checkpoints.save(1, {"params": sharding.put("params", {"w": w})}, {})
-    for devices, state in ((2, "parameters"), (4, "replicated")):
-        sharding = make_sharding(devices, state)
+    for devices, state, parameters in (
+        (2, "parameters", "all"),
+        (4, "replicated", "all"),
+        (8, "parameters", 2),
+    ):
+        sharding = make_sharding(devices, state, parameters=parameters)
         like = {"params": sharding.shapes("params", shapes["params"])}
         with Checkpoints(tmp_path / "checkpoints", sharding, print) as checkpoints:
             restored = checkpoints.restore(1, lambda info: like).state["params"]["w"]  # noqa: B023

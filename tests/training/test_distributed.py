@@ -99,9 +99,8 @@ def test_two_processes_are_one_run(project: Project, start: Start, tmp_path: Pat
     assert "papers: stopped at step 3 of 4 and saved" in second.output
 
     # The first domain's are two more and the second's first; this is in the middle of the second.
-    first, second = start(
-        *command, "--mesh.state=optimizer", at=SAVE, number=4, when="after", **two
-    )
+    groups = ("--mesh.state=parameters", "--mesh.parameters=2")
+    first, second = start(*command, *groups, at=SAVE, number=4, when="after", **two)
     assert second.status == -9
     assert first.status not in (0, 2), "nobody waits for ever"
     assert "papers: going on from step 3" in first.output

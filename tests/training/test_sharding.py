@@ -30,6 +30,22 @@ def test_micro_batches_have_the_same_rows_on_every_mesh() -> None:
         assert {shard.data.shape for shard in batch.index.addressable_shards} == {(2, 4 // devices)}
 
 
+def test_groups_split_rows_over_all_devices_and_the_state_within() -> None:
+    sharding = make_sharding(8, "parameters", parameters=2)
+    rows = np.arange(16, dtype=np.uint32)
+    index = sharding.shard_batch(Batch(jnp.ones((16, 3)), rows, jnp.ones(16))).index
+    shards = sorted(index.addressable_shards, key=lambda shard: shard.device.id)
+    assert np.concatenate([shard.data for shard in shards]).tolist() == rows.tolist()
+    w = np.arange(2.0**15, dtype=np.float32).reshape(8, -1)
+    held = sorted(
+        sharding.put("params", {"w": w})["w"].addressable_shards, key=lambda shard: shard.device.id
+    )
+    for shard in held:
+        half = shard.device.id % 2
+        np.testing.assert_array_equal(shard.data, w[:, half * 2**11 : (half + 1) * 2**11])
+    assert make_sharding(8, "parameters", parameters=8) == make_sharding(8, "parameters")
+
+
 def test_rows_beside_a_batch_are_split_like_its_own() -> None:
     """They may be fewer or more than the batch's, and each has its part of every micro-batch."""
     extra = {"tokens": np.arange(24).reshape(12, 2), "domain": np.arange(12)}
@@ -86,6 +102,18 @@ def test_round_up() -> None:
 def test_more_devices_than_there_are() -> None:
     with pytest.raises(UserError, match=r"mesh\.data asks for 9 devices, but there are 8"):
         make_sharding(9)
+
+
+def test_groups_that_the_devices_do_not_make() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"mesh\.parameters is 3, but the number of devices, 8, does not divide by it; use 2, 4 or all$",
+    ):
+        make_sharding(8, "optimizer", parameters=3)
+    with pytest.raises(
+        UserError, match=r"mesh\.parameters is 8, .* devices, 1, does not .*; use all$"
+    ):
+        make_sharding(1, "optimizer", parameters=8)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,8 @@ def learn(
     policies: tuple[Policy, ...] = (),
 ) -> Run:
     """A few steps, dropout on, in which every example is another one each time."""
+    method = dataclasses.replace(method, axis_name=sharding.batch)
+    policies = tuple(dataclasses.replace(policy, method=method) for policy in policies)
     # Adam turns rounding noise around zero into steps unless epsilon is larger than the noise.
     optimizer = Optimizer(direction, lambda step: 1e-2)
     params, rng = method.model.init(jax.random.key(0)), sharding.replicate(jax.random.key(3))
@@ -124,14 +126,14 @@ def test_losses_and_parameters_do_not_depend_on_the_mesh(
     method, memory = DAS(model, objective, DASSettings(), "data"), das_memory(model)
     expected = learn(method, memory, batch, make_sharding(1))
     assert expected[0][0]["contrastive"] != expected[0][1]["contrastive"], "dropout is on"
-    meshes: list[tuple[int, State, Gather]] = [
-        (8, "replicated", "layer"),
-        (4, "optimizer", "layer"),
-        (8, "parameters", "layer"),
-        (8, "parameters", "step"),
+    meshes: list[tuple[int, State, Gather, Literal["all"] | int]] = [
+        (8, "replicated", "layer", "all"),
+        (4, "optimizer", "layer", 2),
+        (8, "parameters", "layer", 4),
+        (8, "parameters", "step", "all"),
     ]
-    for devices, state, gather in meshes:
-        sharding = make_sharding(devices, state, gather=gather)
+    for devices, state, gather, parameters in meshes:
+        sharding = make_sharding(devices, state, gather=gather, parameters=parameters)
         assert_same(learn(method, memory, batch, sharding), expected)
 
 
@@ -167,28 +169,37 @@ def test_sums_over_a_sample_do_not_depend_on_the_mesh(
     np.testing.assert_allclose(on(make_sharding(8, "parameters")), on(make_sharding(1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("parameters", ["all", 4])
 def test_gradients_travel_in_the_type_that_is_asked_for(
-    model: LanguageModel, objective: HiddenTokens, batch: Batch
+    model: LanguageModel, objective: HiddenTokens, batch: Batch, parameters: Any
 ) -> None:
-    """Each once: one sum over the devices, of all of them."""
+    """Each once: one sum over the devices of a group, of all of them, and one of its parts over groups,
+    which is in float32.
+    """
     optimizer = Optimizer(adamw(0.9, 0.999, 1e-4, 0.0), lambda step: 1e-2)
-    made = recipe(Naive(model, objective, None, "data"), optimizer)
-    sharding = make_sharding(8, "optimizer", jnp.bfloat16)
+    sharding = make_sharding(8, "optimizer", jnp.bfloat16, parameters=parameters)
+    made = recipe(Naive(model, objective, None, sharding.batch), optimizer)
 
     def step(params: Params) -> Any:
         state = init_state(made, params, (), jax.random.key(3))
         return make_train_step(made, sharding)(state, batch)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    scattered = [
-        equation.invars[0].aval
-        for equation in equations(jax.make_jaxpr(step)(shapes).jaxpr)
-        if equation.primitive.name == "reduce_scatter"
+    does = [*equations(jax.make_jaxpr(step)(shapes).jaxpr)]
+    scattered = [each.invars[0].aval for each in does if each.primitive.name == "reduce_scatter"]
+    between = [
+        x.aval
+        for each in does
+        if each.primitive.name == "psum_invariant" and each.params["axes"] == ("data",)
+        for x in each.invars
     ]
     split = [x for x in jax.tree.leaves(shapes) if sharding.split_axis(x.shape) is not None]
     assert len(split) > 10
     assert sum(x.size for x in scattered) == sum(x.size for x in split)
     assert {x.dtype for x in scattered} == {jnp.dtype(jnp.bfloat16)}
+    if parameters != "all":
+        assert sum(x.size for x in between) == sum(x.size for x in split) // parameters
+        assert {x.dtype for x in between} == {jnp.dtype(jnp.float32)}
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
@@ -252,7 +263,8 @@ def test_micro_batches_make_one_step(
     assert len(set(np.asarray(objective.num_predictions(batch.tokens)))) > 1
     method = Naive(model, objective, None, "data")
     expected = learn(method, (), batch, make_sharding(1))
-    assert_same(learn(method, (), batch, make_sharding(2, "parameters"), accumulate=4), expected)
+    groups = make_sharding(4, "parameters", parameters=2)
+    assert_same(learn(method, (), batch, groups, accumulate=2), expected)
 
 
 @pytest.mark.slow
@@ -281,7 +293,8 @@ def test_muon_and_sharpness_do_not_depend_on_the_mesh(
         "policies": (Sharpness(method, SharpnessSettings(rho=0.5, every=2)),),
     }
     one = learn(method, (), batch, make_sharding(1), **how)
-    assert_same(learn(method, (), batch, make_sharding(8, "parameters"), **how), one)
+    groups = make_sharding(8, "parameters", parameters=2)
+    assert_same(learn(method, (), batch, groups, **how), one)
 
 
 class Noisy(Method):
@@ -436,7 +449,7 @@ def test_sums_may_stay_in_parts(params: Params, batch: Batch) -> None:
         rows = jnp.sum(batch.weight * batch.index.astype(jnp.float32))
         return jax.tree.map(lambda x: rows * x, params)
 
-    sharding = make_sharding(8, "optimizer", jnp.bfloat16)
+    sharding = make_sharding(8, "optimizer", jnp.bfloat16, parameters=4)
     place = sharding.put("params", params), sharding.shard_batch(batch), jax.random.key(0)
     whole, parts = (compile_sums(sums, sharding, split)(*place) for split in (False, True))
     for all_of_it, part, place in zip(
@@ -444,4 +457,4 @@ def test_sums_may_stay_in_parts(params: Params, batch: Batch) -> None:
     ):
         np.testing.assert_allclose(part, all_of_it, rtol=1e-6)
         shard = part.addressable_shards[0].data
-        assert shard.size * (8 if place else 1) == all_of_it.size
+        assert shard.size * (4 if place else 1) == all_of_it.size

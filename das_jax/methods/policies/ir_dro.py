@@ -8,7 +8,7 @@ from das_jax.methods.contract import Memory, Weigh
 from das_jax.methods.net import Net
 from das_jax.methods.policy import Policy
 from das_jax.methods.settings.policies import IRDROSettings
-from das_jax.objectives.collectives import global_rows
+from das_jax.objectives.collectives import Axes, global_rows
 from das_jax.objectives.ranking import global_ranks, part_of
 
 
@@ -34,7 +34,7 @@ class IRDRO(Policy):
 
 
 def softmax_shares(
-    losses_B: jax.Array, counts_B: jax.Array, temperature: float, axis_name: str | None = None
+    losses_B: jax.Array, counts_B: jax.Array, temperature: float, axis_name: Axes | None = None
 ) -> jax.Array:
     """exp(l_n / temperature) / sum over the global batch, [B]; the closed form of the paper's problem.
 
@@ -42,7 +42,7 @@ def softmax_shares(
       losses_B: every example's mean over its own predictions, nats.
       counts_B: whether an example has any.
       temperature: the higher, the more equal are the shares.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     scaled_B = jnp.where(counts_B, losses_B / temperature, -jnp.inf)
     # A batch that predicts nothing has no largest loss.
@@ -54,7 +54,7 @@ def middle_shares(
     losses_B: jax.Array,
     counts_B: jax.Array,
     keep: tuple[float, float],
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """Equal shares for the examples between two ranks of the global batch, 0 for all others, [B].
 
@@ -65,7 +65,7 @@ def middle_shares(
       losses_B: every example's mean over its own predictions, nats.
       counts_B: whether an example has any.
       keep: low and high, in thousandths at the finest.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     examples = jnp.sum(global_rows(counts_B, axis_name))
     start, stop = (part_of(examples, share) for share in keep)

@@ -16,7 +16,7 @@ from das_jax.methods.settings.policies import RHO1Settings
 from das_jax.model import huggingface
 from das_jax.model.grafts.graft import without_graft
 from das_jax.model.language_model import Params
-from das_jax.objectives.collectives import global_rows
+from das_jax.objectives.collectives import Axes, global_rows
 from das_jax.objectives.lm_loss import prediction_losses
 from das_jax.objectives.ranking import global_ranks, part_of
 
@@ -80,7 +80,7 @@ def selected_weights(
     reference_BxM: jax.Array,
     weights_BxM: jax.Array,
     keep: float,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> jax.Array:
     """The weights of the targets with the largest excess loss over the reference, 0 elsewhere, [B, M].
 
@@ -92,7 +92,7 @@ def selected_weights(
       reference_BxM: the reference model's, on the same corruption.
       weights_BxM: 1 where there is a target.
       keep: the share that counts, in thousandths at the finest.
-      axis_name: the mesh axis over which the batch is sharded, inside `shard_map`.
+      axis_name: the mesh axes over which the batch is sharded, inside `shard_map`.
     """
     excess_BxM = jax.lax.stop_gradient(losses_BxM - reference_BxM)
     excess_BxM = jnp.where(weights_BxM > 0, excess_BxM, -jnp.inf)
