@@ -161,7 +161,7 @@ def _flat(
 
     def own(x: jax.Array) -> jax.Array:
         missing = axes - _own_over(x)
-        return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+        return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
     return jax.tree.map(own, arrays), shape
 
