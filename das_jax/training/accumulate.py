@@ -108,7 +108,7 @@ def rows_of(
     first = next(sharded)
     with watching(on_batches(purpose, BATCH_KEYS, SAVES_MEMORY, compiled, params, first, rng)):
         parts = [
-            sharding.fetch(compiled(params, batch, rng))
+            sharding.fetch_rows(compiled(params, batch, rng))
             for batch in itertools.chain([first], sharded)
         ]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)

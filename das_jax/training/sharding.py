@@ -146,6 +146,20 @@ class Sharding:
         """Whole arrays on every host; all hosts must ask together."""
         return jax.tree.map(_fetch, tree)
 
+    def fetch_rows(self, tree: Any) -> Any:
+        """Arrays with as many rows as a batch, whole on every host, in the order of the hosts that gave them
+        to `shard_batch`; the mesh may go from host to host and back. All hosts must ask together.
+        """
+        hosts = [device.process_index for device in self.mesh.devices.flat]
+        order = np.argsort(hosts, kind="stable")
+
+        def rows(x: Any) -> np.ndarray:
+            fetched = _fetch(x)
+            by_shard = fetched.reshape(self.num_shards, -1, *fetched.shape[1:])
+            return by_shard[order].reshape(fetched.shape)
+
+        return jax.tree.map(rows, tree)
+
     def fetch_whole(self, memory: Any) -> Any:
         """A memory whose arrays are whole on every host, but for its `Split` parts, which stay where they
         live; all hosts must ask together.

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
-from das_jax.training.sharding import check_divisible, make_sharding
+from das_jax.training.sharding import Sharding, check_divisible, make_sharding
 
 
 def test_rows_are_split_in_order_and_parameters_are_everywhere() -> None:
@@ -88,6 +90,14 @@ def test_what_is_split_is_fetched_whole() -> None:
             held = {shard.data.size for shard in placed.addressable_shards}
             assert held == {w.size // 8 if part in parts else w.size}
             np.testing.assert_array_equal(sharding.fetch({"w": placed})["w"], w)
+
+
+def test_rows_come_back_in_the_order_of_hosts() -> None:
+    """A ring through four chips of two hosts begins and ends at the first."""
+    devices = np.array([SimpleNamespace(process_index=host) for host in (0, 1, 1, 0)])
+    sharding = Sharding(SimpleNamespace(devices=devices, size=4))  # type: ignore[arg-type]
+    placed = np.array([[0, 1], [4, 5], [6, 7], [2, 3]]).reshape(8, 1)
+    np.testing.assert_array_equal(sharding.fetch_rows(placed), np.arange(8).reshape(8, 1))
 
 
 def test_all_devices_by_default() -> None:
