@@ -148,7 +148,7 @@ def measure(case: Case, config: Config, layers: tuple[int, int], log: Callable[[
         compiled = compile_program(
             case.program, lowered(PlannedRun(config, cut, sharding), case.program)
         )
-        cost = estimate(compiled.module, topology.chip, sharding.num_shards)
+        cost = estimate(compiled.module, topology.chip, sharding.mesh.devices.flat)
         steps[number] = Step(compiled.peak_bytes, cost)
         gib = compiled.peak_bytes / 2**30
         log(f"  {number} layers: {1000 * cost.seconds(topology.chip)[1]:.2f} ms, {gib:.2f} GiB")

@@ -8,8 +8,11 @@ of prefetches and congestion.
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import jax
 
 from das_jax.hardware import Chip
 from das_jax.model.leaves import ATTENTION, EMBEDDINGS, FEED_FORWARD
@@ -59,7 +62,7 @@ class Estimate:
       floor: seconds that the computations need at the hardware's published peaks.
       busy: seconds of computing.
       exposed: seconds of collectives that no computation hides.
-      collectives: how many of each kind.
+      collectives: how many of each kind, and among whom.
       collective_bytes: of the arrays that they gather, sum or scatter, by kind.
       parts: seconds by part of the step, collectives among them.
     """
@@ -96,16 +99,23 @@ class Estimate:
         return low, mid, max(mid, low) * (1 + error)
 
 
-def estimate(module: Module, chip: Chip, num_devices: int) -> Estimate:
-    """The estimate of one run of a program."""
-    return _Walk(module, chip, num_devices).through(module.computations[module.entry])
+def estimate(module: Module, chip: Chip, devices: Iterable[jax.Device]) -> Estimate:
+    """The estimate of one run of a program.
+
+    Args:
+      module: the program.
+      chip: what it runs on.
+      devices: those of its mesh, in order: what they send each other goes over the links between them.
+    """
+    places = [tuple(device.coords) for device in devices]
+    return _Walk(module, chip, places).through(module.computations[module.entry])
 
 
 class _Walk:
     """One walk through a program in the order in which it runs."""
 
-    def __init__(self, module: Module, chip: Chip, num_devices: int) -> None:
-        self._module, self._chip, self._num_devices = module, chip, num_devices
+    def __init__(self, module: Module, chip: Chip, places: Sequence[tuple[int, ...]]) -> None:
+        self._module, self._chip, self._places = module, chip, places
         self._costs = Costs(module)
         self._seen: set[tuple[Any, ...]] = set()
 
@@ -149,10 +159,11 @@ class _Walk:
                 total.add(self.through(called))
 
     def _communicate(self, instruction: Instruction, total: Estimate) -> float:
-        kind = interconnect.kind_of(instruction) or ""
+        count = len(self._places)
+        kind = interconnect.described(instruction, count)
         total.collectives[kind] += 1
-        total.collective_bytes[kind] += interconnect.payload(instruction, self._num_devices)
-        return interconnect.seconds(instruction, self._chip, self._num_devices)
+        total.collective_bytes[kind] += interconnect.payload(instruction, count)
+        return interconnect.seconds(instruction, self._chip, self._places)
 
     def _expose(self, total: Estimate, duration: float) -> None:
         total.exposed += max(0.0, duration)

@@ -10,6 +10,7 @@ from das_jax.planning.compiled import Compiled, TooLarge, compile_program
 from das_jax.planning.estimate import ERRORS, OTHER_ERROR, Estimate, estimate
 from das_jax.planning.program import PlannedRun, Program, shard_over
 from das_jax.planning.topology import Topology, open_topology
+from das_jax.training.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,13 @@ def plan(config: Config, topology_name: str, log: Callable[[str], None]) -> Plan
     phases = []
     for program in run.programs():
         log(f"compiling for {topology_name}: {program.name} (this takes minutes)")
-        phases.append(_phase(program, topology, sharding.num_shards))
+        phases.append(_phase(program, topology, sharding))
     return Plan(config, topology, sharding.num_shards, phases)
 
 
-def _phase(program: Program, topology: Topology, num_devices: int) -> Phase:
+def _phase(program: Program, topology: Topology, sharding: Sharding) -> Phase:
     compiled = compile_program(program.name, program.lower())
-    cost = estimate(compiled.module, topology.chip, num_devices)
+    cost = estimate(compiled.module, topology.chip, sharding.mesh.devices.flat)
     phase = Phase(program, compiled, cost, cost.seconds(topology.chip))
     if phase.peak_bytes > topology.chip.hbm:
         needed, there = (

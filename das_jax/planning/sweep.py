@@ -49,22 +49,25 @@ class Candidate:
         return cls(config.training.batch_size, config.model.remat, config.mesh.state)
 
     def applied(self, config: Config) -> Config:
-        """The configuration with these settings."""
+        """The configuration with these settings; what is whole on every device is split in no groups."""
+        groups = config.mesh.parameters if SPLIT[self.state] else "all"
         return dataclasses.replace(
             config,
             training=dataclasses.replace(config.training, batch_size=self.batch_size),
             model=dataclasses.replace(config.model, remat=self.remat),
-            mesh=dataclasses.replace(config.mesh, state=self.state),
+            mesh=dataclasses.replace(config.mesh, state=self.state, parameters=groups),
         )
 
     def overrides(self, config: Config) -> list[str]:
         """What to add to the command line; nothing for the settings that stay as they are."""
-        configured = Candidate.of(config)
-        return [
+        configured, applied = Candidate.of(config), self.applied(config)
+        changed = [
             f"--{key}={getattr(self, name)}"
             for name, key in KEYS.items()
             if getattr(self, name) != getattr(configured, name)
         ]
+        groups = applied.mesh.parameters != config.mesh.parameters
+        return [*changed, *[f"--mesh.parameters={applied.mesh.parameters}"] * groups]
 
     def __str__(self) -> str:
         return f"batch size {self.batch_size}, remat {self.remat}, state {self.state}"
@@ -280,7 +283,7 @@ def train_step(config: Config, architecture: Architecture, topology: Topology) -
     sharding = shard_over(topology, config)
     program = next(PlannedRun(config, architecture, sharding).programs())
     compiled = compile_program(program.name, program.lower())
-    cost = estimate(compiled.module, topology.chip, sharding.num_shards)
+    cost = estimate(compiled.module, topology.chip, sharding.mesh.devices.flat)
     return Step(compiled.peak_bytes + program.resident_bytes, cost)
 
 

@@ -1,6 +1,9 @@
 """Costs and times of small programs, in the compiler's notation, with known answers."""
 
+import itertools
 from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -62,6 +65,10 @@ ENTRY %main (x: f32[1000,1000], y: bf16[8192,8192]) -> f32[1000,1000] {
 """
 
 
+def chips(*sides: int) -> list[Any]:
+    return [SimpleNamespace(coords=place) for place in itertools.product(*map(range, sides))]
+
+
 def program(text: str, **changes: str) -> Module:
     for name, value in changes.items():
         text = text.replace(f"%{name}%", value)
@@ -76,7 +83,7 @@ def one(instructions: Iterable[Instruction], op: str) -> Instruction:
     "known", ["", ', backend_config={"known_trip_count":{"n":"5"},"window_config":{}}']
 )
 def test_a_loop_costs_as_often_as_it_runs(known: str) -> None:
-    found = estimate(program(LOOP, KNOWN=known), V5E, 1)
+    found = estimate(program(LOOP, KNOWN=known), V5E, chips(1, 1))
     assert found.flops == 5 * 2 * 64**3
     assert found.hbm_bytes == 5 * 3 * 64 * 64 * 4
     assert found.parts == {OTHER: pytest.approx(found.busy)}
@@ -106,7 +113,7 @@ def test_batched_product_as_the_tpu_compiler_writes_it() -> None:
 
 def test_all_reduce_is_exposed_and_counted_in_bytes() -> None:
     text = "ENTRY %m (x: f32[1000,1000]) -> f32[1000,1000] {\n  %x = f32[1000,1000]{1,0} parameter(0)\n"
-    found = estimate(program(text + f"  ROOT %r = {REDUCE}\n}}", OP="all-reduce"), V5E, 8)
+    found = estimate(program(text + f"  ROOT %r = {REDUCE}\n}}", OP="all-reduce"), V5E, chips(2, 4))
     # Twice 7/8 of 4 MB over two links of 45 GB/s, and six hops.
     assert found.exposed == pytest.approx(2 * 4e6 * 7 / 8 / 90e9 + 6e-6)
     assert found.collective_bytes == {"all-reduce": 4e6}
@@ -114,12 +121,60 @@ def test_all_reduce_is_exposed_and_counted_in_bytes() -> None:
 
 
 def test_a_collective_hides_behind_work_that_is_longer() -> None:
-    found = estimate(program(ASYNC), V5E, 8)
+    found = estimate(program(ASYNC), V5E, chips(2, 4))
+    places = [chip.coords for chip in chips(2, 4)]
     assert found.busy > interconnect.seconds(
-        one(program(ASYNC).instructions(), "all-reduce-start"), V5E, 8
+        one(program(ASYNC).instructions(), "all-reduce-start"), V5E, places
     )
     assert found.exposed == 0
     assert found.collectives == {"all-reduce": 1}
+
+
+BOXES = [
+    (x + i, y + j) for x, y, i, j in itertools.product((0, 2, 4, 6), (0, 4), (0, 1), (0, 1, 2, 3))
+]
+ROWS = [*itertools.product(range(8), range(8))]
+"""64 chips: one box of 2x4 after the other, or one row."""
+
+
+@pytest.mark.parametrize(
+    ("groups", "who", "order", "bandwidth", "hops"),
+    [
+        # A box has links along both of its sides, a row along one.
+        ("{{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}", "in groups of 8", BOXES, 2, 6),
+        ("[8,8]<=[64]", "in groups of 8", BOXES, 2, 6),
+        ("mesh['data'=8,'parameters'=8] {'parameters'}", "in groups of 8", ROWS, 1, 8),
+        # From box to box they share links with those in between: two along one side, four along the other.
+        ("[8,8]<=[8,8]T(1,0)", "across 8 groups", BOXES, 1 / 2 + 1 / 4, 16),
+        ("mesh['data'=8,'parameters'=8] {'data'}", "across 8 groups", BOXES, 1 / 2 + 1 / 4, 16),
+        ("mesh['data'=8,'parameters'=8] {'data','parameters'}", "", BOXES, 2, 16),
+    ],
+)
+def test_what_a_part_of_the_chips_gather_goes_over_its_own_links(
+    groups: str, who: str, order: list[tuple[int, ...]], bandwidth: float, hops: int
+) -> None:
+    devices: list[Any] = [SimpleNamespace(coords=place) for place in order]
+    text = (
+        "ENTRY %m (x: f32[1000,1000]) -> f32[1000,1000] {\n  %x = f32[1000,1000]{1,0} parameter(0)\n"
+        f"  ROOT %r = f32[1000,1000]{{1,0}} all-gather(%x), channel_id=7, replica_groups={groups}\n}}"
+    )
+    found = estimate(program(text), V5E, devices)
+    assert found.collective_bytes == {f"all-gather {who}".strip(): 4e6}
+    size = 8 if who else 64
+    expected = 4e6 * (size - 1) / size / (bandwidth * V5E.link_bandwidth) + hops * 1e-6
+    assert found.exposed == pytest.approx(expected)
+
+
+def test_a_group_closes_a_ring_only_along_a_whole_axis() -> None:
+    """Eight of a v5p's eight chips in a row, or eight of sixteen."""
+    collective = one(program(ASYNC).instructions(), "all-reduce-start")
+    whole, half = (
+        interconnect.seconds(
+            collective, CHIPS["v5p"], [chip.coords for chip in chips(1, 1, length)]
+        )
+        for length in (8, 16)
+    )
+    assert half - 8e-6 == pytest.approx(2 * (whole - 8e-6))
 
 
 @pytest.mark.parametrize(("second", "counted"), [("S(1)", 1), ("chain", 2)])
@@ -139,7 +194,7 @@ def test_a_collective_spread_over_fusions_counts_once(second: str, counted: int)
     other = {"S(1)": changed.replace("%CHAIN%", "0"), "chain": chained.replace("%CHAIN%", "1")}
     first = chained.replace("%CHAIN%", "0").format(name="first")
     text = first + other[second].format(name="second") + entry
-    found = estimate(program(text, OP="all-reduce"), V5E, 8)
+    found = estimate(program(text, OP="all-reduce"), V5E, chips(2, 4))
     assert found.collectives == {"all-reduce": counted}
 
 

@@ -48,7 +48,7 @@ def compiled(optimised: None) -> Compile:
         program = compile_program("loss", jax.jit(function).lower(*arguments))
         arrays = (x for i in program.module.instructions() for x in i.arrays)
         assert max(x.elements for x in arrays) < TOKENS * WORDS / 2
-        flops = estimate(program.module, topology.chip, 1).flops
+        flops = estimate(program.module, topology.chip, topology.devices).flops
         return flops / (2 * TOKENS * WIDTH * WORDS), program.peak_bytes
 
     return compile_one

@@ -91,7 +91,7 @@ def test_selective_remat_computes_no_large_product_again(config: Config, planned
     sharding = shard_over(planned.topology, selective)
     for program in PlannedRun(selective, find_architecture(selective), sharding).programs():
         module = compile_program(program.name, program.lower()).module
-        cost = estimate(module, planned.topology.chip, sharding.num_shards)
+        cost = estimate(module, planned.topology.chip, sharding.mesh.devices.flat)
         useful = program.flops / sharding.num_shards
         assert useful < cost.flops <= 1.08 * useful, program.name
 
@@ -112,31 +112,31 @@ CANDIDATES = 2 * 2 * ROWS * 128
 
 
 class Step(NamedTuple):
-    """A train step: the most HBM, and the bytes of all collectives."""
+    """A train step: the most HBM, and the bytes that collectives move, by their kind."""
 
     peak: float
-    moved: float
-    collectives: dict[str, int]
+    moved: dict[str, float]
 
 
 @pytest.fixture(scope="module")
 def steps(config: Config, planned: Plan) -> dict[str, Step]:
-    """By what is split."""
+    """By what is split, over all chips or over groups of four."""
     topology, replicated = planned.topology, planned.phases[0]
     steps = {"replicated": step(replicated.compiled.peak_bytes, replicated.estimate)}
-    for state in ("optimizer", "parameters"):
-        mesh = dataclasses.replace(config.mesh, state=state)
+    meshes = {state: {"state": state} for state in ("optimizer", "parameters")}
+    for name, changes in {**meshes, "groups": {"state": "parameters", "parameters": 4}}.items():
+        mesh = dataclasses.replace(config.mesh, **changes)
         split = dataclasses.replace(config, mesh=mesh)
         sharding = shard_over(topology, split)
         program = next(PlannedRun(split, find_architecture(split), sharding).programs())
         compiled = compile_program(program.name, program.lower())
-        cost = estimate(compiled.module, topology.chip, sharding.num_shards)
-        steps[state] = step(compiled.peak_bytes, cost)
+        cost = estimate(compiled.module, topology.chip, sharding.mesh.devices.flat)
+        steps[name] = step(compiled.peak_bytes, cost)
     return steps
 
 
 def step(peak: float, cost: Estimate) -> Step:
-    return Step(peak, sum(cost.collective_bytes.values()), cost.collectives)
+    return Step(peak, cost.collective_bytes)
 
 
 @compiler
@@ -153,8 +153,25 @@ def test_gradients_and_parameters_travel_as_often_as_they_must(steps: dict[str, 
         ("parameters", others + PASSES * 3 * 2 * LAYERS),
     ):
         least = sent + 2 * CANDIDATES
-        assert least <= steps[state].moved <= 1.1 * least, state
-        assert "collective-permute" not in steps[state].collectives, state
+        assert least <= sum(steps[state].moved.values()) <= 1.1 * least, state
+        assert "collective-permute" not in steps[state].moved, state
+
+
+@compiler
+@pytest.mark.slow
+def test_groups_put_layers_together_among_themselves_and_add_up_once(
+    steps: dict[str, Step],
+) -> None:
+    """What the chips of a group send each other is what all send each other without groups; from group to
+    group go parts of the gradients, in float32.
+    """
+    moved = steps["groups"].moved
+    within = sum(size for kind, size in moved.items() if kind.endswith("in groups of 4"))
+    least = 2 * 2 * (PARAMETERS - LAYERS) + PASSES * 3 * 2 * LAYERS
+    assert least <= within <= 1.1 * least
+    part = 4 * PARAMETERS / 4
+    assert part <= moved["all-reduce across 2 groups"] <= 1.1 * part
+    assert "collective-permute" not in moved
 
 
 @compiler
@@ -162,7 +179,7 @@ def test_gradients_and_parameters_travel_as_often_as_they_must(steps: dict[str, 
 def test_what_is_split_takes_less_memory(steps: dict[str, Step]) -> None:
     moments = 2 * 4 * PARAMETERS * 7 / 8
     assert steps["optimizer"].peak < steps["replicated"].peak - moments / 2
-    assert steps["parameters"].peak < steps["optimizer"].peak
+    assert steps["parameters"].peak < min(steps["optimizer"].peak, steps["groups"].peak)
 
 
 @compiler
@@ -178,7 +195,7 @@ def test_muon_shares_its_products_where_the_state_is_split(config: Config, plann
     sharding = shard_over(planned.topology, split)
     program = next(PlannedRun(split, find_architecture(split), sharding).programs())
     compiled = compile_program(program.name, program.lower())
-    cost = estimate(compiled.module, planned.topology.chip, sharding.num_shards)
+    cost = estimate(compiled.module, planned.topology.chip, sharding.mesh.devices.flat)
     useful = program.flops / sharding.num_shards
     assert useful <= cost.flops <= 1.5 * useful
 

@@ -111,6 +111,15 @@ def test_what_does_not_fit_is_not_tried_with_more_memory(config: Config) -> None
     assert second_stage(swept(whole, row(64, 20, 2, state="parameters"))) == []
 
 
+def test_a_replicated_state_is_in_no_groups(config: Config) -> None:
+    split = with_mesh(config, state="parameters", parameters=4)
+    replicated, optimizer = (Candidate(32, "none", state) for state in ("replicated", "optimizer"))
+    assert replicated.applied(split).mesh.parameters == "all"
+    assert "--mesh.parameters=all" in replicated.overrides(split)
+    assert optimizer.applied(split).mesh.parameters == 4
+    assert "--mesh.parameters=all" not in optimizer.overrides(split)
+
+
 def test_one_device_splits_nothing(config: Config) -> None:
     alone = dataclasses.replace(swept(config, row(32, 20, 1)), num_devices=1)
     assert second_stage(alone) == []
