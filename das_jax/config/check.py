@@ -7,6 +7,7 @@ from typing import Any
 
 from das_jax.config.objectives import check_columns
 from das_jax.config.schema import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, Config, TrainingSettings
+from das_jax.data.settings import ChoicesSettings, TaskSettings
 from das_jax.data.streams import GENERAL, KEPT, OWN, Stream
 from das_jax.errors import UserError
 from das_jax.methods.settings.every_method import (
@@ -108,7 +109,9 @@ def _check_tasks(config: Config, origin: Callable[[str], str]) -> None:
     _check_names("evaluation.cloze", "set of facts", evaluation.cloze, origin)
     _check_names("evaluation.choices", "set of questions", evaluation.choices, origin)
     _check_names("evaluation.minimal_pairs", "set of pairs", evaluation.minimal_pairs, origin)
-    for group, each in (("tasks", evaluation.tasks), ("choices", evaluation.choices)):
+    asked: dict[str, Sequence[TaskSettings | ChoicesSettings]]
+    asked = {"tasks": evaluation.tasks, "choices": evaluation.choices}
+    for group, each in asked.items():
         for i, task in enumerate(each):
             key = f"evaluation.{group}.{i}"
             if task.domain is not None and task.domain not in domains:

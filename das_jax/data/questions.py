@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from das_jax.data.layouts import DocumentTokens
 from das_jax.data.roles import GIVEN, OPENS, PADDING
 from das_jax.data.tokenization import Encoder, encoder
 from das_jax.errors import UserError
@@ -36,13 +37,13 @@ class Questions(NamedTuple):
     unknown: float
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Of the questions."""
         return int(self.question_R[-1]) + 1
 
     def accuracy(self, score_R: np.ndarray) -> float:
         """The share of the questions whose right text has a higher score than every other."""
-        best_Q = np.full(self.count, -np.inf)
+        best_Q = np.full(self.total, -np.inf)
         np.maximum.at(best_Q, self.question_R[~self.right_R], score_R[~self.right_R])
         return float(np.mean(score_R[self.right_R] > best_Q))
 
@@ -146,7 +147,9 @@ class Writer:
 
     def _opened(self, row: np.ndarray, given: int) -> np.ndarray:
         """A decoder's row behind what opens it."""
-        first, separator = self.encoder.special
+        special = self.encoder.special
+        assert isinstance(special, DocumentTokens)
+        first, separator = special
         opening = (separator if first is None else first) | GIVEN | OPENS
         cut = min(given, max(0, 1 + len(row) - self.longest))
         return np.concatenate([np.array([opening], np.int32), row[cut:]])

@@ -124,7 +124,7 @@ def _completions_column(workspace: Workspace, settings: ClozeSettings) -> Column
         return {"precision": questions.accuracy(_log_likelihoods(workspace, served, questions))}
 
     key = sha256(f"{questions.key} {free}".encode()).hexdigest()
-    about = {"key": key, "knowledge": settings.knowledge, "facts": questions.count}
+    about = {"key": key, "knowledge": settings.knowledge, "facts": questions.total}
     return Column("cloze", settings.name, about, measure, None, _text(workspace, questions))
 
 
@@ -141,7 +141,7 @@ def _choices_column(workspace: Workspace, settings: ChoicesSettings) -> Column:
         "key": questions.key,
         "domain": settings.domain,
         "metric": settings.metric,
-        "questions": questions.count,
+        "questions": questions.total,
     }
     text = _text(workspace, questions)
     return Column("choices", settings.name, about, measure, settings.domain, text)
@@ -153,7 +153,7 @@ def _pairs_column(workspace: Workspace, settings: MinimalPairsSettings) -> Colum
     def measure(served: Mixture) -> dict[str, Any]:
         return {"scores": {"accuracy": pairs.accuracy(_log_likelihoods(workspace, served, pairs))}}
 
-    about = {"key": pairs.key, "domain": None, "metric": "accuracy", "questions": pairs.count}
+    about = {"key": pairs.key, "domain": None, "metric": "accuracy", "questions": pairs.total}
     return Column("minimal_pairs", settings.name, about, measure, None, _text(workspace, pairs))
 
 

@@ -103,7 +103,7 @@ def test_minimal_pairs_as_blimp_has_them(
         "the dog runs",
         "the dog run",
     ]
-    assert (found.count, found.right_R.tolist()) == (2, [True, False, True, False])
+    assert (found.total, found.right_R.tolist()) == (2, [True, False, True, False])
     other = {"yes": "the dog runs", "no": "the dog run"}
     again = load_pairs(pairs(tmp_path / "b.jsonl", other, other, good="yes", bad="no"), writer)
     assert again.key == found.key

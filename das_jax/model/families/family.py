@@ -101,7 +101,7 @@ def rotary_of(parameters: Mapping[str, Any]) -> Rotary:
                 f"low_freq_factor is {stretch.low}; it must be below high_freq_factor {stretch.high}"
             )
         return Rotary(base, stretch=stretch)
-    return Rotary(base, *numbers)
+    return Rotary(base, *numbers)  # type: ignore[arg-type]  # One number at most, the factor.
 
 
 def renamed_rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Keys of config.json that mean the same in every family."""
 
+from typing import Any
+
 from transformers import GenerationConfig
 
-ONLY = {
+ONLY: dict[str, Any] = {
     "auto_map": None,  # The model's own Python code, which is never run.
     "quantization_config": None,
     "is_encoder_decoder": (False, None),

@@ -94,7 +94,9 @@ def _today(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("local_rope_theta", base) is None:
         config["local_rope_theta"] = base
     tables = config.get("rope_parameters")
-    local = tables.get(SLIDING) if isinstance(tables, dict) else None
+    if not isinstance(tables, dict):
+        return config
+    local = tables.get(SLIDING)
     if isinstance(local, dict) and local.get("rope_theta", base) is None:
         base = (tables.get(FULL) or {}).get("rope_theta", base)
         config["rope_parameters"] = {**tables, SLIDING: {**local, "rope_theta": base}}
