@@ -1,6 +1,7 @@
 """A decoder learns two domains with DAS, and what is left loads in transformers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from das_jax.cli import main
 from das_jax.config.load import load_config
 from das_jax.data.roles import PADDING, has, ids
 from das_jax.errors import UserError
 from das_jax.training.console import Console
 from das_jax.training.workspace import Workspace, open_workspace
-from tests.project import Project, Start, write_decoder, write_text
+from tests.project import WORDS, Project, Start, write_decoder, write_tasks, write_text
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,61 @@ def test_transformers_has_the_loss_that_was_measured(
         with torch.no_grad():
             loss = model(input_ids=tokens, labels=labels).loss
         assert losses[name] == pytest.approx(float(loss), abs=2e-5), name
+
+
+@pytest.mark.slow
+def test_every_kind_of_question_is_answered(
+    decoder_project: Project, run: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A classifier, facts, choices and pairs; of these as many are right as with transformers."""
+    directory = tmp_path / "run"
+    shutil.copytree(run[0], directory)
+    asked = write_tasks(tmp_path)
+    exam = tmp_path / "exam.jsonl"
+    questions = [
+        {"context": f"{WORDS[i]} {WORDS[i + 1]}", "choices": WORDS[i + 2 : i + 5], "answer": i % 3}
+        for i in range(12)
+    ]
+    exam.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    table = {"kind": "jsonl", "path": str(exam)}
+    tasks = decoder_project.write(
+        tmp_path / "tasks.yaml",
+        evaluation__tasks=[{**asked["tasks"][0], "epochs": 1}],
+        evaluation__finetune_seeds=1,
+        evaluation__cloze=asked["cloze"],
+        evaluation__minimal_pairs=asked["minimal_pairs"],
+        evaluation__choices=[{"name": "exam", "domain": "papers", "table": table, "metric": "acc"}],
+    )
+    assert main(["evaluate", str(directory), "--tasks", str(tasks)]) == 0
+    measured = json.loads((directory / "evaluation.json").read_text())
+    for kind, name in (
+        ("tasks", "topic"),
+        ("cloze", "facts"),
+        ("choices", "exam"),
+        ("minimal_pairs", "order"),
+    ):
+        assert list(measured[kind][name]["rows"]) == ["base model", "papers", "reviews"]
+
+    exported = directory / "02-reviews" / "huggingface"
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+
+    def log_p(text: str) -> float:
+        """Behind what ends texts, as this tokenizer puts nothing before one."""
+        tokens = torch.tensor([[0, *tokenizer(text)["input_ids"]]])
+        with torch.no_grad():
+            every = model(tokens).logits[0, :-1].log_softmax(-1)
+        return float(every.gather(1, tokens[0, 1:, None]).sum())
+
+    pairs = map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())
+    right = [log_p(pair["sentence_good"]) > log_p(pair["sentence_bad"]) for pair in pairs]
+    found = measured["minimal_pairs"]["order"]["rows"]["reviews"]["scores"]
+    assert found == {"accuracy": pytest.approx(np.mean(right))}
+    best = [np.argmax([log_p(f"{q['context']} {x}") for x in q["choices"]]) for q in questions]
+    found = measured["choices"]["exam"]["rows"]["reviews"]["scores"]
+    assert found["acc"] == pytest.approx(
+        np.mean([q["answer"] == x for q, x in zip(questions, best, strict=True)])
+    )
 
 
 @pytest.mark.parametrize(
