@@ -78,7 +78,7 @@ def test_the_page_of_a_run(make_run: MakeRun) -> None:
         "das",
         "What ran",
         "End tasks",
-        "Held-out masked-LM loss",
+        "Held-out loss",
         "Cloze facts",
         "Curves",
         "What is protected",
