@@ -19,6 +19,7 @@ from das_jax.model import huggingface
 from das_jax.model.heads import last_pool, mean_pool
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.leaves import OWNERS
+from das_jax.model.plain import plain_params
 from das_jax.model.units import Units, full_units, sharing
 from tests.golden_case import Case, golden_case
 
@@ -114,6 +115,11 @@ def test_gates(model_case: tuple[Case, Computed]) -> None:
     case.assert_close(gated[real], case.arrays["gated_hidden"][real], 1e-5, "gated_hidden")
     pooled = mean_pool(computed.gated_hidden, case.array("attention_mask"))
     case.assert_close(pooled, case.arrays["pooled_gated"], 1e-5, "pooled_gated")
+    if case.dtype == jnp.float32:
+        plain = plain_params(case.model, case.params, case.units("importance_accumulated"))
+        encode = jax.jit(case.model.encode)
+        folded = np.asarray(encode(plain, case.array("input_ids"), case.array("attention_mask")))
+        case.assert_close(folded[real], case.arrays["gated_hidden"][real], 1e-5, "gates folded")
     if case.model.architecture.causal:  # Else the hidden states are those of the corrupted text.
         last = last_pool(computed.hidden, case.array("attention_mask"))
         case.assert_close(last, case.arrays["pooled_last"], 1e-5, "pooled_last")

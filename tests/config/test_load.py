@@ -238,7 +238,8 @@ def test_a_list_on_the_command_line_replaces_the_files(load):
         # Values that are not among those allowed.
         (
             "preset: papr",
-            'x.yaml:9: preset must be one of das_jax, das_jax_decoder, merge, paper, got "papr"; did you mean paper?',
+            "x.yaml:9: preset must be one of das_jax, das_jax_decoder, merge, paper, got "
+            '"papr"; did you mean paper?',
         ),
         (
             "mesh: {data: some}",
