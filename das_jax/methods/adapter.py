@@ -23,7 +23,7 @@ class Adapter(Grafted):
 
     @property
     def trained(self) -> Rules:
-        return ((r"layers/.*/layer_norm/.*", True),)
+        return ((r"layers/.*_norm/.*", True),)
 
 
 class PfeifferAdapter(Grafted):

@@ -15,4 +15,4 @@ class BlockExpansion(Grafted):
 
     @property
     def graft(self) -> Blocks:
-        return Blocks(self.settings.every)
+        return Blocks(self.settings.every, residual=self.model.architecture.placement == "post")

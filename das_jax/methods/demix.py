@@ -15,10 +15,12 @@ from das_jax.methods.settings.grafts import DEMixSettings
 from das_jax.objectives.mixture import cached_prior, posterior
 
 EXPERT: Rules = (
-    (r"layers/feed_forward/(intermediate|output)/(kernel|bias)", True),
+    (r"layers/feed_forward/(gate|intermediate|output)/(kernel|bias)", True),
     (".*", False),
 )
-"""What is a domain's own: W_1, b_1, W_2 and b_2 of every layer. All else is shared, and stays."""
+"""What is a domain's own: W_1, b_1, W_2 and b_2 of every layer, and the gate where there is one. All else is
+shared, and stays.
+"""
 
 
 class DEMix(Method):

@@ -25,8 +25,8 @@ from das_jax.model.language_model import Params
 from das_jax.model.leaves import LEAVES, leaves_of
 from das_jax.model.units import Units, unit_shapes
 
-NORMS = "(embeddings|layers/.*)/layer_norm/.*"
-"""The LayerNorms that a domain may have to itself: those of the encoder."""
+NORMS = "(embeddings|layers/.*)/[a-z]+_norm/.*|final_norm/.*"
+"""The norms that a domain may have to itself: all but that of an LM head."""
 
 
 class HAT(HardAttention):

@@ -16,7 +16,7 @@ def _unfit_start(start: str | None, others: Mapping[str, Any]) -> str | None:
 
 Mode = Literal["per_domain", "sequential"]
 Start = Annotated[Literal["fresh", "previous", "nearest"] | None, refusing_beside(_unfit_start)]
-Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+Target = Literal["query", "key", "value", "attention_output", "gate", "intermediate", "output"]
 
 
 @settings

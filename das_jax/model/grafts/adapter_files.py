@@ -158,7 +158,7 @@ def write(
         reads=library.reads,
         scale=graft.scale,
     )
-    write_readme(directory, title, loader, base)
+    write_readme(directory, title, loader, base, architecture)
 
 
 def read(

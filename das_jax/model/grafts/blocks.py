@@ -1,4 +1,4 @@
-"""New layers between the old ones (Wu et al., LLaMA Pro, ACL 2024), where LayerNorm comes last."""
+"""New layers between the old ones (Wu et al., LLaMA Pro, ACL 2024)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +14,20 @@ from das_jax.model.leaves import ENCODER, Leaf, Leaves
 
 @dataclass(frozen=True)
 class Blocks(Graft):
-    """h + layer(h) after every so many layers, the layer a copy of the one below.
+    """A layer after every so many layers, a copy of the one below that does nothing at first.
 
-    The paper zeroes both output projections, which is the identity where LayerNorm comes first. Where it
-    comes last, LN(LN(h)) is not h. So the block is a residual of its own and the copy's second LayerNorm
-    starts at 0: the model is what it was, to the last bit. At first this LayerNorm alone gets a gradient.
+    The paper zeroes both output projections, which is the identity where norms come first. Where they come
+    last, LN(LN(h)) is not h. So the block is h + layer(h) there, a residual of its own, and the copy's second
+    LayerNorm starts at 0. Either way the model is what it was, to the last bit, and at first only what is 0
+    gets a gradient.
 
     Attributes:
       every: k; a block stands after layers k, 2 k, ..., L, so it must divide L.
+      residual: whether the block is h + layer(h), for layers that end with a norm.
     """
 
     every: int = 3
+    residual: bool = True
 
     def check(self, architecture: Architecture) -> None:
         layers = architecture.num_layers
@@ -36,12 +39,14 @@ class Blocks(Graft):
             )
 
     def init(self, architecture: Architecture, key: jax.Array, base: Params) -> Params:
-        """Copies of the layers that the blocks stand behind, LN2 at 0; nothing is random."""
+        """Copies of the layers that the blocks stand behind, but for what is 0; nothing is random."""
         self.check(architecture)
         blocks = jax.tree.map(lambda x: x[self.every - 1 :: self.every], base["layers"])
-        blocks["feed_forward"]["layer_norm"] = jax.tree.map(
-            jnp.zeros_like, blocks["feed_forward"]["layer_norm"]
-        )
+        zeros = [("feed_forward", "layer_norm")]
+        if not self.residual:
+            zeros = [("attention", "output"), ("feed_forward", "output")]
+        for sublayer, module in zeros:
+            blocks[sublayer][module] = jax.tree.map(jnp.zeros_like, blocks[sublayer][module])
         return blocks
 
     def block(
@@ -50,7 +55,8 @@ class Blocks(Graft):
         params: Params,
         hidden_BxTxD: jax.Array,
     ) -> jax.Array:
-        return hidden_BxTxD + layer(params, hidden_BxTxD)
+        after_BxTxD = layer(params, hidden_BxTxD)
+        return hidden_BxTxD + after_BxTxD if self.residual else after_BxTxD
 
     def leaves(self) -> Leaves:
         """Those of a layer, without units: gates are for the old layers."""

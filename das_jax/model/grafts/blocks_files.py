@@ -52,11 +52,12 @@ def write(
         {"layers": params["graft"]}, layer_rows(architecture), names(architecture)
     )
     write_tensors(directory, WEIGHTS_FILE, tensors)
+    made = "h + layer(h)" if graft.residual else "a layer"
     title = (
-        f"Blocks between the layers\n\nh + layer(h) after every {graft.every} layers of the base, which no "
+        f"Blocks between the layers\n\n{made} after every {graft.every} layers of the base, which no "
         "plain model of transformers expresses."
     )
-    write_readme(directory, title, LOADER, base)
+    write_readme(directory, title, LOADER, base, architecture)
 
 
 def read(

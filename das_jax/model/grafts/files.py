@@ -106,7 +106,7 @@ def layer_rows(architecture: Architecture) -> list[Row]:
 
 def norm_rows(architecture: Architecture) -> list[Row]:
     """The parameters of a layer's LayerNorms."""
-    return [row for row in layer_rows(architecture) if "layer_norm" in row.path]
+    return [row for row in layer_rows(architecture) if "_norm/" in row.path]
 
 
 def stacked_tensors(params: Params, rows: list[Row], names: list[str]) -> Tensors:
@@ -189,7 +189,7 @@ class OwnFormat:
     ) -> None:
         """Writes the parameters and the page into an empty directory."""
         write_layers(directory, self.weights_file, params["graft"])
-        write_readme(directory, self.title, self.loader, base)
+        write_readme(directory, self.title, self.loader, base, architecture)
 
     def read(
         self, directory: Path, settings: dict[str, Any], architecture: Architecture
@@ -215,9 +215,31 @@ def _transposed(path: str, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.swapaxes(-1, -2)) if path.endswith("kernel") else x
 
 
-def write_readme(directory: Path, title: str, loader: str, base: Base) -> None:
-    """A page that says what is here, and a function `load(base, folder)` for transformers and torch."""
-    write_text(
-        directory / "README.md",
-        f"# {title}\n\nIts base is `{base.name}`. With transformers 5 and torch:\n\n```python\n{loader}```\n",
-    )
+def write_readme(
+    directory: Path,
+    title: str,
+    loader: str,
+    base: Base,
+    architecture: Architecture,
+    inside: bool = True,
+) -> None:
+    """A page that says what is here, and a function `load(base, folder)` for transformers and torch.
+
+    Args:
+      directory: where.
+      title: what is here.
+      loader: the function, for a masked model.
+      base: what it belongs to.
+      architecture: of the base.
+      inside: whether the function reaches into the layers of a BERT, and is of no use to another model.
+    """
+    if inside and architecture.placement != "post":
+        said = "das_jax reads it; a function that puts it into transformers' model is not given.\n"
+    else:
+        loads = "AutoModelForCausalLM" if architecture.causal else MASKED
+        loader = loader.replace(MASKED, loads)
+        said = f"With transformers 5 and torch:\n\n```python\n{loader}```\n"
+    write_text(directory / "README.md", f"# {title}\n\nIts base is `{base.name}`. {said}")
+
+
+MASKED = "AutoModelForMaskedLM"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
 from das_jax.model.dense import product
 from das_jax.model.grafts.graft import Graft, Params, without_graft
@@ -27,6 +28,7 @@ TARGETS = {
     "key": Target(("attention", "key"), "D", "GK"),
     "value": Target(("attention", "value"), "D", "GK"),
     "attention_output": Target(("attention", "output"), "HK", "D"),
+    "gate": Target(("feed_forward", "gate"), "D", "F"),
     "intermediate": Target(("feed_forward", "intermediate"), "D", "F"),
     "output": Target(("feed_forward", "output"), "F", "D"),
 }
@@ -58,6 +60,12 @@ class LoRA(Graft):
     @property
     def scale(self) -> float:
         return self.alpha / self.r
+
+    def check(self, architecture: Architecture) -> None:
+        if "gate" in self.targets and not architecture.gated:
+            raise UserError(
+                "method.targets has gate, but the model's feed-forward has none; leave it out"
+            )
 
     def init(self, architecture: Architecture, key: jax.Array, base: Params) -> Params:
         """A uniform within 1 / sqrt(in), which is Kaiming's with a = sqrt(5), and B 0."""

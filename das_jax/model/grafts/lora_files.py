@@ -52,7 +52,8 @@ _CONFIG = TypeAdapter(dict[str, Any])
 def modules(architecture: Architecture) -> dict[str, Row]:
     """The kernel of every target, by site."""
     rows = {row.path: row for row in layer_rows(architecture)}
-    return {site: rows["/".join(("layers", *t.path, "kernel"))] for site, t in TARGETS.items()}
+    paths = {site: "/".join(("layers", *t.path, "kernel")) for site, t in TARGETS.items()}
+    return {site: rows[path] for site, path in paths.items() if path in rows}
 
 
 def tensor_names(row: Row) -> tuple[str, str]:
@@ -79,6 +80,13 @@ def write(
 ) -> None:
     """Writes configuration, weights and README into an empty directory."""
     rows = modules(architecture)
+    apart = [rows[site].transposed and rows[site].part is None for site in graft.targets]
+    if not all(apart):
+        raise UserError(
+            f"{directory} is not written: checkpoints of {architecture.family} keep several projections in "
+            "one tensor, or keep them transposed, which has no place for the additions in peft's format; "
+            "export the merged model, which is the same"
+        )
     targets = [rows[site].name.removesuffix(".weight") for site in graft.targets]
     # A list of endings could not tell `output.dense` from `attention.output.dense`.
     pattern = "|".join(re.escape(name).replace(r"\{\}", r"\d+") for name in targets)
@@ -95,7 +103,7 @@ def write(
     }
     write_json(directory / CONFIG_FILE, config)
     write_tensors(directory, WEIGHTS_FILE, to_tensors(graft, params["graft"], architecture))
-    write_readme(directory, "LoRA in peft's format", LOADER, base)
+    write_readme(directory, "LoRA in peft's format", LOADER, base, architecture, inside=False)
 
 
 def read(

@@ -42,7 +42,7 @@ def write(
         f"A prompt in peft's format\n\nIts {graft.length} vectors stand before a text, and their logits "
         f"before the text's: those are `logits[:, {graft.length}:]`."
     )
-    write_readme(directory, title, LOADER, base)
+    write_readme(directory, title, LOADER, base, architecture, inside=False)
 
 
 def read(
