@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from das_jax.model.activations import ACTIVATIONS
 from das_jax.model.architecture import Architecture
-from das_jax.model.attention import ATTENTION, Rule
+from das_jax.model.attention import ATTENTION, KeyValues, Rule, attention_with_past
 from das_jax.model.dense import dense
 from das_jax.model.dropout import dropout
 from das_jax.model.grafts.graft import Graft, Params
@@ -43,11 +43,13 @@ class Places(NamedTuple):
       mask_BxT: true at real tokens.
       segments_BxT: the number of every token's document, none of which reads another; None if all are one.
       turns: of the rotary positions, [R, B, T, K / 2]; None if there are none.
+      positions_BxT: where they go on with a text; None if they begin one.
     """
 
     mask_BxT: jax.Array
     segments_BxT: jax.Array | None = None
     turns: Turns | None = None
+    positions_BxT: jax.Array | None = None
 
 
 class Form(NamedTuple):
@@ -118,7 +120,8 @@ class Attention(nn.Module):
         gate_H: jax.Array | None,
         graft: Params | None = None,
         form: Form | None = None,
-    ) -> jax.Array:
+        past: KeyValues | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
         arch = self.architecture
         at = partial(grafted, self.graft, graft)
         form = form or Form()
@@ -140,15 +143,19 @@ class Attention(nn.Module):
                 x_BxTxHxK = norm(arch, self.dtype, f"{name}_norm")(x_BxTxHxK)
             return x_BxTxHxK if table is None else turned(x_BxTxHxK, table)
 
+        query_BxTxHxK = placed("query", heads("query", arch.num_heads))
+        key_BxTxGxK = placed("key", heads("key", arch.kv_heads))
+        value_BxTxGxK = heads("value", arch.kv_heads)
         context_BxTxHxK = attend(
             arch,
             ATTENTION[self.attention],
-            placed("query", heads("query", arch.num_heads)),
-            placed("key", heads("key", arch.kv_heads)),
-            heads("value", arch.kv_heads),
+            query_BxTxHxK,
+            key_BxTxGxK,
+            value_BxTxGxK,
             places,
             seeds.attention,
             form.rule,
+            past,
         )
         context_BxTxHxK = at("context", input_BxTxD, context_BxTxHxK)
         project = dense(
@@ -164,7 +171,12 @@ class Attention(nn.Module):
         output_BxTxD = checkpoint_name(output_BxTxD, "attention_output")
         rate = rate_of(arch, arch.attention_output_dropout)
         output_BxTxD = dropout(output_BxTxD, rate, seeds.attention_output)
-        return summed(arch, self.dtype, partial(at, "attention"), hidden_BxTxD, output_BxTxD)
+        output_BxTxD = summed(
+            arch, self.dtype, partial(at, "attention"), hidden_BxTxD, output_BxTxD
+        )
+        if past is None:
+            return output_BxTxD, None
+        return output_BxTxD, KeyValues(key_BxTxGxK.swapaxes(1, 2), value_BxTxGxK.swapaxes(1, 2))
 
 
 class FeedForward(nn.Module):
@@ -250,6 +262,7 @@ def attend(
     places: Places,
     seed_Bx2: jax.Array | None,
     number: jax.Array | None,
+    past: KeyValues | None = None,
 ) -> jax.Array:
     """The context vectors under the layer's rule, [B, T, H, K].
 
@@ -262,10 +275,16 @@ def attend(
       places: of the tokens.
       seed_Bx2: for dropout on the weights.
       number: of the layer's rule, where there are several; only that one is computed.
+      past: of the texts so far; None or without a slot where they begin.
     """
-    rules, _ = rules_of(architecture, query_BxTxHxK.shape[1])
+    rules, _ = rules_of(architecture, length_with(past, query_BxTxHxK.shape[1]))
 
     def under(rule: Rule) -> Callable[..., jax.Array]:
+        if past is not None and past.slots:
+            assert places.positions_BxT is not None
+            return partial(
+                attention_with_past, past=past, positions_BxT=places.positions_BxT, rule=rule
+            )
         return lambda query, key, value: attention(
             query, key, value, places.mask_BxT, rule, seed_Bx2, places.segments_BxT
         )
@@ -274,6 +293,11 @@ def attend(
     if number is None:
         return under(rules[0])(*operands)
     return jax.lax.switch(number, [under(rule) for rule in rules], *operands)
+
+
+def length_with(past: KeyValues | None, length: int) -> int:
+    """How long texts are at most with so many tokens more."""
+    return length if past is None else past.slots + length
 
 
 def rules_of(architecture: Architecture, length: int) -> tuple[tuple[Rule, ...], tuple[int, ...]]:
@@ -312,7 +336,10 @@ def form_of(architecture: Architecture, length: int) -> Form | None:
 
 
 class Block(nn.Module):
-    """A layer, in the form that `nn.scan` wants: (carry, ...) -> (carry, None)."""
+    """A layer, in the form that `nn.scan` wants: (carry, ...) -> (carry, what is kept of the layer).
+
+    That is the tokens' keys and values where there is a past, perhaps without a slot; else nothing.
+    """
 
     architecture: Architecture
     dtype: jnp.dtype
@@ -328,13 +355,14 @@ class Block(nn.Module):
         gates: Units | None,
         graft: Params | None = None,
         form: Form | None = None,
-    ) -> tuple[jax.Array, None]:
+        past: KeyValues | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
         arch, dtype = self.architecture, self.dtype
         gate_H, gate_F, gate_D = gates or (None, None, None)
-        hidden_BxTxD = Attention(arch, dtype, self.attention, self.graft, name="attention")(
-            hidden_BxTxD, places, seeds, gate_H, graft, form
+        hidden_BxTxD, own = Attention(arch, dtype, self.attention, self.graft, name="attention")(
+            hidden_BxTxD, places, seeds, gate_H, graft, form, past
         )
         hidden_BxTxD = FeedForward(arch, dtype, self.graft, name="feed_forward")(
             hidden_BxTxD, seeds, gate_F, gate_D, graft
         )
-        return hidden_BxTxD, None
+        return hidden_BxTxD, own

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from das_jax.model.architecture import Architecture
+from das_jax.model.attention import KeyValues
 from das_jax.model.blocked_logits import BlockedLogits, Unembedding
 from das_jax.model.grafts.graft import Graft, Params
 from das_jax.model.heads import LMHead
@@ -113,6 +114,55 @@ class LanguageModel:
           segments_BxT: the number of every token's document, which alone it reads; None if all are one.
           positions_BxT: the place of every token, from 0; None if a row is one text from its first token on.
         """
+        texts = tokens_BxT, mask_BxT, dropout_keys_B, gates, types_BxT
+        return self._through(params, *texts, segments_BxT, positions_BxT)[0]
+
+    def read(
+        self,
+        params: Params,
+        tokens_BxT: jax.Array,
+        mask_BxT: jax.Array,
+        past: KeyValues,
+        positions_BxT: jax.Array | None = None,
+        gates: Units | None = None,
+    ) -> tuple[jax.Array, KeyValues]:
+        """The last hidden state of tokens that go on with texts, [B, T, D], and the tokens' keys and values,
+        [L, B, G, T, K], which are to be put into the past for what follows.
+
+        Only for a decoder, whose graft stands inside the layers if it has one.
+
+        Args:
+          params: the model's parameters.
+          tokens_BxT: token ids.
+          mask_BxT: true at real tokens; new ones are all real where there is a past.
+          past: of the texts so far, slots from `positions_BxT[:, 0]` on not being read; `no_past` where they
+            begin.
+          positions_BxT: the place of every token in its text, from 0; None where they begin.
+          gates: what multiplies the units, [L, U] or [B, L, U]; None costs nothing.
+        """
+        return self._through(
+            params, tokens_BxT, mask_BxT, None, gates, None, None, positions_BxT, past
+        )
+
+    def no_past(self, batch: int) -> KeyValues:
+        """That of texts which begin: without a slot."""
+        arch = self.architecture
+        shape = (arch.num_layers, batch, arch.kv_heads, 0, arch.head_size)
+        return KeyValues(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def _through(
+        self,
+        params: Params,
+        tokens_BxT: jax.Array,
+        mask_BxT: jax.Array,
+        dropout_keys_B: jax.Array | None,
+        gates: Units | None,
+        types_BxT: jax.Array | None,
+        segments_BxT: jax.Array | None,
+        positions_BxT: jax.Array | None,
+        past: KeyValues | None = None,
+    ) -> Any:
+        """What the transformer makes of the tokens."""
         # Without a graft in the model, what a method keeps under `graft` is the method's alone.
         parts = ["embeddings", "layers", *([] if self.graft is None else ["graft"])]
         parts += [] if self.architecture.placement == "post" else ["final_norm"]
@@ -121,7 +171,7 @@ class LanguageModel:
         if self.gather is not None:
             # A part is small in float32, too, and travels in the type that its gather says.
             cast["layers"] = params["layers"]
-        return self._transformer.apply(  # type: ignore[return-value]  # one output, no state
+        return self._transformer.apply(
             {"params": cast},
             tokens_BxT,
             mask_BxT,
@@ -131,6 +181,7 @@ class LanguageModel:
             graft,
             segments_BxT,
             positions_BxT,
+            past,
         )
 
     def logits(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from das_jax.model.architecture import Architecture
-from das_jax.model.block import NO_SEEDS, SITES, Block, Form, Places, Seeds, form_of
+from das_jax.model.attention import KeyValues
+from das_jax.model.block import NO_SEEDS, SITES, Block, Form, Places, Seeds, form_of, length_with
 from das_jax.model.dropout import dropout_seeds
 from das_jax.model.embeddings import Embeddings
 from das_jax.model.grafts.graft import Graft, Params
@@ -60,7 +61,9 @@ class Transformer(nn.Module):
         graft: Params | None = None,
         segments_BxT: jax.Array | None = None,
         positions_BxT: jax.Array | None = None,
-    ) -> jax.Array:
+        past: KeyValues | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """The last hidden state, [B, T, D], and of all layers what `Block` keeps, [L, ...]."""
         arch = self.architecture
         every = None if self.graft is None else self.graft.every
         prefix = 0 if self.graft is None else self.graft.prefix
@@ -79,11 +82,16 @@ class Transformer(nn.Module):
         hidden_BxTxD = Embeddings(arch, self.dtype, name="embeddings")(
             tokens_BxT, mask_BxT, seed_Bx2, types_BxT, before_PxD, positions_BxT
         )
-        length = hidden_BxTxD.shape[1]
-        places = Places(mask_BxT, segments_BxT, turns_of(arch, length, positions_BxT))
+        length, kept = length_with(past, hidden_BxTxD.shape[1]), None
+        places = Places(
+            mask_BxT,
+            segments_BxT,
+            turns_of(arch, length, positions_BxT),
+            None if past is None else positions_BxT,
+        )
         form = form_of(arch, length)
         if every is None:
-            hidden_BxTxD, _ = layers(hidden_BxTxD, places, seeds, gates, graft, form)
+            hidden_BxTxD, kept = layers(hidden_BxTxD, places, seeds, gates, graft, form, past)
             hidden_BxTxD = hidden_BxTxD[:, prefix:] if prefix else hidden_BxTxD
         else:
             own = self.variables["params"]["layers"]
@@ -91,8 +99,8 @@ class Transformer(nn.Module):
                 self, own, graft, hidden_BxTxD, places, seeds, gates, form
             )
         if arch.placement == "post":
-            return hidden_BxTxD
-        return norm(arch, self.dtype, "final_norm")(hidden_BxTxD)
+            return hidden_BxTxD, kept
+        return norm(arch, self.dtype, "final_norm")(hidden_BxTxD), kept
 
 
 def turns_of(
@@ -123,7 +131,8 @@ def layer_class(transformer: Transformer) -> Any:
 
 
 def stacked(transformer: Transformer, length: int, **place: Any) -> Any:
-    """So many layers as one module, a loop over parameters, seeds, gates and the graft's parameters.
+    """So many layers as one module, a loop over parameters, seeds, gates, the graft's parameters, the forms
+    and the past.
 
     Args:
       transformer: whose they are.
@@ -134,7 +143,7 @@ def stacked(transformer: Transformer, length: int, **place: Any) -> Any:
         layer_class(transformer),
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0, 0, 0, 0),
+        in_axes=(nn.broadcast, 0, 0, 0, 0, 0),
         length=length,
         unroll=length if transformer.unrolled else 1,
     )(
@@ -191,7 +200,7 @@ def through_blocks(
     def group(hidden_BxTxD: jax.Array, parts: Any) -> tuple[jax.Array, None]:
         (layers, seeds, gates, form), (block, block_seeds, block_form) = parts
         hidden_BxTxD, _ = old.apply(
-            {"params": layers}, hidden_BxTxD, places, seeds, gates, None, form
+            {"params": layers}, hidden_BxTxD, places, seeds, gates, None, form, None
         )
 
         def layer(params: Params, hidden_BxTxD: jax.Array) -> jax.Array:

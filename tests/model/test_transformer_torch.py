@@ -87,7 +87,7 @@ def test_embeddings(pair: Pair) -> None:
 def test_attention(pair: Pair, number: int, attention: str) -> None:
     hidden, mask = pair.hidden(), pair.mask_BxT
     module = Attention(pair.checkpoint.architecture, jnp.float32, attention)
-    ours = module.apply(
+    ours, _ = module.apply(
         {"params": pair.layer(number)["attention"]},
         jnp.asarray(hidden),
         Places(jnp.asarray(mask)),
