@@ -105,6 +105,20 @@ class Chat:
             )
         return Rendered(text, learned, where)
 
+    def question(self, conversation: Conversation) -> str:
+        """A conversation as text, up to where the assistant answers.
+
+        Raises:
+            UserError: There is no template, or it fails or refuses the conversation.
+        """
+        where, messages = conversation
+        if self.template is None:
+            raise UserError(
+                f"{where}: the tokenizer of {self.place} has no chat template, so nothing says how an "
+                "assistant is asked; let the model go on with the text instead."
+            )
+        return self._rendered(where, messages, prompt=True)[0]
+
     def encode(self, several: Sequence[Rendered]) -> list[np.ndarray]:
         """The tokens of conversations, int32: the first one opens, what nobody learns is given."""
         texts = [each.text for each in several]

@@ -137,14 +137,14 @@ def is_graft(directory: Path) -> bool:
     return (directory / ABOUT_FILE).is_file()
 
 
-def base_hash(directory: Path) -> str:
-    """The hash of the weights that the graft in a directory was trained on.
+def base_of(directory: Path) -> Base:
+    """The model that the graft in a directory was trained on.
 
     Raises:
       UserError: what says so is damaged.
     """
     about = read_json(Path(directory) / ABOUT_FILE, _ABOUT, "export the graft again")
-    return str(about["base_hash"])
+    return Base(str(about["base"]), str(about["base_hash"]))
 
 
 def read(directory: Path, base: Base, architecture: Architecture) -> tuple[Graft, Params]:

@@ -166,7 +166,7 @@ class Results:
             self.directory.stage(each.number, each.name) / "huggingface" for each in self.stages
         ]
         named = {
-            huggingface_grafts.base_hash(path)
+            huggingface_grafts.base_of(path).weights_hash
             for path in paths
             if huggingface_grafts.is_graft(path)
         }
