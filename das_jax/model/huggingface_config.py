@@ -124,8 +124,19 @@ def architecture_of(directory: Path) -> Architecture:
     Raises:
       UserError: config.json is missing, damaged, or describes a model that is not supported.
     """
-    file = Path(directory) / "config.json"
-    raw = read_config(directory)
+    return described(read_config(directory), Path(directory) / "config.json")
+
+
+def described(raw: Mapping[str, Any], file: Path) -> Architecture:
+    """The same of what stands in config.json.
+
+    Args:
+      raw: its keys and values.
+      file: what messages call it.
+
+    Raises:
+      UserError: it describes no model that is supported.
+    """
     name = raw.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{file}: {_other_model(name)}")

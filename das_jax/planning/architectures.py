@@ -12,7 +12,8 @@ from das_jax.config.objectives import check_objectives
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.model.architecture import Architecture
-from das_jax.model.huggingface_config import architecture_of
+from das_jax.model.huggingface_config import architecture_of, described
+from das_jax.planning.hub_configs import CONFIGS
 from das_jax.training.workspace import DEMO_MODEL, cache_dir, check_length
 
 
@@ -67,6 +68,7 @@ KNOWN = {
     "FacebookAI/roberta-large": _roberta(50_265, 24, 1024),
     "FacebookAI/xlm-roberta-base": _roberta(250_002, 12, 768, "xlm-roberta"),
     "FacebookAI/xlm-roberta-large": _roberta(250_002, 24, 1024, "xlm-roberta"),
+    **{name: described(config, Path(name) / "config.json") for name, config in CONFIGS.items()},
 }
 """By hub name; the part behind the slash is enough."""
 

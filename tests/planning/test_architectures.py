@@ -4,12 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from das_jax.config.load import load_config
 from das_jax.config.schema import Config
 from das_jax.errors import UserError
 from das_jax.model.huggingface_config import architecture_of
+from das_jax.model.language_model import LanguageModel
 from das_jax.planning.architectures import KNOWN, find_architecture
 
 
@@ -56,6 +58,32 @@ def test_known_numbers_are_those_of_a_config_json(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(published))
     known = KNOWN["FacebookAI/xlm-roberta-large"]
     assert dataclasses.asdict(architecture_of(tmp_path)) == dataclasses.asdict(known)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "body"),
+    [
+        ("answerdotai/ModernBERT-base", 149.7, 111),
+        ("answerdotai/ModernBERT-large", 395.9, 344),
+        ("openai-community/gpt2", 124.4, 85),
+        ("HuggingFaceTB/SmolLM2-135M", 134.5, 106),
+        ("Qwen/Qwen3-0.6B", 596.0, 440),
+        ("google/gemma-3-1b-pt", 999.9, 698),
+        ("meta-llama/Llama-3.2-1B", 1_235.8, 973),
+        ("Qwen/Qwen3-1.7B", 1_720.6, 1_409),
+        ("Qwen/Qwen3-4B", 4_022.5, 3_634),
+        ("Qwen/Qwen3-8B", 8_190.7, 6_946),
+    ],
+)
+def test_todays_models_have_the_parameters_that_were_published(
+    name: str, millions: float, body: int
+) -> None:
+    """Of the whole model, and of what is neither its embeddings nor a decoder of its own."""
+    shapes = jax.eval_shape(LanguageModel(KNOWN[name]).init, jax.random.key(0))
+    tables = [shapes["embeddings"], shapes.get("lm_head", {}).get("decoder", {})]
+    whole, outside = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes, tables))
+    assert round(whole / 1e6, 1) == millions
+    assert round((whole - outside) / 1e6) == body
 
 
 def test_unknown_model_says_what_to_give(tmp_path: Path) -> None:
