@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from das_jax.model.architecture import Architecture
 from das_jax.model.attention import KeyValues
+from das_jax.model.attention.flash import FLASH
 from das_jax.model.block import NO_SEEDS, SITES, Block, Form, Places, Seeds, form_of, length_with
 from das_jax.model.dropout import dropout_seeds
 from das_jax.model.embeddings import Embeddings
@@ -20,7 +21,8 @@ from das_jax.model.units import Units
 KEPT = ("key", "value", "attention_output", "gate", "intermediate", "output", "sum")
 """What `selective` keeps of a layer, besides its input, as far as the backward pass needs it; the two outputs
 only the gradient of a gate or of a graft does. The queries, one small product, and attention itself are
-computed again, as are LayerNorms, activations and dropout, which cost next to nothing.
+computed again, as are LayerNorms, activations and dropout, which cost next to nothing. Attention in blocks
+takes long, so what its kernel read and gave is kept, too.
 """
 
 
@@ -31,7 +33,7 @@ def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
 
 REMAT_POLICIES = {
     "none": all_but_gathered,
-    "selective": jax.checkpoint_policies.save_only_these_names(*KEPT),
+    "selective": jax.checkpoint_policies.save_only_these_names(*KEPT, FLASH),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

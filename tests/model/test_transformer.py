@@ -8,6 +8,7 @@ import pytest
 from das_jax.data.batch import Batch
 from das_jax.model.language_model import LanguageModel, Params
 from das_jax.model.units import Units, full_units
+from das_jax.planning.architectures import KNOWN
 
 
 def gradients(
@@ -58,6 +59,36 @@ def test_selective_remat_keeps_five_hidden_states_and_the_feed_forward_one(
     assert kept("selective") == 5 * arch.hidden_size + arch.intermediate_size
     assert kept("full") == arch.hidden_size
     assert kept("none") > kept("selective")
+
+
+def test_selective_remat_runs_no_kernel_of_a_decoder_again() -> None:
+    """It keeps a layer's input, the sum before its feed-forward and that one's two factors; and queries,
+    keys, values and context vectors, all heads of a token side by side. The last sum nothing reads.
+    """
+    decoder = replace(KNOWN["HuggingFaceTB/SmolLM2-135M"], num_layers=2, vocab_size=64)
+    model = LanguageModel(decoder, attention="flash")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jnp.zeros((2, 256), jnp.int32)
+
+    def hidden(params: Params, remat: str) -> jax.Array:
+        return replace(model, remat=remat).encode(params, tokens, jnp.ones_like(tokens))
+
+    def kernels(remat: str) -> int:
+        def total(params: Params) -> jax.Array:
+            return jnp.sum(hidden(params, remat))
+
+        return str(jax.make_jaxpr(jax.grad(total))(params)).count("pallas_call[")
+
+    assert kernels("full") > kernels("selective") == kernels("none") > 0
+    kept = jax.eval_shape(
+        lambda params: jax.vjp(lambda p: hidden(p, "selective"), params)[1], params
+    )
+    rows = (decoder.num_layers, *tokens.shape)
+    sizes = [
+        x.shape[-1] for x in jax.tree.leaves(kept) if x.shape[:3] == rows and len(x.shape) == 4
+    ]
+    width, heads = decoder.hidden_size, 2 * decoder.num_heads + 2 * decoder.kv_heads
+    assert sum(sizes) == 2 * width + 2 * decoder.intermediate_size + heads * decoder.head_size
 
 
 def test_unrolled_layers_are_the_scanned_ones(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -30,6 +31,9 @@ BLOCK = 512
 
 NARROW = 256
 """The most where a window reaches less than `BLOCK`: all of a block is computed, beyond the window, too."""
+
+FLASH = "flash"
+"""The name of what the backward pass reads, for policies that say what is kept."""
 
 LOWEST = -0.7 * float(np.finfo(np.float32).max)
 """The score of a key that is not read: finite, and so is its difference to any other."""
@@ -127,8 +131,19 @@ def _attend(plan: _Plan, query: Any, key: Any, value: Any, segments: Any, seed: 
 def _flash_forward(
     plan: _Plan, query: Any, key: Any, value: Any, segments: Any, seed: Any
 ) -> tuple:
+    query, key, value = map(_named, (query, key, value))
     context, log_sum = _run(_flash_context_kernel, plan, segments, seed, query, key, value)
+    context, log_sum = _named(context), checkpoint_name(log_sum, FLASH)
     return context, (segments, seed, query, key, value, context, log_sum)
+
+
+def _named(x_BxHxTxK: jax.Array) -> jax.Array:
+    """The same array. By its name it is kept with all heads of a token side by side: alone, a head of 64
+    would take as much room as one of 128.
+    """
+    batch, heads, length, size = x_BxHxTxK.shape
+    x_BxTxHK = x_BxHxTxK.swapaxes(1, 2).reshape(batch, length, heads * size)
+    return checkpoint_name(x_BxTxHK, FLASH).reshape(batch, length, heads, size).swapaxes(1, 2)
 
 
 def _flash_backward(plan: _Plan, kept: tuple, cotangent: jax.Array) -> tuple:
