@@ -182,7 +182,7 @@ def described(raw: Mapping[str, Any], file: Path) -> Architecture:
     return Architecture(family=name, **numbers, **rest)
 
 
-def unknown_keys(config: dict[str, Any]) -> list[str]:
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     """The keys of a config.json that have neither a meaning here nor, as far as is known, an effect."""
     family = FAMILIES[config["model_type"]]
     own = (*family.only, *family.keys.values(), *family.reads, *family.unused)
