@@ -170,7 +170,7 @@ def described(raw: Mapping[str, Any], file: Path) -> Architecture:
         rest = dict(family.rest(config))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{file} lacks a value that a {name} needs ({error}); fetch the checkpoint again"
         ) from error

@@ -232,6 +232,11 @@ REFUSED = [
     of("modernbert", "pad_token_id is None; set it to", pad_token_id=None),
     of("modernbert", "mlp_dropout is 1.5; it must be in", mlp_dropout=1.5),
     of("modernbert", "head_dim is 16", head_dim=16),
+    of(
+        "modernbert",
+        "no valid modernbert",
+        rope_parameters={"full_attention": 5, "sliding_attention": {"rope_theta": None}},
+    ),
     of("bert", "is_causal is True", is_causal=True),
 ]
 

@@ -85,7 +85,7 @@ def rotary_of(parameters: Mapping[str, Any]) -> Rotary:
             f"partial_rotary_factor is {share}; only 1 is supported, so use another checkpoint"
         )
     keys = "rope_theta", *SCALINGS[kind]
-    for key in set(parameters) - {"rope_type", "partial_rotary_factor", *keys}:
+    for key in sorted(set(parameters) - {"rope_type", "partial_rotary_factor", *keys}):
         raise UserError(
             f"{key} is {shown(repr(parameters[key]))} in the rope_parameters of type {kind}, where it has no "
             "meaning; remove it, or use another checkpoint"
@@ -101,7 +101,7 @@ def rotary_of(parameters: Mapping[str, Any]) -> Rotary:
                 f"low_freq_factor is {stretch.low}; it must be below high_freq_factor {stretch.high}"
             )
         return Rotary(base, stretch=stretch)
-    return Rotary(base, *numbers)  # type: ignore[arg-type]  # One number at most, the factor.
+    return Rotary(base, factor=next(iter(numbers), 1.0))
 
 
 def renamed_rope(config: dict[str, Any]) -> dict[str, Any]:

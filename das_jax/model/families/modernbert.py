@@ -96,9 +96,9 @@ def _today(config: dict[str, Any]) -> dict[str, Any]:
     tables = config.get("rope_parameters")
     if not isinstance(tables, dict):
         return config
-    local = tables.get(SLIDING)
+    full, local = tables.get(FULL), tables.get(SLIDING)
     if isinstance(local, dict) and local.get("rope_theta", base) is None:
-        base = (tables.get(FULL) or {}).get("rope_theta", base)
+        base = full.get("rope_theta", base) if isinstance(full, dict) else base
         config["rope_parameters"] = {**tables, SLIDING: {**local, "rope_theta": base}}
     return config
 
