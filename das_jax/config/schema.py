@@ -211,6 +211,11 @@ class EvaluationSettings:
     harness: HarnessSettings | None = None
     """Tasks of EleutherAI's lm-evaluation-harness, which measures what stages of a decoder export; it needs
     the extra `harness`."""
+    prompts: tuple[str, ...] = ()
+    """Beginnings of texts that `das-jax evaluate` lets a decoder go on with, before the first domain and
+    after every stage; the report shows what they write."""
+    prompt_tokens: Count = 40
+    """Tokens behind a prompt, at most."""
     finetune_seeds: BatchSize = 5
     """Classifiers per end task and model; they are trained together."""
 

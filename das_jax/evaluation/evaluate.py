@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from das_jax.config.schema import Config, EvaluationSettings
 from das_jax.errors import UserError
 from das_jax.evaluation.columns import Column, columns_of
+from das_jax.evaluation.samples import FILE, check_samples, write_samples
 from das_jax.evaluation.scores import KINDS, Evaluation, runs_of
 from das_jax.files import sweep
 from das_jax.methods.net import Mixture, Net, mixed
@@ -42,14 +43,14 @@ def evaluate(path: Path, tasks: EvaluationSettings | None, console: Console) -> 
         config = run.config()
         if tasks is not None:
             config = dataclasses.replace(config, evaluation=tasks)
-        if not any(getattr(config.evaluation, kind) for kind in KINDS):
+        if not any(getattr(config.evaluation, kind) for kind in (*KINDS, "prompts")):
             raise UserError(
                 f"{directory} has nothing to measure, no evaluation.tasks, cloze and the like; give a "
                 "configuration that has some with --tasks=CONFIG"
             )
         rows = rows_of(run, config)
         with _locked(directory):
-            on_first_host(lambda: sweep(directory, "evaluation.json"))  # noqa: B023
+            on_first_host(lambda: sweep(directory, "evaluation.json", FILE))  # noqa: B023
             workspace = open_workspace(config, console)
             with advising(config, console.log, "evaluation"):
                 RunEvaluation(workspace, run, rows).measure_all()
@@ -101,6 +102,7 @@ class RunEvaluation:
     def measure_all(self) -> None:
         scores, console = Evaluation(self.run.evaluation), self.workspace.console
         columns = columns_of(self.workspace, scores.read())
+        check_samples(self.workspace)
         on_first_host(lambda: scores.begin({(c.kind, c.name): c.about for c in columns}))
         config, checkpoint = self.workspace.config, self.workspace.checkpoint
         self.run.check_model(config, checkpoint.weights_hash())
@@ -110,6 +112,10 @@ class RunEvaluation:
                 for column in line.counting(columns):
                     served, by = self._served(history, stage, column)
                     self._measure(scores, column, row, served, by, known)
+                if config.evaluation.prompts:
+                    net = self._last(history, stage)
+                    weights = known.of(mixed(net))
+                    write_samples(self.workspace, self.run.path, row, net, weights)
 
     def _history(self, stage: Stage | None) -> RunHistory:
         """The stages up to one; none before the first."""
@@ -126,10 +132,8 @@ class RunEvaluation:
         self, history: RunHistory, stage: Stage | None, column: Column
     ) -> tuple[Mixture, str]:
         """Who serves a column after a stage, and by what name if nets were compared to find that out."""
-        if stage is None or stage.warms_up:
-            return mixed(history.base()), ""
-        if column.text is None:
-            return mixed(history.net(len(history.stages) - 1)), ""
+        if stage is None or stage.warms_up or column.text is None:
+            return mixed(self._last(history, stage)), ""
         method = self.workspace.method(stage.method_settings)
         found, compared = view(method, history, column.domain, column.text)
         served = mixed(found)
@@ -137,6 +141,12 @@ class RunEvaluation:
             served = mixed(served.best)
         by = served if len(served.nets) > 1 else served.best
         return served, history.name_of(by) if compared else ""
+
+    def _last(self, history: RunHistory, stage: Stage | None) -> Net:
+        """What was exported last."""
+        if stage is None or stage.warms_up:
+            return history.base()
+        return history.net(len(history.stages) - 1)
 
     def _measure(
         self,

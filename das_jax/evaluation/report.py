@@ -22,6 +22,7 @@ from das_jax.evaluation.comparison import (
 )
 from das_jax.evaluation.csv_files import FILES, write_csv_files
 from das_jax.evaluation.headline import headlines
+from das_jax.evaluation.samples import read_samples, shown
 from das_jax.evaluation.score_table import MEANINGS, MEASURES, SHADE, SHADES, TITLES, ScoreTable
 from das_jax.evaluation.statistics import Estimate
 from das_jax.evaluation.summary import Summary
@@ -110,6 +111,7 @@ def render(summaries: Sequence[Summary]) -> str:
             share_shade=share_shade,
             settings=settings_that_matter,
             versions=versions,
+            samples=samples_of,
             yaml=yaml_text,
             TITLES=TITLES,
             MEANINGS=MEANINGS,
@@ -191,6 +193,12 @@ def changed_settings(summaries: Sequence[Summary]) -> dict[str, list[str]]:
 def versions(summary: Summary) -> dict[str, str]:
     """What the first seed was begun with, programs and devices."""
     return RunDirectory(summary.runs[0].directory).versions()
+
+
+def samples_of(summary: Summary) -> Sequence[tuple[str, list[tuple[str, str]]]]:
+    """What the models of the first seed write behind every prompt; nothing if they were not asked."""
+    found = read_samples(summary.runs[0].directory)
+    return [] if found is None else shown(found)
 
 
 def yaml_text(summary: Summary) -> str:

@@ -39,6 +39,7 @@ BASE = "base model"
 AFTERWARDS = (
     *("evaluation.tasks", "evaluation.cloze", "evaluation.choices"),
     *("evaluation.minimal_pairs", "evaluation.harness", "evaluation.finetune_seeds"),
+    *("evaluation.prompts", "evaluation.prompt_tokens"),
 )
 """Settings of what is asked of a run's models afterwards."""
 

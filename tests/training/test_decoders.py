@@ -15,6 +15,7 @@ from das_jax.cli import main
 from das_jax.config.load import load_config
 from das_jax.data.roles import PADDING, has, ids
 from das_jax.errors import UserError
+from das_jax.evaluation.samples import read_samples
 from das_jax.training.console import Console
 from das_jax.training.workspace import Workspace, open_workspace
 from tests.project import WORDS, Project, Start, write_decoder, write_tasks, write_text
@@ -93,7 +94,9 @@ def test_transformers_has_the_loss_that_was_measured(
 def test_every_kind_of_question_is_answered(
     decoder_project: Project, run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """A classifier, facts, choices and pairs; of these as many are right as with transformers."""
+    """A classifier, facts, choices and pairs; of these as many are right as with transformers, and it writes
+    what transformers lets it write.
+    """
     directory = tmp_path / "run"
     shutil.copytree(run[0], directory)
     asked = write_tasks(tmp_path)
@@ -111,6 +114,8 @@ def test_every_kind_of_question_is_answered(
         evaluation__cloze=asked["cloze"],
         evaluation__minimal_pairs=asked["minimal_pairs"],
         evaluation__choices=[{"name": "exam", "domain": "papers", "table": table, "metric": "acc"}],
+        evaluation__prompts=[WORDS[3], f"{WORDS[7]} {WORDS[2]}"],
+        evaluation__prompt_tokens=6,
     )
     assert main(["evaluate", str(directory), "--tasks", str(tasks)]) == 0
     measured = json.loads((directory / "evaluation.json").read_text())
@@ -133,6 +138,16 @@ def test_every_kind_of_question_is_answered(
             every = model(tokens).logits[0, :-1].log_softmax(-1)
         return float(every.gather(1, tokens[0, 1:, None]).sum())
 
+    samples = read_samples(directory)
+    assert samples is not None
+    assert list(samples["rows"]) == ["base model", "papers", "reviews"]
+    for prompt, text in zip(samples["prompts"], samples["rows"]["reviews"]["texts"], strict=True):
+        given = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        written = model.generate(given, max_new_tokens=6, do_sample=False)[0]
+        assert tokenizer.decode(written, skip_special_tokens=True) == prompt + text
+    page = directory / "report" / "index.html"
+    assert main(["report", str(directory)]) == 0
+    assert "What it writes" in page.read_text()
     pairs = map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())
     right = [log_p(pair["sentence_good"]) > log_p(pair["sentence_bad"]) for pair in pairs]
     found = measured["minimal_pairs"]["order"]["rows"]["reviews"]["scores"]
