@@ -12,7 +12,7 @@ import pydantic
 import pytest
 
 from das_jax.data.batch import Batch
-from das_jax.data.objective import HiddenTokens
+from das_jax.data.objective import HiddenTokens, Text
 from das_jax.methods.contract import Learned, Moment, Place
 from das_jax.methods.hard_attention import Gates, HATMemory, gate, gates_of, regulariser
 from das_jax.methods.hat import HAT, HATSettings
@@ -124,8 +124,13 @@ def _rate(step: jax.Array) -> float:
 
 
 def logits(net: Net, batch: Batch) -> np.ndarray:
-    hidden = jax.jit(net.encode)(batch.tokens, net.model.mask(batch.tokens))
-    return np.asarray(jax.jit(net.logits)(hidden))
+    @jax.jit
+    def run(params: Params) -> jax.Array:
+        each = net._replace(params=params)
+        text = Text(batch.tokens, each.model.mask(batch.tokens))
+        return each.model.logits(params, each.encode(text))
+
+    return np.asarray(run(net.params))
 
 
 def is_norm(path: str) -> bool:
