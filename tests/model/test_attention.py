@@ -16,7 +16,14 @@ from jax.sharding import PartitionSpec
 
 from das_jax.data.batch import Batch
 from das_jax.errors import UserError
-from das_jax.model.attention import Asked, Rule, choice, choose_attention, dense_attention, flash
+from das_jax.model.attention import (
+    Asked,
+    Rule,
+    choice,
+    choose_attention,
+    dense_attention,
+    flash_blocks,
+)
 from das_jax.model.attention.cudnn import cudnn_attention
 from das_jax.model.attention.flash import flash_attention
 from das_jax.model.attention.fused import fused_attention
@@ -119,7 +126,7 @@ def test_the_dense_form_is_the_definition(rule: Rule, groups: int, segmented: bo
     ("rule", "groups", "segmented"),
     [
         (Rule(reach=20), 2, True),
-        (Rule(causal=True, reach=150, cap=1.5, scale=0.3), 1, False),
+        (Rule(causal=True, reach=260, cap=1.5, scale=0.3), 1, False),
         (Rule(causal=True, dropout=0.25), 2, False),
     ],
     ids=["window both ways, documents", "window, cap, one key", "dropout"],
@@ -129,7 +136,7 @@ def test_blocks_are_the_dense_form(
 ) -> None:
     """Three blocks, the last not full; the first window skips blocks."""
     for name in ("BLOCK", "NARROW"):
-        monkeypatch.setattr(flash, name, 128)
+        monkeypatch.setattr(flash_blocks, name, 128)
     some, seeded = texts(300, 2, groups, 8), rule.dropout > 0
     expected = some.results(dense_attention, rule, seeded, segmented)
     for attend in (flash_attention, triton_attention):

@@ -11,9 +11,7 @@ its results differ, without which `shard_map` cannot know what a gradient must b
 
 import dataclasses
 import functools
-import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +20,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from das_jax.model.attention.kernel import LANES, product, run_kernel
+from das_jax.model.attention.flash_blocks import LOWEST, Meeting, Plan, column, meet, plan_of
+from das_jax.model.attention.kernel import product, run_kernel
 from das_jax.model.attention.rule import PADDING, Rule, segments_of
-from das_jax.model.dropout import keep
-
-BLOCK = 512
-"""The most tokens of a block: every block costs some fixed time."""
-
-NARROW = 256
-"""The most where a window reaches less than `BLOCK`: all of a block is computed, beyond the window, too."""
 
 FLASH = "flash"
 """The name of what the backward pass reads, for policies that say what is kept."""
-
-LOWEST = -0.7 * float(np.finfo(np.float32).max)
-"""The score of a key that is not read: finite, and so is its difference to any other."""
 
 
 def flash_attention(
@@ -53,7 +42,7 @@ def flash_attention(
     if seed_Bx2 is None:
         rule = dataclasses.replace(rule, dropout=0.0)
         seed_Bx2 = jnp.repeat(mask_BxT[:, :1], 2, axis=1).astype(jnp.uint32)  # Nobody reads it.
-    plan = _plan(rule.within(length), length)
+    plan = plan_of(rule.within(length), length)
     filled = plan.block * plan.blocks - length
 
     def heads_first(x_BxTxHxK: jax.Array) -> jax.Array:
@@ -67,70 +56,12 @@ def flash_attention(
     return context_BxHxTxK[:, :, :length].swapaxes(1, 2)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How attention is cut into blocks.
-
-    Attributes:
-      rule: what a token may read.
-      length: of a text before it was filled up to whole blocks; dropout counts by it.
-      block: tokens of a block.
-      blocks: of a text.
-    """
-
-    rule: Rule
-    length: int
-    block: int
-    blocks: int
-
-    @property
-    def before(self) -> int:
-        """How many blocks of keys before its own a block of queries may read."""
-        reach = self.length if self.rule.reach is None else self.rule.reach
-        return min(-(-reach // self.block), self.blocks - 1)
-
-    @property
-    def behind(self) -> int:
-        """How many behind its own."""
-        return 0 if self.rule.causal else self.before
-
-    @property
-    def steps(self) -> int:
-        """How many blocks of the other kind a block meets at most."""
-        return min(self.before + self.behind + 1, self.blocks)
-
-    @property
-    def meetings(self) -> int:
-        """Pairs of blocks that meet, of a head."""
-        last = self.blocks - 1
-        return sum(
-            min(own + self.behind, last) - max(own - self.before, 0) + 1
-            for own in range(self.blocks)
-        )
-
-    def met(self, own: Any, step: Any, by_query: bool) -> tuple[Any, Any]:
-        """The block that a block meets at a step, and whether it does; if not, the last one again."""
-        before, behind = (self.before, self.behind) if by_query else (self.behind, self.before)
-        last = jnp.minimum(own + behind, self.blocks - 1)
-        other = jnp.maximum(own - before, 0) + step
-        return jnp.minimum(other, last), other <= last
-
-
-def _plan(rule: Rule, length: int) -> _Plan:
-    most = BLOCK if rule.reach is None or rule.reach >= BLOCK else NARROW
-    filled = -(-length // LANES) * LANES
-    block = math.gcd(filled, most)
-    return _Plan(rule, length, block, filled // block)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, query: Any, key: Any, value: Any, segments: Any, seed: Any) -> Any:
+def _attend(plan: Plan, query: Any, key: Any, value: Any, segments: Any, seed: Any) -> Any:
     return _flash_forward(plan, query, key, value, segments, seed)[0]
 
 
-def _flash_forward(
-    plan: _Plan, query: Any, key: Any, value: Any, segments: Any, seed: Any
-) -> tuple:
+def _flash_forward(plan: Plan, query: Any, key: Any, value: Any, segments: Any, seed: Any) -> tuple:
     query, key, value = map(_named, (query, key, value))
     context, log_sum = _run(_flash_context_kernel, plan, segments, seed, query, key, value)
     context, log_sum = _named(context), checkpoint_name(log_sum, FLASH)
@@ -146,7 +77,7 @@ def _named(x_BxHxTxK: jax.Array) -> jax.Array:
     return checkpoint_name(x_BxTxHK, FLASH).reshape(batch, length, heads, size).swapaxes(1, 2)
 
 
-def _flash_backward(plan: _Plan, kept: tuple, cotangent: jax.Array) -> tuple:
+def _flash_backward(plan: Plan, kept: tuple, cotangent: jax.Array) -> tuple:
     segments, seed, query, key, value, context, log_sum = kept
     # The softmax's own sum of weights times cotangents, which dropout does not change.
     sums = jnp.sum(cotangent.astype(jnp.float32) * context.astype(jnp.float32), axis=-1)
@@ -160,71 +91,14 @@ def _flash_backward(plan: _Plan, kept: tuple, cotangent: jax.Array) -> tuple:
 _attend.defvjp(_flash_forward, _flash_backward)
 
 
-class _Meeting(NamedTuple):
-    """A block of queries and one of keys, in kernels that hold queries or keys along the rows.
-
-    Attributes:
-      rule: what a token may read.
-      readable: true where the query may read the key.
-      place: of the pair among all of the text's weights, for dropout; uint32.
-      seed: of the text, two words.
-    """
-
-    rule: Rule
-    readable: jax.Array
-    place: jax.Array
-    seed: tuple[Any, Any]
-
-    def scores(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
-        """Scores before the mask; the queries were scaled."""
-        return self.rule.capped(product(rows, columns, (1, 1)))
-
-    def masked(self, scores: jax.Array) -> jax.Array:
-        return jnp.where(self.readable, scores, LOWEST)
-
-    def dropped(self, x: jax.Array) -> jax.Array:
-        """After dropout, the same whatever `x` is."""
-        rate = self.rule.dropout
-        if rate == 0.0:
-            return x
-        return jnp.where(keep(self.place, *self.seed, rate), x * (1 / (1 - rate)), 0)
-
-
-def _meeting(
-    plan: _Plan,
-    by_query: bool,
-    head: Any,
-    own: Any,
-    met: Any,
-    seed: Any,
-    query_segments: Any,
-    key_segments: Any,
-) -> _Meeting:
-    """Two blocks of a head that meet; rows are queries if `by_query`, else keys."""
-    query, key = (own, met) if by_query else (met, own)
-    shape = (plan.block, plan.block)
-    query = query * plan.block + jax.lax.broadcasted_iota(jnp.int32, shape, 1 - by_query)
-    key = key * plan.block + jax.lax.broadcasted_iota(jnp.int32, shape, int(by_query))
-    rows, columns = (query_segments, key_segments) if by_query else (key_segments, query_segments)
-    readable = _column(rows) == columns[0]
-    if not plan.rule.anywhere:
-        readable &= plan.rule.near(query - key)
-    place = ((head * plan.length + query) * plan.length + key).astype(jnp.uint32)
-    return _Meeting(plan.rule, readable, place, (seed[0, 0, 0], seed[0, 0, 1]))
-
-
-def _column(row: Any) -> jax.Array:
-    """[block, 1], of a block with one row."""
-    return jnp.expand_dims(row[(0,) * (len(row.shape) - 1)], -1)
-
-
-def _scaled(plan: _Plan, query: jax.Array) -> jax.Array:
+def _scaled(plan: Plan, query: jax.Array) -> jax.Array:
     return query * plan.rule.scale_of(query.shape[-1])
 
 
 def _flash_context_kernel(
-    plan: _Plan,
+    plan: Plan,
     seed: Any,
+    ends: Any,
     query_segments: Any,
     key_segments: Any,
     query: Any,
@@ -237,7 +111,6 @@ def _flash_context_kernel(
     powers_sum: Any,
 ) -> None:
     head, own, step = (pl.program_id(axis) for axis in (1, 2, 3))
-    met, meets = plan.met(own, step, by_query=True)
 
     @pl.when(step == 0)
     def _() -> None:
@@ -245,9 +118,7 @@ def _flash_context_kernel(
         highest[...] = jnp.full_like(highest, LOWEST)
         powers_sum[...] = jnp.zeros_like(powers_sum)
 
-    @pl.when(meets)
-    def _() -> None:
-        pair = _meeting(plan, True, head, own, met, seed, query_segments, key_segments)
+    def body(pair: Meeting) -> None:
         scores = pair.masked(pair.scores(_scaled(plan, query[0, 0]), key[0, 0]))
         above = jnp.maximum(highest[...], jnp.max(scores, axis=1, keepdims=True))
         shrink = jnp.exp(highest[...] - above)
@@ -257,6 +128,9 @@ def _flash_context_kernel(
         dropped = pair.dropped(powers).astype(value.dtype)
         total[...] = total[...] * shrink + product(dropped, value[0, 0], (1, 0))
 
+    segments = (ends, query_segments, key_segments)
+    meet(body, plan, True, head, own, step, seed, segments)
+
     @pl.when(step == plan.steps - 1)
     def _() -> None:
         context[0, 0] = (total[...] * (1 / powers_sum[...])).astype(context.dtype)
@@ -264,8 +138,9 @@ def _flash_context_kernel(
 
 
 def _flash_query_kernel(
-    plan: _Plan,
+    plan: Plan,
     seed: Any,
+    ends: Any,
     query_segments: Any,
     key_segments: Any,
     query: Any,
@@ -278,20 +153,20 @@ def _flash_query_kernel(
     total: Any,
 ) -> None:
     head, own, step = (pl.program_id(axis) for axis in (1, 2, 3))
-    met, meets = plan.met(own, step, by_query=True)
 
     @pl.when(step == 0)
     def _() -> None:
         total[...] = jnp.zeros_like(total)
 
-    @pl.when(meets)
-    def _() -> None:
-        pair = _meeting(plan, True, head, own, met, seed, query_segments, key_segments)
+    def body(pair: Meeting) -> None:
         scores = pair.scores(_scaled(plan, query[0, 0]), key[0, 0])
-        weights = jnp.exp(pair.masked(scores) - _column(log_sum))
+        weights = jnp.exp(pair.masked(scores) - column(log_sum))
         to_weights = pair.dropped(product(cotangent[0, 0], value[0, 0], (1, 1)))
-        to_scores = plan.rule.through_cap(weights * (to_weights - _column(sums)), scores)
+        to_scores = plan.rule.through_cap(weights * (to_weights - column(sums)), scores)
         total[...] += product(to_scores.astype(key.dtype), key[0, 0], (1, 0))
+
+    segments = (ends, query_segments, key_segments)
+    meet(body, plan, True, head, own, step, seed, segments)
 
     @pl.when(step == plan.steps - 1)
     def _() -> None:
@@ -299,8 +174,9 @@ def _flash_query_kernel(
 
 
 def _flash_key_kernel(
-    plan: _Plan,
+    plan: Plan,
     seed: Any,
+    ends: Any,
     query_segments: Any,
     key_segments: Any,
     query: Any,
@@ -318,16 +194,13 @@ def _flash_key_kernel(
     steps = pl.num_programs(3)
     # The query heads that read this key, one after the other.
     head = group * (steps // plan.steps) + step // plan.steps
-    met, meets = plan.met(own, step % plan.steps, by_query=False)
 
     @pl.when(step == 0)
     def _() -> None:
         total_key[...] = jnp.zeros_like(total_key)
         total_value[...] = jnp.zeros_like(total_value)
 
-    @pl.when(meets)
-    def _() -> None:
-        pair = _meeting(plan, False, head, own, met, seed, query_segments, key_segments)
+    def body(pair: Meeting) -> None:
         scores = pair.scores(key[0, 0], _scaled(plan, query[0, 0]))
         weights = jnp.exp(pair.masked(scores) - log_sum[0, 0])
         to_weights = pair.dropped(product(value[0, 0], cotangent[0, 0], (1, 1)))
@@ -335,6 +208,9 @@ def _flash_key_kernel(
         total_key[...] += product(to_scores.astype(query.dtype), query[0, 0], (1, 0))
         dropped = pair.dropped(weights).astype(cotangent.dtype)
         total_value[...] += product(dropped, cotangent[0, 0], (1, 0))
+
+    segments = (ends, query_segments, key_segments)
+    meet(body, plan, False, head, own, step % plan.steps, seed, segments)
 
     @pl.when(step == steps - 1)
     def _() -> None:
@@ -347,7 +223,7 @@ PRODUCTS = {_flash_context_kernel: 2, _flash_query_kernel: 3, _flash_key_kernel:
 
 
 def _run(
-    kernel: Any, plan: _Plan, segments: Any, seed: Any, query: Any, key: Any, *others: Any
+    kernel: Any, plan: Plan, segments: Any, seed: Any, query: Any, key: Any, *others: Any
 ) -> tuple[jax.Array, ...]:
     """Runs a kernel over texts, heads, blocks, and the blocks that each of them meets."""
     batch, heads, length, size = query.shape
@@ -379,12 +255,18 @@ def _run(
         head, own = queries_at(*place)
         return b, head, 0, own
 
+    blocks_BxNxC = segments.reshape(batch, plan.blocks, block)
+    ends_Bx2xN = jnp.stack([blocks_BxNxC.min(axis=2), blocks_BxNxC.max(axis=2)], axis=1)
     of_query, of_key = tokens(queries_at), tokens(keys_at)
     of_numbers = pl.BlockSpec((1, 1, 1, block), numbers_at)
     specs = (of_query, of_key, of_key, of_query, of_numbers, of_numbers)
     arrays = (query, key, *others)
     inputs = [
         (seed[:, None], pl.BlockSpec((1, 1, 2), lambda b, *_: (b, 0, 0), memory_space=pltpu.SMEM)),
+        (
+            ends_Bx2xN,
+            pl.BlockSpec((1, 2, plan.blocks), lambda b, *_: (b, 0, 0), memory_space=pltpu.SMEM),
+        ),
         (segments[:, None], segments_of_tokens(queries_at)),
         (segments[:, None], segments_of_tokens(keys_at)),
         *zip(arrays, specs[: len(arrays)], strict=True),
@@ -415,4 +297,5 @@ def _run(
             bytes_accessed=sum(x.size * x.dtype.itemsize for x, _ in (*inputs, *outputs)),
         ),
         scratch=[pltpu.VMEM((block, width), jnp.float32) for width in scratch],
+        name=kernel.__name__.strip("_") + ("_dropping" if plan.rule.dropout else ""),
     )

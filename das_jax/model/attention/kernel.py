@@ -24,6 +24,7 @@ def run_kernel(
     compiler_params: pltpu.CompilerParams | plgpu.CompilerParams,
     cost: pl.CostEstimate,
     scratch: Sequence[Any] = (),
+    name: str | None = None,
 ) -> tuple[jax.Array, ...]:
     """The kernel's outputs.
 
@@ -37,6 +38,7 @@ def run_kernel(
       compiler_params: for a TPU, or for a GPU.
       cost: of all of it; what the planner reads.
       scratch: memory on the chip that lives from one place of the grid to the next.
+      name: by which the planner knows it; the kernel's own if None.
     """
     arrays, in_specs = zip(*inputs, strict=True)
     shapes, out_specs = zip(*outputs, strict=True)
@@ -56,7 +58,7 @@ def run_kernel(
                 compiler_params=compiler_params,
                 cost_estimate=cost,
                 interpret=interpret,
-                name=kernel.__name__.strip("_"),
+                name=name or kernel.__name__.strip("_"),
             )(*arrays)
         )
 
