@@ -29,12 +29,19 @@ VECTOR = {
 """Vector operations for one element."""
 
 OPS_PER_EXPONENTIAL = 32
-"""Vector operations of the kernels of `flash` for every score, counted in their source: most of them are for
-the softmax and the hash of dropout."""
+"""Vector operations of other kernels for every score, counted in the source of those of `flash` with dropout:
+most of them are for the softmax and its hash."""
 
-FUSED_OPS = {"forward_kernel": (16, 2300), "backward_kernel": (34, 2500)}
-"""Of those of `fused`, for every score, padding included, and for all scores of a query, times its keys: as
-many as take the cycles of the compiler's last schedule for a v5e, to 12 % from 128 to 1,024 tokens."""
+KERNEL_OPS = {
+    "forward_kernel": (16, 2300),
+    "backward_kernel": (34, 2500),
+    "flash_context_kernel": (19, 0),
+    "flash_query_kernel": (16, 0),
+    "flash_key_kernel": (20, 0),
+}
+"""Those of `fused`, and of `flash` without dropout: for every score, padding included, and for all scores of
+a query, times its keys. As many as take the cycles of the compiler's last schedule for a v5e: to 12 % from
+128 to 1,024 tokens, and of `flash` for 4,096, causal, with heads of 64."""
 
 SLICES = ("dynamic-slice", "slice", "gather")
 SMALL = 1e5
@@ -81,7 +88,9 @@ class Costs:
                 float(instruction.attribute(rf'"cost_estimate":{{[^}}]*"{name}":"?(\d+)') or 0)
                 for name in ("flops", "transcendentals")
             )
-            each, once = FUSED_OPS.get(instruction.name.partition(".")[0], (OPS_PER_EXPONENTIAL, 0))
+            each, once = KERNEL_OPS.get(
+                instruction.name.partition(".")[0], (OPS_PER_EXPONENTIAL, 0)
+            )
             vector_ops = (each + once / instruction.arrays[0].dims[-2]) * exponentials
         return Cost(flops, hbm_bytes, vector_ops, cycles)
 
