@@ -67,7 +67,8 @@ class Plan:
 
     def all_near(self, distance: Any) -> Any:
         """Whether every token of a block may read every one of another, so many blocks before, by place."""
-        rule, near = self.rule, True
+        rule = self.rule
+        near: Any = True
         if rule.causal:
             near = distance > 0
         if rule.reach is not None:
