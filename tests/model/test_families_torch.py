@@ -227,7 +227,7 @@ def test_sublayers(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
             jnp.asarray(pair.mask_BxT), turns=turns_of(arch, pair.tokens_BxT.shape[1], None)
         )
         form = None if arch.first_norm else Form(first_norm=jnp.asarray(number > 0))
-        between = Attention(arch, jnp.float32, "spying").apply(
+        between, _ = Attention(arch, jnp.float32, "spying").apply(
             pair.layer(number, "attention"),
             *(jnp.asarray(hidden.numpy()), places, NO_SEEDS, None),
             form=form,
