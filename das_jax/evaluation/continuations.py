@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
-from das_jax.data import demo
 from das_jax.data.chat import chat
 from das_jax.data.records import Conversation
 from das_jax.errors import UserError
@@ -22,6 +21,7 @@ from das_jax.model.grafts.files import Base
 from das_jax.model.huggingface_config import architecture_of
 from das_jax.model.language_model import LanguageModel
 from das_jax.training.serving import as_exported, grafted
+from das_jax.training.workspace import named_directory
 
 _CONFIG = TypeAdapter(dict[str, Any])
 
@@ -136,10 +136,8 @@ def ending_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def _directory(path: str, cache_dir: Path) -> Path:
-    if path in demo.MODELS:
-        return demo.model_directory(path, cache_dir)
     stage = Path(path) / "huggingface"
-    return stage if stage.is_dir() else huggingface.resolve(path, cache_dir)
+    return stage if stage.is_dir() else named_directory(path, cache_dir)
 
 
 def _check(path: str, model: LanguageModel) -> None:

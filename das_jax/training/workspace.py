@@ -245,9 +245,14 @@ def open_workspace(config: Config, console: Console) -> Workspace:
 
 def model_directory(config: Config) -> Path:
     """The directory of the checkpoint that `model.path` names."""
-    if config.model.path in demo.MODELS:
-        return demo.model_directory(config.model.path, cache_dir(config))
-    return huggingface.resolve(config.model.path, cache_dir(config))
+    return named_directory(config.model.path, cache_dir(config))
+
+
+def named_directory(path: str, cache_dir: Path) -> Path:
+    """The directory of a checkpoint: a directory, or the one that a demo or hub name has in the cache."""
+    if path in demo.MODELS:
+        return demo.model_directory(path, cache_dir)
+    return huggingface.resolve(path, cache_dir)
 
 
 def check_length(config: Config, architecture: Architecture) -> None:

@@ -1,5 +1,6 @@
 """What decoders write, as text, and the command that shows it."""
 
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from das_jax.model import huggingface, huggingface_grafts
 from das_jax.model.generation import generate
 from das_jax.model.grafts.files import Base
 from das_jax.model.grafts.lora import LoRA
-from das_jax.model.language_model import LanguageModel
+from das_jax.model.language_model import LanguageModel, Params
 from tests.conftest import GOLDEN
 from tests.data.conftest import decoder_tokenizer
 from tests.data.test_supervised import PLAIN
@@ -27,6 +28,14 @@ Command = Callable[..., int]
 Store = Callable[..., Path]
 
 TOKENS, LORA = 6, LoRA(r=2, alpha=8.0)
+
+
+@functools.cache
+def llama(seed: int) -> tuple[LanguageModel, Params]:
+    """A random one with as many words as the tokenizer."""
+    arch = replace(huggingface.architecture_of(GOLDEN / "llama" / "model"), vocab_size=350)
+    model = LanguageModel(arch)
+    return model, jax.device_get(jax.jit(model.init)(jax.random.key(seed)))
 
 
 @pytest.fixture
@@ -52,9 +61,8 @@ def store(tmp_path: Path) -> Store:
             "vocab_size": 350,
             **config,
         }
-        arch = replace(huggingface.architecture_of(GOLDEN / "llama" / "model"), vocab_size=350)
-        model = LanguageModel(arch)
-        params = model.init(jax.random.key(seed))
+        model, params = llama(seed)
+        arch = model.architecture
         base = Base(str(tmp_path / "base"), huggingface.weights_hash(model, params))
         if graft is not None:
             own = graft.init(arch, jax.random.key(1), params)
