@@ -77,6 +77,7 @@ def test_describe_lists_every_key_of_a_configuration():
             "policies.masking",
             "policies.selection",
             "policies.sharpness",
+            "evaluation.harness",
             "evaluation.tasks.N.validation",
             "evaluation.tasks.N.sizes",
         }  # null, and described by what it would hold

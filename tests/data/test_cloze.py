@@ -138,7 +138,7 @@ def test_a_decoder_chooses_between_sentences_or_goes_on_where_the_blank_is_last(
     ]
     assert chosen.questions.right_R.tolist() == [False, True, True, False]
     free = load_completions(settings(tmp_path / "facts.jsonl", *facts), writer)
-    assert (free.free, free.left_out, free.questions.count) == (True, 1, 1)
+    assert (free.free, free.left_out, free.questions.total) == (True, 1, 1)
     (row,) = free.questions.tokens_RxT
     assert asked(row) == " lazy dog"
     assert (

@@ -179,7 +179,10 @@ def test_mistakes_are_answered_by_one_sentence(
         "run": run,
         "config": project.config,
         "without": project.write(
-            tmp_path / "without.yaml", evaluation__tasks=[], evaluation__cloze=[]
+            tmp_path / "without.yaml",
+            evaluation__tasks=[],
+            evaluation__cloze=[],
+            evaluation__minimal_pairs=[],
         ),
         "long": project.write(
             tmp_path / "long.yaml", evaluation__tasks=[{**tasks[0], "length": 64}]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -156,6 +157,9 @@ def test_while_nothing_is_kept_training_is_plain(
             np.testing.assert_equal(actual, wanted)
 
 
+MASKED: Any = SimpleNamespace(architecture=SimpleNamespace(causal=False))
+
+
 @pytest.mark.parametrize(
     ("method", "said"),
     [
@@ -167,11 +171,11 @@ def test_while_nothing_is_kept_training_is_plain(
             "rows is 0.05, which makes no row beside a batch of 8",
         ),  # type: ignore[arg-type]
         (
-            SelfReplay(None, None, SelfReplaySettings(rows=1, buffer=7)),  # type: ignore[arg-type]
+            SelfReplay(MASKED, None, SelfReplaySettings(rows=1, buffer=7)),  # type: ignore[arg-type]
             "buffer is 7, fewer than the 8 rows",
         ),
         (
-            SelfReplay(None, None, SelfReplaySettings(rows=4)),  # type: ignore[arg-type]
+            SelfReplay(MASKED, None, SelfReplaySettings(rows=4)),  # type: ignore[arg-type]
             "rows is 4, which puts 32 rows beside every batch, but text has 30 chunks",
         ),
     ],

@@ -111,11 +111,12 @@ def test_feed_forward(pair: Pair, number: int) -> None:
 def test_lm_head(pair: Pair) -> None:
     params = pair.checkpoint.params
     module = LMHead(pair.checkpoint.architecture, jnp.float32)
-    ours = module.apply(
+    unembedding, read = module.apply(
         {"params": params["lm_head"]},
         jnp.asarray(pair.hidden()),
         params["embeddings"]["word"]["embedding"],
     )
+    ours = unembedding(read)
     head = pair.torch_model.cls if hasattr(pair.torch_model, "cls") else pair.torch_model.lm_head
     assert_close(ours, head(torch.tensor(pair.hidden())), 1e-5)
 
