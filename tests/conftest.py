@@ -41,9 +41,7 @@ from das_jax.data.masking import Masking
 from das_jax.data.objective import HiddenTokens
 from das_jax.model.architecture import Architecture
 from das_jax.model.language_model import LanguageModel, Params
-from das_jax.training.host_memory import keep_freed_memory
 
-keep_freed_memory()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A worker finds in memory what it has compiled; writing it to disk, too, as a run does from when it begins,

@@ -31,7 +31,6 @@ from das_jax.model.block import rules_of
 from das_jax.model.language_model import LanguageModel
 from das_jax.training.compiled_programs import keep_compiled_programs
 from das_jax.training.console import Console
-from das_jax.training.host_memory import keep_freed_memory
 from das_jax.training.sharding import Sharding, exchange_dtype, make_sharding
 
 DEMO_MODEL = "demo:bert-tiny"
@@ -60,8 +59,6 @@ class Workspace:
     @functools.cached_property
     def sharding(self) -> Sharding:
         """The devices; who only prepares text needs none."""
-        if jax.default_backend() == "cpu":
-            keep_freed_memory()
         mesh = self.config.mesh
         exchange = exchange_dtype(mesh.exchange, self.model.dtype)
         return make_sharding(mesh.data, mesh.state, exchange, mesh.gather, mesh.parameters)
