@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from das_jax.config.schema import Config, CorpusSettings, GeneralSettings, TrainingSettings
 from das_jax.data.settings import ObjectiveName, RecordSettings, SnapshotsSource, Source
 from das_jax.errors import UserError
+from das_jax.methods.settings.every_method import positions_before
 
 COLUMNS = ("prompt", "response", "messages")
 """The settings of a source that only the objective `supervised` reads."""
@@ -96,6 +97,11 @@ def check_objectives(config: Config, causal: bool) -> None:
         raise UserError(
             f"{key} is {value}, which is for {other}, but {path} is {kind}; leave it out, or set model.path "
             f"to {other}"
+        )
+    if config.data.documents == "apart" and positions_before(config.method):
+        raise UserError(
+            f"data.documents is apart, but the vectors of method.name={config.method.name} stand before the "
+            "first document of a chunk alone; set it to joined"
         )
 
 

@@ -99,9 +99,8 @@ def per_token(
       data_BxT: what else it takes, [B, T, ...].
     """
     logits = tuple(logits)
-    if (whole := [each.whole for each in logits if each.whole is not None]) and len(whole) == len(
-        logits
-    ):
+    whole = [each.whole for each in logits if each.whole is not None]
+    if len(whole) == len(logits):
         return of_logits(*whole, *data_BxT)
     rows, shape = _flat(logits, data_BxT)
     return _values(of_logits, *rows).reshape(shape)

@@ -1,5 +1,5 @@
-"""The loss of a language model whose logits are never all there at once: causal, or masked at the masked
-positions.
+"""The loss of a language model, of logits that are all there or, where they are many, never at once: causal,
+or masked at the masked positions.
 """
 
 from functools import partial

@@ -173,6 +173,10 @@ def test_every_kind_of_question_is_answered(
             "views is complement, which needs anchor: clean",
         ),
         (
+            ["--method.name=prompt", "--data.documents=apart"],
+            "the vectors of method.name=prompt stand before the first document",
+        ),
+        (
             ["--method.name=self_replay"],
             "fills what is masked in a text, but the model is a decoder",
         ),

@@ -153,10 +153,8 @@ class DAS(Method):
             loaded = importance.of_kinds(loaded, settings.kinds, 0.0)
             return learned._replace(memory=DASMemory(loaded))
         if settings.source == "measured" and self.noise.name == "units":
-            said, warning = said_of_noise(
-                self, self.noise, learned.params, domain, settings.batch_size
-            )
-            domain.log(said if warning is None else f"warning: {warning}")
+            noise, size = self.noise, settings.batch_size
+            domain.log(said_of_noise(self, noise, learned.params, domain, size))
         return self._learn_importance(self.proxy, learned, domain, "general knowledge")
 
     def end(self, learned: Learned, domain: Domain) -> Learned:

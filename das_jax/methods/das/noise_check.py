@@ -61,8 +61,8 @@ class NoiseSums:
 
 def said_of_noise(
     method: Method, noise: Noise, params: Params, domain: Domain, batch_size: int
-) -> tuple[str, str | None]:
-    """What noise does to a model on a sample of a domain, and a warning if that is too little or too much."""
+) -> str:
+    """What noise does to a model on a sample of a domain: a warning, if that is too little or too much."""
     total = domain.accumulate(
         NoiseSums(method, noise),
         params,
@@ -78,10 +78,7 @@ def said_of_noise(
     )
     least, most = USUAL_KL
     if kl > most or noisy - clean > MOST_LOSS:
-        return (
-            said,
-            f"{said}: a model so shaken is another one; lower method.importance.noise_scale",
-        )
+        return f"warning: {said}: a model so shaken is another one; lower method.importance.noise_scale"
     if kl < least:
-        return said, f"{said}: that is close to rounding; raise method.importance.noise_scale"
-    return said, None
+        return f"warning: {said}: that is close to rounding; raise method.importance.noise_scale"
+    return said
